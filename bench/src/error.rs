@@ -1,0 +1,83 @@
+//! What ends a measurement.
+
+use claim_engine::device::DeviceError;
+use std::io;
+use std::path::PathBuf;
+
+/// Why there is no result, or none to trust.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// The device or the kernel below it failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// No daemon answers at the socket.
+    #[error("cannot connect to {}: {source}", socket.display())]
+    Connect {
+        /// Where it was looked for.
+        socket: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A connection broke off.
+    #[error("the connection to the daemon failed while {doing}: {source}")]
+    Connection {
+        /// What was being done.
+        doing: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The daemon's bytes make no sense.
+    #[error("the daemon broke the protocol: {found}")]
+    Protocol {
+        /// What came, and what would have been right.
+        found: String,
+    },
+    /// The daemon refused something without which nothing can be measured.
+    #[error("the daemon refused to {operation}: {message}")]
+    Refused {
+        /// What was asked.
+        operation: &'static str,
+        /// Its code and sentence.
+        message: String,
+    },
+    /// Requests were still unanswered long after the end.
+    #[error("{requests} requests were still unanswered {seconds} s after the end of the run")]
+    Unanswered {
+        /// How many.
+        requests: usize,
+        /// How long they were waited for.
+        seconds: u64,
+    },
+    /// Some requests of a run were refused, so that its figures do not stand for claims.
+    #[error("{errors} requests or items were refused; the figures stand for something else than claims")]
+    Errors {
+        /// How many.
+        errors: u64,
+    },
+    /// The daemon under test did not do what it was started for.
+    #[error("{what}{log}")]
+    Daemon {
+        /// What it did.
+        what: String,
+        /// What it wrote to its standard error, under a heading; may be empty.
+        log: String,
+    },
+    /// The arguments contradict each other or the daemon.
+    #[error("{0}")]
+    Usage(String),
+    /// A system call of our own failed.
+    #[error("cannot {operation}: {source}")]
+    System {
+        /// What was tried.
+        operation: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl BenchError {
+    /// For `map_err` on nix's calls.
+    pub fn system(operation: &'static str) -> impl FnOnce(nix::Error) -> Self {
+        move |errno| BenchError::System { operation, source: errno.into() }
+    }
+}

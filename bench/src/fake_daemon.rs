@@ -1,0 +1,209 @@
+//! A daemon without a ledger, in threads of the test: it greets, onboards, and answers claims at once.
+
+use claim_protocol::{
+    Builder, Claimed, ClockMode, CorpusInfo, ErrorCode, ErrorOutcome, FrameBuffer, LogPosition, Operation, Reply,
+    ReplyResult, Request, ServerError, ShardEndpoint, Uuid, Welcome, decode_request, encode_reply,
+};
+use std::collections::HashSet;
+use std::io::Write;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+/// How it behaves towards claims.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// Every claim succeeds.
+    Willing,
+    /// Every seventh claim or item is refused as OVERLOADED.
+    RefusesEverySeventh,
+    /// The connection is closed at the hundredth claim.
+    HangsUp,
+    /// Every claim is answered twice.
+    AnswersTwice,
+    /// Its ledger keeps replay time.
+    Replays,
+}
+
+/// What it saw.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Claims answered, items of batches counted singly.
+    pub claims: u64,
+    /// Idempotency or event keys that came more than once.
+    pub repeated_keys: u64,
+    /// Corpora onboarded.
+    pub corpora: usize,
+    keys: HashSet<String>,
+    names: Vec<String>,
+}
+
+/// Shards that it pretends to have; corpora alternate between them.
+const SHARDS: u16 = 2;
+
+/// Listens on one socket for all and on one per shard until it is stopped.
+pub struct FakeDaemon {
+    directory: tempfile::TempDir,
+    socket: PathBuf,
+    seen: Arc<Mutex<Seen>>,
+    stopping: Arc<AtomicBool>,
+    listeners: Vec<thread::JoinHandle<()>>,
+}
+
+impl FakeDaemon {
+    pub fn start(manner: Manner) -> Self {
+        let directory = tempfile::tempdir().expect("a scratch directory");
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let stopping = Arc::new(AtomicBool::new(false));
+        let sockets = sockets(directory.path());
+        let shards: Vec<ShardEndpoint> = (0..SHARDS)
+            .zip(&sockets[1..])
+            .map(|(shard, socket)| ShardEndpoint { shard, socket: socket.display().to_string() })
+            .collect();
+        let listeners = sockets
+            .iter()
+            .map(|socket| {
+                let listener = UnixListener::bind(socket).expect("a socket in a scratch directory");
+                let served = Served { manner, seen: seen.clone(), shards: shards.clone() };
+                let stopping = stopping.clone();
+                thread::spawn(move || listen(&listener, &served, &stopping))
+            })
+            .collect();
+        FakeDaemon { directory, socket: sockets[0].clone(), seen, stopping, listeners }
+    }
+
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Ends the listeners and says what was seen. Connections end when their clients hang up.
+    pub fn stop(mut self) -> Seen {
+        self.stopping.store(true, Ordering::Release);
+        for (listener, socket) in self.listeners.drain(..).zip(sockets(self.directory.path())) {
+            drop(UnixStream::connect(socket));
+            listener.join().expect("a listener does not panic");
+        }
+        std::mem::take(&mut *self.seen.lock().expect("nobody panicked"))
+    }
+}
+
+fn sockets(directory: &Path) -> Vec<PathBuf> {
+    ["claimd.sock", "shard-0.sock", "shard-1.sock"].iter().map(|name| directory.join(name)).collect()
+}
+
+#[derive(Clone)]
+struct Served {
+    manner: Manner,
+    seen: Arc<Mutex<Seen>>,
+    shards: Vec<ShardEndpoint>,
+}
+
+fn listen(listener: &UnixListener, served: &Served, stopping: &AtomicBool) {
+    for stream in listener.incoming() {
+        if stopping.load(Ordering::Acquire) {
+            return;
+        }
+        let (stream, served) = (stream.expect("a connection"), served.clone());
+        thread::spawn(move || served.connection(stream));
+    }
+}
+
+impl Served {
+    /// Answers until the client or the manner hangs up. A client that goes away while it is written to is no failure.
+    fn connection(&self, mut stream: UnixStream) {
+        let mut incoming = FrameBuffer::new();
+        let mut builder = Builder::new();
+        let mut claims: u64 = 0;
+        while incoming.read_from(&mut stream).is_ok_and(|bytes| bytes > 0) {
+            let mut out = Vec::new();
+            while let Some(content) = incoming.next_frame().expect("frames are short") {
+                let request = decode_request(content).expect("requests are valid");
+                let reply = self.answer(&request, &mut claims);
+                let times = if self.manner == Manner::AnswersTwice && claims > 0 { 2 } else { 1 };
+                for _ in 0..times {
+                    encode_reply(&mut builder, &reply, &mut out).expect("replies are short");
+                }
+                if self.manner == Manner::HangsUp && claims >= 100 {
+                    return;
+                }
+            }
+            if stream.write_all(&out).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn answer(&self, request: &Request<'_>, claims: &mut u64) -> Reply {
+        let mut seen = self.seen.lock().expect("nobody panicked");
+        if let Some(key) = request.idempotency_key {
+            note_key(&mut seen, key.to_string());
+        }
+        let mut claim = |seen: &mut Seen, event_key: &str| {
+            note_key(seen, event_key.to_owned());
+            *claims += 1;
+            seen.claims += 1;
+            self.claimed(seen.claims)
+        };
+        let result = match &request.operation {
+            Operation::Hello { .. } => ReplyResult::Welcome(self.welcome()),
+            Operation::Corpora => ReplyResult::Corpora(Vec::new()),
+            Operation::Onboard { name, .. } => {
+                seen.names.push((*name).to_owned());
+                seen.corpora = seen.names.len();
+                ReplyResult::Onboarded(corpus(name, seen.corpora as u16))
+            }
+            Operation::Claim { corpus, item } => {
+                assert!(seen.names.iter().any(|name| name == corpus), "{corpus} is not onboarded");
+                claim(&mut seen, item.event_key).map_or_else(ReplyResult::Error, ReplyResult::Claimed)
+            }
+            Operation::ClaimBatch { items, .. } => {
+                ReplyResult::ClaimedBatch(items.iter().map(|item| claim(&mut seen, item.event_key)).collect())
+            }
+            other => panic!("a load has no use for {other:?}"),
+        };
+        let positions = vec![LogPosition { shard: 0, position: seen.claims }];
+        Reply { request_id: request.request_id, positions, result }
+    }
+
+    fn claimed(&self, number: u64) -> Result<Claimed, ServerError> {
+        if self.manner == Manner::RefusesEverySeventh && number.is_multiple_of(7) {
+            return Err(ServerError {
+                code: ErrorCode::Overloaded,
+                outcome: ErrorOutcome::Definite,
+                message: "the test wants it so".to_owned(),
+                retry_after_ms: 0,
+            });
+        }
+        Ok(Claimed { event_id: Uuid::from_u128(number.into()), claim_timestamp_us: 0, claim_sequence: number })
+    }
+
+    fn welcome(&self) -> Welcome {
+        Welcome {
+            version: 1,
+            daemon: "fake".to_owned(),
+            ledger: Uuid::nil(),
+            clock: if self.manner == Manner::Replays { ClockMode::Replay } else { ClockMode::Wall },
+            shards: self.shards.clone(),
+            frame_bytes_max: 4 << 20,
+            batch_items_max: 8190,
+        }
+    }
+}
+
+fn note_key(seen: &mut Seen, key: String) {
+    seen.repeated_keys += u64::from(!seen.keys.insert(key));
+}
+
+fn corpus(name: &str, prefix: u16) -> CorpusInfo {
+    CorpusInfo {
+        name: name.to_owned(),
+        shard_prefix: prefix,
+        shard: (prefix - 1) % SHARDS,
+        onboarded_at_us: 0,
+        decommissioned_at_us: None,
+        notes: String::new(),
+        claims: 0,
+    }
+}

@@ -1,0 +1,245 @@
+//! `claim-bench ladder`: one daemon from idle to crowded, between two measurements of the floor below it.
+
+use crate::affinity;
+use crate::closed_loop::Timing;
+use crate::daemon_process::DaemonProcess;
+use crate::error::BenchError;
+use crate::floor::{self, Floor, FloorRow};
+use crate::outcome::{Row, number_table, thousands};
+use crate::run::{Target, positive, seconds};
+use crate::workload::Shape;
+use claim_engine::device::probe::FlushMode;
+use claim_engine::device::scratch::{Caching, Extents};
+use clap::Args;
+use comfy_table::Table;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Requests outstanding on the rungs of single claims.
+const OUTSTANDING: [usize; 5] = [1, 16, 64, 256, 1024];
+
+/// The last rung: batches of this many claims, …
+const BATCH: usize = 1000;
+
+/// … and this many of them outstanding, so that one is always on its way while another is written.
+const BATCH_OUTSTANDING: usize = 4;
+
+/// The floor that ratios are taken to: the way in which claimd makes its writes durable.
+const FLOOR_MODE: FlushMode = FlushMode::WriteDsync;
+
+/// Which daemon, where, and for how long.
+#[derive(Debug, Args)]
+pub struct LadderArguments {
+    /// The daemon's binary; a release build, for figures that mean something.
+    #[arg(long)]
+    claimd: PathBuf,
+    /// A directory on the device. A scratch ledger is made in it and removed again; a fast daemon fills some GiB a minute.
+    #[arg(long, default_value = ".")]
+    dir: PathBuf,
+    /// Measured time of each rung, in seconds.
+    #[arg(long, default_value = "10", value_parser = seconds)]
+    seconds: Duration,
+    /// Load before the measured time of each rung, in seconds.
+    #[arg(long, default_value = "1", value_parser = seconds)]
+    warmup: Duration,
+    /// Measured time of each row of the floor, in seconds, once before and once after the rungs.
+    #[arg(long, default_value = "1", value_parser = seconds)]
+    floor_seconds: Duration,
+    /// Connections of each rung; never more than there are requests outstanding.
+    #[arg(long, default_value = "4", value_parser = positive)]
+    connections: usize,
+    /// Opaque bytes in each claim.
+    #[arg(long, default_value = "128")]
+    metadata_bytes: usize,
+    /// Corpora to claim in, in turn.
+    #[arg(long, default_value = "1", value_parser = positive)]
+    corpora: usize,
+    /// The core that the daemon serves on.
+    #[arg(long, default_value = "0")]
+    daemon_core: usize,
+    /// The core that the load comes from.
+    #[arg(long, default_value = "1")]
+    core: usize,
+    /// Poll the sockets without sleeping: waking the generator up then costs no latency.
+    #[arg(long)]
+    spin: bool,
+    /// Leave the ledger and the daemon's log where they are.
+    #[arg(long)]
+    keep: bool,
+    /// One JSON object per row: the floor's first, then the rungs'.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Climbs and prints; an error when anything was refused.
+pub fn ladder(arguments: &LadderArguments) -> Result<(), BenchError> {
+    let scratch = ScratchDirectory::make(&arguments.dir, arguments.keep)?;
+    let mut daemon = DaemonProcess::start(&arguments.claimd, &scratch.path.join("ledger"), arguments.daemon_core)?;
+    // Pinned only now, for a child inherits the cores of its parent.
+    let mut floor = measure_floor(arguments)?;
+    affinity::pin_to(arguments.core)?;
+    let rows = climb(arguments, daemon.socket()).map_err(|error| daemon.explain(error))?;
+    floor.merge(measure_floor(arguments)?);
+    daemon.stop()?;
+    let rungs: Vec<Rung> = rows.into_iter().map(|row| Rung::new(row, &floor)).collect();
+    print(arguments.json, &floor, &rungs);
+    match rungs.iter().map(|rung| rung.row.errors).sum() {
+        0 => Ok(()),
+        errors => Err(BenchError::Errors { errors }),
+    }
+}
+
+/// Measures from the daemon's core while the daemon is idle: a device does not answer every core alike.
+fn measure_floor(arguments: &LadderArguments) -> Result<Floor, BenchError> {
+    affinity::pin_to(arguments.daemon_core)?;
+    let modes = [FLOOR_MODE, FlushMode::LinkedFdatasync];
+    let trials = floor::trials(&modes, &floor::BLOCKS_KIB, &floor::IN_FLIGHT);
+    Floor::measure(&arguments.dir, &trials, Extents::Written, Caching::Direct, arguments.floor_seconds)
+}
+
+fn climb(arguments: &LadderArguments, socket: &Path) -> Result<Vec<Row>, BenchError> {
+    let target = Target::find(socket, arguments.corpora, false)?;
+    let timing = Timing { warm_up: arguments.warmup, measured: arguments.seconds, spin: arguments.spin };
+    let singles = OUTSTANDING.iter().map(|outstanding| (*outstanding, 1));
+    singles
+        .chain([(BATCH_OUTSTANDING, BATCH)])
+        .map(|(outstanding, batch)| {
+            let shape = Shape { batch, metadata_bytes: arguments.metadata_bytes };
+            let row = target.measure(outstanding, arguments.connections, shape, timing)?;
+            row.error_lines().iter().for_each(|line| eprintln!("{outstanding} outstanding: {line}"));
+            Ok(row)
+        })
+        .collect()
+}
+
+fn print(json: bool, floor: &Floor, rungs: &[Rung]) {
+    let floor_rows = floor.rows();
+    if json {
+        floor_rows.iter().for_each(|row| println!("{}", to_json(row)));
+        rungs.iter().for_each(|rung| println!("{}", to_json(rung)));
+    } else {
+        println!("The floor, before and after the rungs:\n{}\n", floor::table(&floor_rows));
+        println!("The daemon; ratios are to {FLOOR_MODE}, 4 KiB, 1 in flight:\n{}", table(rungs));
+    }
+}
+
+fn to_json(row: &impl Serialize) -> String {
+    serde_json::to_string(row).expect("numbers and names serialise")
+}
+
+/// A row with its ratios to the floor.
+#[derive(Debug, Clone, Serialize)]
+struct Rung {
+    #[serde(flatten)]
+    row: Row,
+    p50_to_floor: f64,
+    p99_to_floor: f64,
+    /// Durable claims for each durable write that the device makes alone.
+    claims_per_floor_write: f64,
+}
+
+impl Rung {
+    fn new(row: Row, floor: &Floor) -> Self {
+        let FloorRow { p50_us, p99_us, writes_per_second, .. } =
+            floor.row(FLOOR_MODE, 4096, 1).expect("the ladder measures it");
+        Rung {
+            p50_to_floor: hundredths(row.p50_us / p50_us),
+            p99_to_floor: hundredths(row.p99_us / p99_us),
+            claims_per_floor_write: hundredths(row.claims_per_second / writes_per_second),
+            row,
+        }
+    }
+}
+
+fn hundredths(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}
+
+fn table(rungs: &[Rung]) -> Table {
+    let mut table = number_table(&[
+        "outstanding",
+        "batch",
+        "claims/s",
+        "p50 µs",
+        "p90 µs",
+        "p99 µs",
+        "p99.9 µs",
+        "max µs",
+        "p50 ÷ floor",
+        "p99 ÷ floor",
+        "claims ÷ writes",
+        "errors",
+    ]);
+    for Rung { row, p50_to_floor, p99_to_floor, claims_per_floor_write } in rungs {
+        let mut cells = vec![row.outstanding.to_string(), row.batch.to_string(), thousands(row.claims_per_second)];
+        let latencies = [row.p50_us, row.p90_us, row.p99_us, row.p999_us, row.max_us];
+        cells.extend(latencies.iter().map(|latency| thousands(*latency)));
+        cells.extend([p50_to_floor, p99_to_floor, claims_per_floor_write].map(|ratio| format!("{ratio:.2}")));
+        cells.push(row.errors.to_string());
+        table.add_row(cells);
+    }
+    table
+}
+
+/// A directory for the ledger, removed at the end whatever happened.
+struct ScratchDirectory {
+    path: PathBuf,
+    keep: bool,
+}
+
+impl ScratchDirectory {
+    fn make(parent: &Path, keep: bool) -> Result<Self, BenchError> {
+        let failed = |source| BenchError::System { operation: "make a directory for the ledger", source };
+        let parent = parent.canonicalize().map_err(failed)?;
+        let path = parent.join(format!("claim-bench-{}", std::process::id()));
+        std::fs::create_dir(&path).map_err(failed)?;
+        Ok(ScratchDirectory { path, keep })
+    }
+}
+
+impl Drop for ScratchDirectory {
+    fn drop(&mut self) {
+        if self.keep {
+            eprintln!("kept {}", self.path.display());
+        } else if let Err(error) = std::fs::remove_dir_all(&self.path) {
+            eprintln!("cannot remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::{Setting, Tally};
+
+    #[test]
+    fn a_rung_stands_in_relation_to_the_floor() {
+        let directory = tempfile::tempdir().expect("a scratch directory");
+        let time = Duration::from_millis(40);
+        let trials = floor::trials(&[FLOOR_MODE], &[4], &[1]);
+        let floor = Floor::measure(directory.path(), &trials, Extents::Written, Caching::PageCache, time);
+        let floor = floor.expect("a floor");
+        let base = floor.row(FLOOR_MODE, 4096, 1).expect("it was measured");
+        let mut tally = Tally::new();
+        tally.answered(Duration::from_nanos((base.p50_us * 2e3) as u64), 1);
+        let setting = Setting { connections: 1, outstanding: 1, batch: 1 };
+        let rung = Rung::new(Row::new(setting, tally, Duration::from_secs(1)), &floor);
+        assert!((rung.p50_to_floor - 2.0).abs() < 0.02, "{rung:?}");
+        let json = serde_json::to_value(&rung).expect("it serialises");
+        assert!(json["p50_us"].is_number() && json["p50_to_floor"].is_number(), "{json}");
+        assert!(table(&[rung]).to_string().contains("2.0"), "the ratio is shown");
+    }
+
+    #[test]
+    fn the_scratch_directory_goes_unless_it_is_kept() {
+        let parent = tempfile::tempdir().expect("a scratch directory");
+        let scratch = ScratchDirectory::make(parent.path(), false).expect("made");
+        let path = scratch.path.clone();
+        assert!(path.is_dir());
+        drop(scratch);
+        assert!(!path.exists());
+        drop(ScratchDirectory::make(parent.path(), true).expect("made"));
+        assert!(path.is_dir());
+    }
+}

@@ -1,0 +1,122 @@
+//! The exchanges before a run, one at a time: greeting, and corpora to claim in.
+
+use crate::error::BenchError;
+use crate::keys::Keys;
+use claim_protocol::{
+    Builder, ClockMode, CorpusInfo, FrameBuffer, Operation, PROTOCOL_VERSION, Reply, ReplyResult, Request, Welcome,
+    decode_reply, encode_request,
+};
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+/// How long a single answer is waited for.
+const ANSWER_SECONDS: u64 = 10;
+
+/// A blocking connection that has been welcomed.
+pub struct Session {
+    stream: UnixStream,
+    incoming: FrameBuffer,
+    builder: Builder,
+    next_id: u64,
+}
+
+impl Session {
+    /// Connects and greets.
+    pub fn open(socket: &Path) -> Result<(Self, Welcome), BenchError> {
+        let failed = |source| BenchError::Connect { socket: socket.to_owned(), source };
+        let stream = UnixStream::connect(socket).map_err(failed)?;
+        stream.set_read_timeout(Some(Duration::from_secs(ANSWER_SECONDS))).map_err(failed)?;
+        let mut session = Session { stream, incoming: FrameBuffer::new(), builder: Builder::new(), next_id: 1 };
+        let hello = Operation::Hello {
+            min_version: PROTOCOL_VERSION,
+            max_version: PROTOCOL_VERSION,
+            client: concat!("claim-bench/", env!("CARGO_PKG_VERSION")),
+        };
+        match session.ask("greet", hello, None)?.result {
+            ReplyResult::Welcome(welcome) => Ok((session, welcome)),
+            other => Err(unexpected("a welcome", &other)),
+        }
+    }
+
+    /// The corpora `bench-0` to `bench-(count - 1)`, onboarded where they are not yet.
+    pub fn corpora(&mut self, count: usize) -> Result<Vec<CorpusInfo>, BenchError> {
+        let mut known = match self.ask("list corpora", Operation::Corpora, None)?.result {
+            ReplyResult::Corpora(corpora) => corpora,
+            other => return Err(unexpected("the corpora", &other)),
+        };
+        let mut keys = Keys::new();
+        let mut wanted = Vec::with_capacity(count);
+        for number in 0..count {
+            let name = format!("bench-{number}");
+            let at = known.iter().position(|corpus| corpus.name == name && corpus.decommissioned_at_us.is_none());
+            wanted.push(match at {
+                Some(at) => known.swap_remove(at),
+                None => self.onboard(&name, &mut keys)?,
+            });
+        }
+        Ok(wanted)
+    }
+
+    fn onboard(&mut self, name: &str, keys: &mut Keys) -> Result<CorpusInfo, BenchError> {
+        let operation = Operation::Onboard { name, notes: "load of claim-bench" };
+        match self.ask("onboard a corpus", operation, Some(keys))?.result {
+            ReplyResult::Onboarded(corpus) => Ok(corpus),
+            other => Err(unexpected("an onboarded corpus", &other)),
+        }
+    }
+
+    /// One request and its answer; a refusal is an error. Mutating operations bring the keys to take one from.
+    fn ask(
+        &mut self,
+        doing: &'static str,
+        operation: Operation<'_>,
+        keys: Option<&mut Keys>,
+    ) -> Result<Reply, BenchError> {
+        let mut request = Request::new(self.next_id, operation);
+        self.next_id += 1;
+        request.idempotency_key = keys.map(Keys::idempotency_key);
+        let mut bytes = Vec::new();
+        encode_request(&mut self.builder, &request, &mut bytes)
+            .map_err(|error| BenchError::Usage(error.to_string()))?;
+        let failed = |source| BenchError::Connection { doing, source };
+        self.stream.write_all(&bytes).map_err(failed)?;
+        let reply = loop {
+            if let Some(content) = self.incoming.next_frame().map_err(|error| protocol(&error))? {
+                break decode_reply(content).map_err(|error| protocol(&error))?;
+            }
+            if self.incoming.read_from(&mut self.stream).map_err(failed)? == 0 {
+                return Err(failed(io::ErrorKind::UnexpectedEof.into()));
+            }
+        };
+        match reply.result {
+            ReplyResult::Error(error) => Err(BenchError::Refused { operation: doing, message: error.to_string() }),
+            _ => Ok(reply),
+        }
+    }
+
+    /// The connection itself, for a load to go over.
+    pub fn into_stream(self) -> UnixStream {
+        self.stream
+    }
+}
+
+/// Whether claims can be made without saying when: a replay ledger takes its time from the requests.
+pub fn check_clock(welcome: &Welcome) -> Result<(), BenchError> {
+    match welcome.clock {
+        ClockMode::Wall => Ok(()),
+        ClockMode::Replay => {
+            let sentence = "the ledger keeps replay time; a load needs one that is formatted with `--clock wall`";
+            Err(BenchError::Usage(sentence.to_owned()))
+        }
+    }
+}
+
+fn protocol(error: &dyn std::error::Error) -> BenchError {
+    BenchError::Protocol { found: error.to_string() }
+}
+
+fn unexpected(wanted: &str, found: &ReplyResult) -> BenchError {
+    BenchError::Protocol { found: format!("{found:?} came where {wanted} was due") }
+}

@@ -1,0 +1,157 @@
+//! Which shard a corpus or an event-id belongs to, as far as this client knows.
+
+use claim_protocol::CorpusInfo;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use uuid::Uuid;
+
+/// The 16-bit prefix of the corpus that claimed an event-id.
+///
+/// ```text
+/// bits   48    52            64   66          70                  127   (0 is the most significant)
+///        | 7   | prefix high |0b10| prefix low | tail              |
+///        |     | 12 bits     |    | 4 bits     | 58 bits           |
+/// ```
+pub fn shard_prefix(event_id: Uuid) -> u16 {
+    let bits = event_id.as_u128();
+    let high = (bits >> 64) & 0xfff;
+    let low = (bits >> 58) & 0xf;
+    (high << 4 | low) as u16
+}
+
+/// Holds a corpus to the main socket while one of its requests is outstanding there: requests of one corpus keep their
+/// order only on one connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Lane(#[expect(dead_code, reason = "held to be counted")] Arc<()>);
+
+/// Where a request goes.
+#[derive(Debug)]
+pub(crate) enum Route {
+    Shard(u16),
+    /// Through the main socket, and until it has ended the corpus's later requests, too.
+    Main(Option<Lane>),
+}
+
+/// The registry as last heard, with what is under way.
+#[derive(Debug, Default)]
+pub(crate) struct Routes {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    corpora: HashMap<String, CorpusInfo>,
+    names: HashMap<u16, String>,
+    /// Of corpora whose shard was not known when a request came.
+    lanes: HashMap<String, Arc<()>>,
+    refreshing: bool,
+}
+
+impl Routes {
+    /// The route of a corpus. `true` with it when the corpus is unknown and the caller has to ask for the registry: each
+    /// unknown name does, one question at a time.
+    pub fn of_corpus(&self, name: &str) -> (Route, bool) {
+        let mut state = self.lock();
+        let shard = state.corpora.get(name).map(|corpus| corpus.shard);
+        // The lane's own entry and nobody else's: nothing of the corpus is outstanding on the main socket.
+        if state.lanes.get(name).is_some_and(|lane| Arc::strong_count(lane) == 1) {
+            state.lanes.remove(name);
+        }
+        match (shard, state.lanes.get(name)) {
+            (Some(shard), None) => (Route::Shard(shard), false),
+            (Some(_), Some(lane)) => (Route::Main(Some(Lane(Arc::clone(lane)))), false),
+            (None, _) => {
+                let lane = Lane(Arc::clone(state.lanes.entry(name.to_owned()).or_default()));
+                (Route::Main(Some(lane)), !std::mem::replace(&mut state.refreshing, true))
+            }
+        }
+    }
+
+    /// The route of an event-id, as [`Routes::of_corpus`].
+    pub fn of_event(&self, event_id: Uuid) -> (Route, bool) {
+        let name = self.lock().names.get(&shard_prefix(event_id)).cloned();
+        match name {
+            Some(name) => self.of_corpus(&name),
+            None => (Route::Main(None), !std::mem::replace(&mut self.lock().refreshing, true)),
+        }
+    }
+
+    /// The corpus that claimed an event-id.
+    pub fn corpus_of(&self, event_id: Uuid) -> Option<CorpusInfo> {
+        let state = self.lock();
+        state.names.get(&shard_prefix(event_id)).and_then(|name| state.corpora.get(name)).cloned()
+    }
+
+    /// A corpus by its name.
+    pub fn corpus(&self, name: &str) -> Option<CorpusInfo> {
+        self.lock().corpora.get(name).cloned()
+    }
+
+    pub fn learn<'a>(&self, corpora: impl IntoIterator<Item = &'a CorpusInfo>) {
+        let mut state = self.lock();
+        for corpus in corpora {
+            state.names.insert(corpus.shard_prefix, corpus.name.clone());
+            state.corpora.insert(corpus.name.clone(), corpus.clone());
+        }
+    }
+
+    /// The registry has come, or will not: the next unknown name asks again.
+    pub fn refreshed(&self) {
+        let mut state = self.lock();
+        state.refreshing = false;
+        // Names that do not exist leave their lanes behind.
+        state.lanes.retain(|_, lane| Arc::strong_count(lane) > 1);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Route, Routes, shard_prefix};
+    use claim_protocol::CorpusInfo;
+    use uuid::Uuid;
+
+    fn corpus(name: &str, shard_prefix: u16, shard: u16) -> CorpusInfo {
+        CorpusInfo {
+            name: name.to_owned(),
+            shard_prefix,
+            shard,
+            onboarded_at_us: 0,
+            decommissioned_at_us: None,
+            notes: String::new(),
+            claims: 0,
+        }
+    }
+
+    #[test]
+    fn the_prefix_is_the_first_sixteen_random_bits() {
+        for (id, prefix) in [
+            ("00000000-0000-7000-8000-000000000000", 0),
+            ("ffffffff-ffff-7000-bc00-000000000000", 0xf),
+            ("00000000-0000-7fff-8000-000000000000", 0xfff0),
+            ("00000000-0000-7abc-b7ff-ffffffffffff", 0xabcd),
+            ("00000000-0000-7000-83ff-ffffffffffff", 0),
+        ] {
+            assert_eq!(shard_prefix(id.parse::<Uuid>().expect("a UUID")), prefix, "{id}");
+        }
+    }
+
+    #[test]
+    fn a_corpus_changes_its_connection_only_when_nothing_is_outstanding() {
+        let routes = Routes::default();
+        let (Route::Main(first), true) = routes.of_corpus("pd") else { panic!("unknown: main, and ask") };
+        let (Route::Main(second), false) = routes.of_corpus("pd") else { panic!("asked already") };
+        routes.learn([&corpus("pd", 7, 1)]);
+        routes.refreshed();
+        drop(first);
+        let (Route::Main(third), false) = routes.of_corpus("pd") else { panic!("one is outstanding") };
+        drop((second, third));
+        assert!(matches!(routes.of_corpus("pd"), (Route::Shard(1), false)));
+        let id = "00000000-0000-7000-9c00-000000000000".parse().expect("a UUID");
+        assert!(matches!(routes.of_event(id), (Route::Shard(1), false)));
+        assert_eq!(routes.corpus_of(id), Some(corpus("pd", 7, 1)));
+    }
+}

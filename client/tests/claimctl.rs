@@ -1,0 +1,333 @@
+//! claimctl as a shell sees it: arguments, exit status, and the exact shapes of its JSON.
+
+mod fake;
+
+use claim_client::{ClockMode, ErrorCode};
+use fake::{Action, Fake, refusal};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use tempfile::TempDir;
+
+const AT: &str = "2026-01-31T09:30:00Z";
+const AT_MICROS: &str = "2026-01-31T09:30:00.000000Z";
+const KEY: &str = "019c1348-c5c0-7000-8000-000000000001";
+
+fn claimctl(socket: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_claimctl"));
+    command.env("CLAIMD_SOCKET", socket).env_remove("COLUMNS");
+    command
+}
+
+/// Exit status, standard output, standard error.
+fn run(socket: &Path, arguments: &[&str]) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = claimctl(socket).args(arguments).output().expect("claimctl runs");
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    (status.code().expect("an exit status"), text(stdout), text(stderr))
+}
+
+/// The objects that a verb prints with `--json`.
+fn objects(socket: &Path, arguments: &[&str]) -> Vec<Value> {
+    let (status, stdout, stderr) = run(socket, &[arguments, &["--json"]].concat());
+    assert_eq!((status, stderr.as_str()), (0, ""), "{arguments:?}");
+    stdout.lines().map(|line| serde_json::from_str(line).expect("an object per line")).collect()
+}
+
+fn object(socket: &Path, arguments: &[&str]) -> Value {
+    let mut objects = objects(socket, arguments);
+    assert_eq!(objects.len(), 1, "{objects:?}");
+    objects.remove(0)
+}
+
+fn start() -> (TempDir, Fake) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let fake = Fake::start(directory.path(), 1, ClockMode::Replay);
+    (directory, fake)
+}
+
+fn claim(socket: &Path, event_key: &str) -> String {
+    let arguments = ["claim", "--corpus", "billing", "--event-key", event_key, "--category", "dunning", "--at", AT];
+    object(socket, &arguments)["event_id"].as_str().expect("an id").to_owned()
+}
+
+#[test]
+fn every_verb_explains_itself_with_an_example() {
+    let nowhere = Path::new("/nonexistent/claimd.sock");
+    let (status, stdout, _) = run(nowhere, &["--help"]);
+    assert_eq!(status, 0);
+    assert!(stdout.contains("Exit status: 0 done, 1 refused"), "{stdout}");
+    for verb in [
+        "onboard",
+        "corpora",
+        "claim",
+        "reference",
+        "retract",
+        "reactivate",
+        "confirm-clock",
+        "lookup",
+        "history",
+        "scan",
+        "import",
+        "status",
+    ] {
+        let (status, stdout, _) = run(nowhere, &[verb, "--help"]);
+        assert_eq!(status, 0);
+        assert!(stdout.contains("Example:\n"), "{verb}: {stdout}");
+        assert!(stdout.contains(&format!("claimctl {verb}")) || verb == "import", "{verb}: {stdout}");
+        assert!(stdout.contains("CLAIMD_SOCKET"), "{verb}: {stdout}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_2_before_anything_is_connected_to() {
+    let nowhere = Path::new("/nonexistent/claimd.sock");
+    for (arguments, expected) in [
+        (&["fly"][..], "unrecognized subcommand"),
+        (&[], "Usage:"),
+        (&["claim", "--corpus", "a"], "--event-key"),
+        (&["lookup", "xyz"], "invalid value 'xyz'"),
+        (&["retract", KEY], "--reason"),
+        (&["retract", KEY, "--reason", "x", "--reason-code", "late"], "known are misclassified"),
+        (&["scan", "--corpus", "a", "--quarter", "2026"], "a quarter looks like 2026-Q1"),
+        (&["confirm-clock", "--at", "noon"], "a time looks like"),
+        (&["status", "--deadline", "soon"], "a duration looks like"),
+        (&["import", "/nonexistent/file"], "/nonexistent/file is no file"),
+    ] {
+        let (status, stdout, stderr) = run(nowhere, arguments);
+        assert_eq!((status, stdout.as_str()), (2, ""), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(expected), "{arguments:?}: {stderr}");
+    }
+    let (status, _, stderr) = run(nowhere, &["import", "/nonexistent/file", "--json"]);
+    let error: Value = serde_json::from_str(&stderr).expect("an object");
+    assert_eq!((status, &error["error"], &error["outcome"]), (2, &json!("USAGE"), &json!("definite")));
+}
+
+#[test]
+fn no_daemon_is_4_and_says_what_to_do() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("claimd.sock");
+    let (status, stdout, stderr) = run(&socket, &["status"]);
+    assert_eq!((status, stdout.as_str(), stderr.lines().count()), (4, "", 1));
+    assert!(stderr.starts_with("claimctl: cannot connect to /"), "{stderr}");
+    assert!(stderr.contains("start the daemon with `claimd start` or name its socket"), "{stderr}");
+    let (status, _, stderr) = run(&socket, &["status", "--json"]);
+    let error: Value = serde_json::from_str(&stderr).expect("an object");
+    let message = error["message"].clone();
+    assert_eq!(status, 4);
+    assert_eq!(
+        error,
+        json!({"error": "CANNOT_CONNECT", "outcome": "definite", "message": message, "retry_after_ms": 0})
+    );
+}
+
+#[test]
+fn refusals_are_1_and_unknown_outcomes_3() {
+    let (_directory, fake) = start();
+    fake.onboard("billing", 0);
+    let claim = ["claim", "--corpus", "billing", "--event-key", "k", "--category", "c", "--json"];
+    fake.script(|_, _| Action::Refuse(refusal(ErrorCode::NoSpace, 50)));
+    let (status, stdout, stderr) = run(&fake.socket(), &claim);
+    assert_eq!((status, stdout.as_str()), (1, ""));
+    let error: Value = serde_json::from_str(&stderr).expect("an object");
+    assert_eq!(
+        error,
+        json!({
+            "error": "NO_SPACE", "outcome": "definite", "message": "NO_SPACE: as the test wants it",
+            "retry_after_ms": 50
+        })
+    );
+    let keyed = [&claim[..], &["--idempotency-key", KEY, "--deadline", "100ms"]].concat();
+    for (action, code) in [(None, "DEADLINE"), (Some(ErrorCode::ShardFailed), "SHARD_FAILED")] {
+        fake.script(move |_, _| action.map_or(Action::Ignore, |code| Action::Refuse(refusal(code, 0))));
+        let (status, stdout, stderr) = run(&fake.socket(), &keyed);
+        assert_eq!((status, stdout.as_str()), (3, ""), "{stderr}");
+        let error: Value = serde_json::from_str(&stderr).expect("an object");
+        assert_eq!(
+            (&error["error"], &error["outcome"], &error["idempotency_key"]),
+            (&json!(code), &json!("unknown"), &json!(KEY))
+        );
+    }
+    let (status, _, stderr) = run(&fake.socket(), &keyed[..keyed.len() - 5]);
+    assert_eq!(status, 3);
+    assert!(stderr.contains("retry with idempotency key"), "{stderr}");
+}
+
+#[test]
+fn the_json_of_corpora_and_rows() {
+    let (_directory, fake) = start();
+    let socket = fake.socket();
+    let corpus = json!({
+        "name": "billing", "shard_prefix": 1, "shard": 0, "onboarded_at": AT_MICROS, "decommissioned_at": null,
+        "notes": "invoices", "claims": 0
+    });
+    assert_eq!(object(&socket, &["onboard", "billing", "--notes", "invoices", "--at", AT]), corpus);
+    assert_eq!(objects(&socket, &["corpora"]), [corpus]);
+
+    let claimed = object(
+        &socket,
+        &[
+            "claim",
+            "--corpus",
+            "billing",
+            "--event-key",
+            "invoice-1",
+            "--category",
+            "dunning",
+            "--at",
+            AT,
+            "--owning-corpus",
+            "billing",
+            "--hosting-corpus",
+            "audit",
+            "--metadata",
+            "{}",
+            "--idempotency-key",
+            KEY,
+        ],
+    );
+    let id = claimed["event_id"].as_str().expect("an id");
+    assert_eq!(
+        claimed,
+        json!({"event_id": id, "claim_timestamp": AT_MICROS, "claim_sequence": 1, "corpus": "billing"})
+    );
+    let row = json!({
+        "event_id": id, "corpus": "billing", "lifecycle": "registered", "claim_timestamp": AT_MICROS,
+        "claim_sequence": 1, "event_key": "invoice-1", "occurred_at": AT_MICROS, "owning_corpus": "billing",
+        "hosting_corpus": "audit", "category": "dunning", "canonical_id": null, "tombstoned_at": null,
+        "tombstone_reason_code": null, "tombstone_reason": null, "reactivated_at": null
+    });
+    assert_eq!(object(&socket, &["lookup", id]), row);
+    let later = "2026-02-01T00:00:00.250000Z";
+    let mut retracted = row.clone();
+    retracted["lifecycle"] = json!("tombstoned");
+    retracted["tombstoned_at"] = json!(later);
+    retracted["tombstone_reason_code"] = json!("false_alarm");
+    retracted["tombstone_reason"] = json!("paid");
+    let arguments = ["retract", id, "--reason", "paid", "--reason-code", "false_alarm", "--at", later];
+    assert_eq!(object(&socket, &arguments), retracted);
+    let mut reactivated = row;
+    reactivated["reactivated_at"] = json!(later);
+    let incident = "00000000-0000-4000-8000-000000000009";
+    let arguments = ["reactivate", id, "--reason", "bounced", "--at", later, "--correlation-id", incident];
+    assert_eq!(object(&socket, &arguments), reactivated);
+    let referenced = object(&socket, &["reference", "--corpus", "audit", id, "--at", later]);
+    assert_eq!(referenced, json!({"corpus": "audit", "event_id": id, "canonical_id": id}));
+
+    let history = objects(&socket, &["history", id]);
+    let key = history[1]["idempotency_key"].clone();
+    assert_eq!(
+        history[1],
+        json!({
+            "shard": 0, "position": 2, "operation": "reactivate", "corpus": "", "event_id": id, "timestamp": later,
+            "uid": 1, "gid": 2, "pid": 3, "rationale": "bounced", "correlation_id": incident, "idempotency_key": key,
+            "reason_code": null
+        })
+    );
+    let (status, _, stderr) = run(&socket, &["retract", KEY, "--reason", "x", "--json"]);
+    assert!(status == 1 && stderr.contains("NOT_VISIBLE"), "{stderr}");
+    let confirmed = object(&socket, &["confirm-clock", "--at", AT, "--rationale", "checked"]);
+    assert_eq!(confirmed, json!({"confirmed_at": AT_MICROS}));
+    assert_eq!(object(&socket, &["status"])["shards"][0]["rows"], 1);
+}
+
+#[test]
+fn a_claim_that_is_repeated_asks_for_the_same() {
+    let (_directory, fake) = start();
+    let socket = fake.socket();
+    fake.onboard("billing", 0);
+    let arguments = ["claim", "--corpus", "billing", "--event-key", "k", "--category", "c", "--idempotency-key", KEY];
+    let first = object(&socket, &arguments);
+    assert_eq!(object(&socket, &arguments), first);
+    let ledger = fake.ledger.lock().expect("ledger");
+    // The time of the event is that of the key, where none is given.
+    assert_eq!((ledger.rows.len(), ledger.rows[0].occurred_at_us), (1, 0x019c_1348_c5c0_i64 * 1000));
+}
+
+#[test]
+fn scans_page_and_stop() {
+    let (_directory, fake) = start();
+    let socket = fake.socket();
+    object(&socket, &["onboard", "billing", "--at", AT]);
+    let ids: Vec<String> = (0..7).map(|index| claim(&socket, &format!("key-{index}"))).collect();
+    let scan = |arguments: &[&str]| -> Vec<String> {
+        let rows = objects(&socket, &[&["scan", "--corpus", "billing"], arguments].concat());
+        rows.iter().map(|row| row["event_id"].as_str().expect("an id").to_owned()).collect()
+    };
+    assert_eq!(scan(&[]), ids);
+    assert_eq!(scan(&["--quarter", "2026-Q1"]), ids);
+    assert_eq!(scan(&["--quarter", "2026-Q2"]), [""; 0]);
+    assert_eq!(scan(&["--limit", "5"]), ids[..5]);
+    assert_eq!(scan(&["--limit", "2"]), ids[..2]);
+}
+
+#[test]
+fn imports_report_what_they_did() {
+    let (directory, fake) = start();
+    let file = directory.path().join("events.ndjson");
+    let lines = [
+        r#"{"op":"claim","corpus":"a","at":5,"ref":"r","occurred_at":4,"event_key":"k","category":"c","owning_corpus":"a","hosting_corpus":"a","size":1}"#,
+        r#"{"op":"retract","corpus":"a","at":6,"ref":"gone","reason":"because"}"#,
+    ];
+    std::fs::write(&file, lines.join("\n")).expect("written");
+    let file = file.to_str().expect("UTF-8");
+    let mut report = object(&fake.socket(), &["import", file]);
+    assert!(report["seconds"].take().as_f64().is_some_and(|seconds| seconds > 0.0));
+    assert_eq!(
+        report,
+        json!({
+            "claimed": 1, "referenced": 0, "retracted": 0, "reactivated": 0, "refused": {"NOT_VISIBLE": 1},
+            "seconds": null
+        })
+    );
+    let (status, stdout, _) = run(&fake.socket(), &["import", file]);
+    assert_eq!(status, 0);
+    assert!(stdout.contains("refused: NOT_VISIBLE") && stdout.contains("latency p50"), "{stdout}");
+    std::fs::write(file, "{").expect("written");
+    let (status, _, stderr) = run(&fake.socket(), &["import", file]);
+    assert!(status == 2 && stderr.contains("event 1: the line is no event"), "{stderr}");
+
+    let wall = tempfile::tempdir().expect("a directory");
+    let fake = Fake::start(wall.path(), 1, ClockMode::Wall);
+    let (status, _, stderr) = run(&fake.socket(), &["import", file]);
+    assert!(status == 1 && stderr.contains("--clock replay"), "{stderr}");
+}
+
+#[test]
+fn text_is_for_people() {
+    let (_directory, fake) = start();
+    let socket = fake.socket();
+    run(&socket, &["onboard", "billing", "--at", AT]);
+    let id = claim(&socket, "invoice-1");
+    for (arguments, expected) in [
+        (&["corpora"][..], "billing"),
+        (&["lookup", &id], "category     dunning (taxonomy 1)"),
+        (&["history", &id], "shard:position"),
+        (&["scan", "--corpus", "billing"], "registered"),
+        (&["status"], "serving"),
+    ] {
+        let (status, stdout, stderr) = run(&socket, arguments);
+        assert_eq!((status, stderr.as_str()), (0, ""));
+        assert!(stdout.contains(expected), "{arguments:?}: {stdout}");
+        assert!(stdout.lines().all(|line| line.trim_end() == line), "{stdout}");
+    }
+}
+
+#[test]
+fn a_reader_that_has_read_enough_is_no_failure() {
+    let (_directory, fake) = start();
+    let socket = fake.socket();
+    run(&socket, &["onboard", "billing", "--at", AT]);
+    for index in 0..40 {
+        claim(&socket, &format!("{index}"));
+    }
+    let mut command = claimctl(&socket);
+    let mut child = command
+        .args(["scan", "--corpus", "billing", "--json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("claimctl runs");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("claimctl ends");
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
+}

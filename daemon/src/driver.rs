@@ -1,0 +1,152 @@
+//! The shard's driver: gives the engine its storage, and carries I/O between the two.
+
+use crate::clock;
+use crate::stall_guard::Pulse;
+use claim_engine::engine::{Engine, Output};
+use claim_engine::log::layout::BLOCK_BYTES;
+use claim_engine::log::record::{self, RECORD_HEADER_BYTES};
+use claim_engine::log::writer::perform;
+use claim_engine::storage::{Durability, RealStorage, Storage};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Bytes read for a record whose length is not known yet: most records lie in two blocks.
+const RECORD_READ_BYTES: u64 = 2 * BLOCK_BYTES;
+/// Records that lie within this many bytes of each other are read at once.
+const RUN_BYTES: u64 = 256 * 1024;
+
+/// What is done with what leaves an engine.
+pub type Outlet = Box<dyn Fn(Output)>;
+
+/// See the module.
+pub struct Driver {
+    /// The shard with its log.
+    pub engine: RefCell<Engine>,
+    storage: Rc<RealStorage>,
+    pulse: Arc<Pulse>,
+    outlet: RefCell<Option<Outlet>>,
+    outputs: RefCell<Vec<Output>>,
+    is_delivering: Cell<bool>,
+}
+
+/// A record as read from disk.
+#[derive(Debug)]
+pub struct StoredRecord {
+    /// Its position.
+    pub position: u64,
+    /// Its kind.
+    pub kind: u16,
+    /// Its body.
+    pub body: Vec<u8>,
+}
+
+impl Driver {
+    /// A driver whose outputs have nowhere to go yet.
+    pub fn new(engine: Engine, storage: RealStorage, pulse: Arc<Pulse>) -> Rc<Driver> {
+        Rc::new(Driver {
+            engine: RefCell::new(engine),
+            storage: Rc::new(storage),
+            pulse,
+            outlet: RefCell::new(None),
+            outputs: RefCell::new(Vec::new()),
+            is_delivering: Cell::new(false),
+        })
+    }
+
+    /// Says where outputs go.
+    pub fn set_outlet(&self, outlet: Outlet) {
+        *self.outlet.borrow_mut() = Some(outlet);
+    }
+
+    /// Starts what the engine wants done, and delivers what it lets out.
+    pub fn pump(self: &Rc<Self>) {
+        loop {
+            let io = self.engine.borrow_mut().next_io();
+            let Some(io) = io else { break };
+            let this = Rc::clone(self);
+            glommio::spawn_local(async move {
+                let done = perform(&*this.storage, io, Durability::Durable).await;
+                this.pulse.beat();
+                this.engine.borrow_mut().complete(clock::now(), done);
+                this.pump();
+            })
+            .detach();
+        }
+        self.deliver();
+    }
+
+    /// Hands outputs to the outlet. What the outlet itself causes is delivered by the call that is under way.
+    fn deliver(&self) {
+        if self.is_delivering.replace(true) {
+            return;
+        }
+        while self.engine.borrow().has_output() {
+            let mut outputs = self.outputs.take();
+            outputs.extend(self.engine.borrow_mut().drain());
+            if let Some(outlet) = &*self.outlet.borrow() {
+                outputs.drain(..).for_each(outlet);
+            }
+            outputs.clear();
+            *self.outputs.borrow_mut() = outputs;
+        }
+        self.is_delivering.set(false);
+    }
+
+    /// Lets the engine look at the time.
+    pub fn tick(self: &Rc<Self>) {
+        self.engine.borrow_mut().tick(clock::now());
+        self.pump();
+    }
+
+    /// Reads the records at these log offsets, which increase; neighbours are read together.
+    ///
+    /// The error is a sentence: the read failed, or what was read does not verify.
+    pub async fn read_records(&self, offsets: &[u64]) -> Result<Vec<StoredRecord>, String> {
+        let mut records = Vec::with_capacity(offsets.len());
+        let mut rest = offsets;
+        while let Some(first) = rest.first() {
+            let count = rest.iter().take_while(|at| **at - first < RUN_BYTES).count();
+            let (run, later) = rest.split_at(count);
+            self.read_run(run, &mut records).await?;
+            rest = later;
+        }
+        Ok(records)
+    }
+
+    async fn read_run(&self, run: &[u64], records: &mut Vec<StoredRecord>) -> Result<(), String> {
+        let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(()) };
+        let start = first / BLOCK_BYTES * BLOCK_BYTES;
+        let end = (last / BLOCK_BYTES * BLOCK_BYTES) + RECORD_READ_BYTES;
+        let bytes = self.read(start, end - start).await?;
+        for at in run {
+            let offset = (at - start) as usize;
+            let found = bytes.get(offset..).unwrap_or_default();
+            let whole = record::record_bytes(found).is_some_and(|length| length <= found.len());
+            records.push(if whole { parse(found, *at)? } else { self.read_long(*at, found).await? });
+        }
+        Ok(())
+    }
+
+    /// A record that is longer than what was read with its neighbours.
+    async fn read_long(&self, at: u64, found: &[u8]) -> Result<StoredRecord, String> {
+        let length = record::record_bytes(found).unwrap_or(RECORD_HEADER_BYTES) as u64;
+        if length > claim_engine::log::layout::RECORD_BYTES_MAX {
+            return Err(format!("the record at log offset {at} says it has {length} bytes"));
+        }
+        let start = at / BLOCK_BYTES * BLOCK_BYTES;
+        let bytes = self.read(start, (at + length - start).next_multiple_of(BLOCK_BYTES)).await?;
+        parse(bytes.get((at - start) as usize..).unwrap_or_default(), at)
+    }
+
+    async fn read(&self, log_offset: u64, bytes: u64) -> Result<Vec<u8>, String> {
+        let file_offset = self.engine.borrow().superblock().geometry.file_offset(log_offset);
+        let result = self.storage.read_at(file_offset, bytes as usize).await;
+        result.map_err(|e| format!("reading {bytes} bytes at file offset {file_offset} failed: {e}"))
+    }
+}
+
+fn parse(bytes: &[u8], at: u64) -> Result<StoredRecord, String> {
+    let (raw, _) = record::read(bytes).map_err(|e| format!("the record at log offset {at} does not verify: {e}"))?;
+    Ok(StoredRecord { position: raw.position, kind: raw.kind, body: raw.body.to_vec() })
+}

@@ -1,0 +1,206 @@
+//! One executor: a pinned thread with its shards, its connections, and its end of the mesh.
+
+use crate::clock;
+use crate::driver::Driver;
+use crate::inbox::Inbox;
+use crate::ledger;
+use crate::mesh::{Mesh, MeshBuilder};
+use crate::service::{Message, Service, Shared};
+use crate::socket::limits::Limits;
+use crate::socket::listener::Accepted;
+use crate::socket::sockets::Sockets;
+use crate::stall_guard::Pulse;
+use claim_engine::engine::{Engine, OpenOptions};
+use claim_engine::entropy::Entropy;
+use claim_engine::log::superblock::Superblock;
+use claim_engine::storage::{DirectIo, Durability, OpenError, RealStorage};
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+/// Memory that each executor pins for its rings, three times over; the default of 10 MiB does not fit 8 MiB of memlock.
+pub const IO_MEMORY_BYTES: usize = 1 << 20;
+/// How long a start waits for another daemon's lock: writes that outlive a killed process hold it a little longer.
+const LOCK_PATIENCE_MS: u64 = 5_000;
+const LOCK_RETRY_MS: u64 = 50;
+/// How often engines look at the time.
+const TICK_MS: u64 = 10;
+/// How long a shutdown waits for what is under way.
+const DRAIN_MS: u64 = 10_000;
+
+/// What the main thread tells an executor.
+#[derive(Debug, Clone, Copy)]
+pub enum Control {
+    /// All shards are open: serve. The greatest last entry's time of all of them.
+    Serve {
+        /// Microseconds since the epoch.
+        ledger_last_us: i64,
+    },
+    /// Finish what is under way and end.
+    Stop,
+}
+
+/// What an executor tells the main thread once.
+#[derive(Debug)]
+pub struct Ready {
+    /// One per shard of this executor, or why it could not be opened.
+    pub shards: Result<Vec<ShardOpened>, String>,
+}
+
+/// What opening a shard found.
+#[derive(Debug, Clone, Copy)]
+pub struct ShardOpened {
+    /// Which.
+    pub shard: u16,
+    /// Time of its last entry.
+    pub last_us: i64,
+    /// Records replayed.
+    pub records: u64,
+    /// Batches replayed.
+    pub batches: u64,
+}
+
+/// What an executor is given.
+pub struct Plan {
+    /// Its number.
+    pub executor: usize,
+    /// Where the ledger is.
+    pub data: PathBuf,
+    /// Its shards.
+    pub superblocks: Vec<Superblock>,
+    /// Whether O_DIRECT is insisted on.
+    pub direct: DirectIo,
+    /// What every executor knows.
+    pub shared: Arc<Shared>,
+    /// Bounds of the sockets.
+    pub limits: Limits,
+    /// Its heartbeat.
+    pub pulse: Arc<Pulse>,
+    /// The mesh to join.
+    pub mesh: Arc<MeshBuilder<Message>>,
+    /// Accepted connections.
+    pub accepted: Inbox<Accepted>,
+    /// Orders.
+    pub control: Inbox<Control>,
+    /// Where to report.
+    pub ready: Sender<Ready>,
+    /// Seeds the ids.
+    pub seed: [u8; 32],
+}
+
+/// Runs on the executor until it is told to stop.
+pub async fn run(plan: Plan) {
+    let heartbeat = glommio::spawn_local(Arc::clone(&plan.pulse).heartbeat()).detach();
+    let mesh = plan.mesh.join(plan.executor);
+    match open_shards(&plan).await {
+        Ok((drivers, opened)) => {
+            let _ = plan.ready.send(Ready { shards: Ok(opened) });
+            serve(&plan, drivers, mesh).await;
+        }
+        Err(message) => {
+            let _ = plan.ready.send(Ready { shards: Err(message) });
+        }
+    }
+    plan.pulse.stop();
+    heartbeat.await;
+}
+
+type Drivers = Vec<Option<Rc<Driver>>>;
+
+async fn open_shards(plan: &Plan) -> Result<(Drivers, Vec<ShardOpened>), String> {
+    let mut drivers: Drivers = vec![None; plan.shared.executor_of_shard.len()];
+    let mut opened = Vec::new();
+    for superblock in &plan.superblocks {
+        let path = ledger::shard_path(&plan.data, superblock.shard);
+        let storage = open_storage(&path, plan.direct).await.map_err(|e| e.to_string())?;
+        let (engine, found) = Engine::open(&storage, superblock, Durability::Durable, OpenOptions::default())
+            .await
+            .map_err(|e| format!("{}: {e}", path.display()))?;
+        opened.push(ShardOpened {
+            shard: superblock.shard,
+            last_us: engine.shard().last_us(),
+            records: found.records,
+            batches: found.batches,
+        });
+        drivers[usize::from(superblock.shard)] = Some(Driver::new(engine, storage, Arc::clone(&plan.pulse)));
+    }
+    Ok((drivers, opened))
+}
+
+async fn open_storage(path: &Path, direct: DirectIo) -> Result<RealStorage, OpenError> {
+    for _ in 0..LOCK_PATIENCE_MS / LOCK_RETRY_MS {
+        match RealStorage::open(path, direct).await {
+            Err(OpenError::Locked { .. }) => glommio::timer::sleep(Duration::from_millis(LOCK_RETRY_MS)).await,
+            other => return other,
+        }
+    }
+    RealStorage::open(path, direct).await
+}
+
+async fn next_order(control: &Inbox<Control>) -> Control {
+    let mut orders = VecDeque::new();
+    while control.take(&mut orders).await {
+        if let Some(order) = orders.pop_front() {
+            return order;
+        }
+    }
+    // The main thread is gone.
+    Control::Stop
+}
+
+async fn serve(plan: &Plan, drivers: Drivers, mesh: Mesh<Message>) {
+    let Control::Serve { ledger_last_us } = next_order(&plan.control).await else { return };
+    let entropy = Entropy::from_seed(plan.seed);
+    let service =
+        Service::new(Arc::clone(&plan.shared), plan.executor, drivers, mesh, Arc::clone(&plan.pulse), entropy);
+    for driver in service.local_drivers() {
+        driver.engine.borrow_mut().start(clock::now(), ledger_last_us);
+        driver.pump();
+    }
+    let receiving = glommio::spawn_local(Rc::clone(&service).receive()).detach();
+    let sockets = Sockets::new(plan.limits.clone(), Arc::clone(&plan.pulse));
+    let handler = Rc::new(Rc::clone(&service));
+    let serving = glommio::spawn_local(Rc::clone(&sockets).run(plan.accepted.clone(), handler)).detach();
+    let ticking = glommio::spawn_local(tick(Rc::clone(&service)));
+
+    while !matches!(next_order(&plan.control).await, Control::Stop) {}
+    service.stop();
+    sockets.drain_all();
+    let is_clean = until_idle(&service).await;
+    for driver in service.local_drivers() {
+        driver.engine.borrow_mut().mark();
+        driver.pump();
+    }
+    let is_clean = until_idle(&service).await && is_clean;
+    if !is_clean {
+        tracing::warn!(
+            executor = plan.executor,
+            "stopping with requests under way: their outcome is unknown to their clients"
+        );
+    }
+    ticking.cancel().await;
+    sockets.close_all();
+    serving.await;
+    service.close_mesh();
+    receiving.await;
+}
+
+async fn tick(service: Rc<Service>) {
+    loop {
+        glommio::timer::sleep(Duration::from_millis(TICK_MS)).await;
+        service.local_drivers().for_each(Driver::tick);
+    }
+}
+
+async fn until_idle(service: &Service) -> bool {
+    for _ in 0..DRAIN_MS / TICK_MS {
+        if service.is_idle() {
+            return true;
+        }
+        glommio::timer::sleep(Duration::from_millis(TICK_MS)).await;
+    }
+    service.is_idle()
+}

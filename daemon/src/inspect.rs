@@ -1,0 +1,221 @@
+//! `claimd inspect`: prints what is on disk: superblocks, segments, batches, records. Reads without the lock, so that it
+//! works beside a daemon; what it shows then may be a moment old.
+
+use crate::ledger;
+use claim_engine::log::entry::{Entry, Record};
+use claim_engine::log::record::RawRecord;
+use claim_engine::log::recovery::{self, BatchPlace, RecoveryOptions, Visit};
+use claim_engine::log::superblock::{ClockMode, Superblock};
+use claim_engine::storage::RealStorage;
+use claim_engine::time::rfc3339;
+use glommio::LocalExecutor;
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+/// How much to print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Depth {
+    /// The superblock and the totals.
+    Superblock,
+    /// And a line per segment.
+    Segments,
+    /// And a line per batch.
+    Batches,
+    /// And a line per record.
+    Records,
+}
+
+/// What `claimd inspect` is told.
+#[derive(Debug, Clone)]
+pub struct InspectOptions {
+    /// How much.
+    pub depth: Depth,
+    /// One JSON object per line.
+    pub json: bool,
+    /// Only this shard.
+    pub shard: Option<u16>,
+}
+
+/// Prints a ledger. The error is a sentence; damage is one.
+pub fn inspect(data: &Path, options: &InspectOptions) -> Result<(), String> {
+    let superblocks = ledger::superblocks(data).map_err(|e| e.to_string())?;
+    let out = &mut Printer { out: BufWriter::new(io::stdout().lock()), json: options.json, failed: None };
+    for superblock in superblocks.iter().filter(|s| options.shard.is_none_or(|shard| s.shard == shard)) {
+        let path = ledger::shard_path(data, superblock.shard);
+        LocalExecutor::default().run(async {
+            let storage = RealStorage::open_read_only(&path).await.map_err(|e| e.to_string())?;
+            shard(&path, &storage, superblock, options.depth, out).await
+        })?;
+    }
+    out.out.flush().or_else(quiet)
+}
+
+/// A reader who has seen enough closes the pipe; that is no error.
+fn quiet(error: io::Error) -> Result<(), String> {
+    if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error.to_string()) }
+}
+
+struct Printer<W> {
+    out: W,
+    json: bool,
+    failed: Option<io::Error>,
+}
+
+impl<W: Write> Printer<W> {
+    /// Prints an object: as JSON, or as its values behind their names.
+    fn line(&mut self, what: &str, indent: usize, fields: Value) -> Result<(), String> {
+        let Value::Object(fields) = fields else { return Ok(()) };
+        let text = if self.json {
+            let mut object = serde_json::Map::new();
+            object.insert("what".to_owned(), what.into());
+            object.extend(fields);
+            Value::Object(object).to_string()
+        } else {
+            let mut text = format!("{:indent$}{what}", "");
+            for (name, value) in &fields {
+                let shown = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                let _ = write!(text, "  {name} {shown}");
+            }
+            text
+        };
+        if self.failed.is_none() {
+            self.failed = writeln!(self.out, "{text}").err();
+        }
+        match self.failed.take() {
+            None => Ok(()),
+            Some(error) => {
+                quiet(error)?;
+                Err(String::new())
+            }
+        }
+    }
+}
+
+async fn shard(
+    path: &Path,
+    storage: &RealStorage,
+    superblock: &Superblock,
+    depth: Depth,
+    out: &mut Printer<impl Write>,
+) -> Result<(), String> {
+    let geometry = superblock.geometry;
+    let copies = Superblock::read_copies(storage).await.map_err(|e| e.to_string())?;
+    let valid = copies.iter().filter(|copy| copy.superblock.is_some()).count();
+    out.line(
+        "shard",
+        0,
+        json!({
+            "shard": superblock.shard, "of": superblock.shard_count, "file": path.display().to_string(),
+            "ledger": superblock.ledger.to_string(), "superblock_generation": superblock.generation,
+            "superblock_copies_valid": valid,
+            "clock": match superblock.clock { ClockMode::Wall => "wall", ClockMode::Replay => "replay" },
+            "formatted_at": rfc3339(superblock.formatted_at_us),
+            "segment_bytes": geometry.segment_bytes, "batch_bytes_max": geometry.batch_bytes_max,
+        }),
+    )?;
+    let mut segment = Segment::default();
+    let mut totals = (0u64, 0u64);
+    let walked = recovery::walk(storage, superblock, RecoveryOptions::default(), |visit| match visit {
+        Visit::Batch(place) => {
+            totals.0 += 1;
+            totals.1 += u64::from(place.header.record_count);
+            let number = geometry.segment_of(place.log_offset);
+            if segment.number != Some(number) {
+                segment.print(depth, out)?;
+                segment = Segment { number: Some(number), ..Segment::default() };
+            }
+            segment.add(place);
+            if depth >= Depth::Batches { batch(place, geometry.file_offset(place.log_offset), out) } else { Ok(()) }
+        }
+        Visit::Record(raw, log_offset) if depth >= Depth::Records => record(raw, geometry.file_offset(log_offset), out),
+        Visit::Record(..) => Ok(()),
+    })
+    .await;
+    let end = match walked {
+        Ok(end) => end,
+        // The reader closed the pipe.
+        Err(_) if out.failed.is_some() => return Ok(()),
+        Err(error) => return Err(format!("{}: {error}", path.display())),
+    };
+    segment.print(depth, out)?;
+    out.line(
+        "end",
+        0,
+        json!({
+            "batches": totals.0, "records": totals.1, "next_position": end.next_position,
+            "next_batch_at": geometry.file_offset(end.next_batch_at), "incarnation": end.incarnation,
+            "segments_prepared": end.segments_prepared, "last_hash": hex(&end.previous_hash),
+        }),
+    )
+}
+
+#[derive(Default)]
+struct Segment {
+    number: Option<u64>,
+    batches: u64,
+    records: u64,
+    bytes: u64,
+}
+
+impl Segment {
+    fn add(&mut self, place: &BatchPlace) {
+        self.batches += 1;
+        self.records += u64::from(place.header.record_count);
+        self.bytes += u64::from(place.header.total_bytes);
+    }
+
+    fn print(&self, depth: Depth, out: &mut Printer<impl Write>) -> Result<(), String> {
+        match self.number {
+            Some(number) if depth >= Depth::Segments => {
+                let fields = json!({
+                    "segment": number, "batches": self.batches, "records": self.records, "bytes": self.bytes,
+                });
+                out.line("segment", 1, fields)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn batch(place: &BatchPlace, file_offset: u64, out: &mut Printer<impl Write>) -> Result<(), String> {
+    let header = &place.header;
+    let fields = json!({
+        "batch": header.number, "file_offset": file_offset, "incarnation": header.incarnation,
+        "kind": if header.is_recovery { "recovery" } else if header.record_count == 0 { "mark" } else { "records" },
+        "first_position": header.first_position, "records": header.record_count, "bytes": header.total_bytes,
+        "durable_position": header.durable_position, "hash": hex(&place.hash),
+    });
+    out.line("batch", 2, fields)
+}
+
+fn record(raw: RawRecord<'_>, file_offset: u64, out: &mut Printer<impl Write>) -> Result<(), String> {
+    let record = Record::decode(raw.kind, raw.body).map_err(|e| e.to_string())?;
+    let meta = &record.meta;
+    let subject = match &record.entry {
+        Entry::Claim(claim) => claim.event_id.to_string(),
+        Entry::Reference { event_id, .. } | Entry::Tombstone { event_id, .. } | Entry::Reactivate { event_id } => {
+            event_id.to_string()
+        }
+        Entry::Onboard { name, .. } => (*name).to_owned(),
+        Entry::PrefixAllocation { minted_to, .. } => format!("prefixes to {minted_to}"),
+        Entry::ConfirmClock { .. } => "clock".to_owned(),
+        Entry::Recovery { incarnation, .. } => format!("incarnation {incarnation}"),
+    };
+    let fields = json!({
+        "position": raw.position, "file_offset": file_offset, "operation": record.entry.operation(),
+        "timestamp": rfc3339(meta.timestamp_us), "subject": subject,
+        "corpus_prefix": meta.corpus.map_or(0, |prefix| prefix.get()),
+        "uid": meta.principal.uid, "gid": meta.principal.gid, "pid": meta.principal.pid, "bytes": raw.body.len(),
+        "rationale": meta.rationale,
+    });
+    out.line("record", 3, fields)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

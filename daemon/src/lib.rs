@@ -1,0 +1,31 @@
+//! The parts of the claimd daemon.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`ledger`] | the data directory: files, format |
+//! | [`start`] | the process: executors, sockets, signals |
+//! | [`executor`] | one core: its shards, connections, mesh |
+//! | [`driver`] | one shard's engine and its storage |
+//! | [`service`], [`gather`], [`reading`], [`translate`] | from a frame to a reply |
+//! | [`socket`] | connections and frames |
+//! | [`mesh`], [`inbox`] | messages between executors |
+//! | [`stall_guard`] | wakes an executor that sleeps over its work |
+//! | [`doctor`], [`inspect`], [`demo`] | what an operator asks |
+//! | [`clock`] | the only place that reads clocks |
+
+pub mod clock;
+pub mod demo;
+pub mod doctor;
+pub mod driver;
+pub mod executor;
+pub mod gather;
+pub mod inbox;
+pub mod inspect;
+pub mod ledger;
+pub mod mesh;
+pub mod reading;
+pub mod service;
+pub mod socket;
+pub mod stall_guard;
+pub mod start;
+pub mod translate;

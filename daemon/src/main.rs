@@ -1,0 +1,265 @@
+//! `claimd`: the daemon and its operator's commands.
+
+use claim_engine::log::layout::Geometry;
+use claim_engine::log::superblock::ClockMode;
+use claim_engine::storage::DirectIo;
+use claimd::inspect::{Depth, InspectOptions};
+use claimd::ledger::{self, FormatOptions};
+use claimd::start::{self, StartOptions};
+use claimd::{demo, doctor, inspect};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Where the ledger is unless told otherwise.
+const DATA: &str = "./claimd-data";
+
+#[derive(Debug, Parser)]
+#[command(name = "claimd", version, about = "Hands out event-ids and keeps the ledger of what happened to them", long_about = None)]
+#[command(
+    after_help = "Examples:\n  claimd start                      format ./claimd-data if need be, and serve it\n  claimd doctor                     is this machine fit for a ledger?\n  claimd demo                       see it work"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make an empty ledger.
+    #[command(after_help = "Example:\n  claimd format --data /var/lib/claimd --shards 2")]
+    Format(FormatArgs),
+    /// Serve a ledger until SIGTERM; without --data it makes ./claimd-data first if there is none.
+    #[command(
+        after_help = "Example:\n  claimd start --data /var/lib/claimd --cores 0,1\n\nIt prints `ready SOCKET` when it serves. CLAIMD_LOG sets what it logs (error, warn, info, debug)."
+    )]
+    Start(StartArgs),
+    /// Say whether this machine is fit for a ledger, and how to mend what is not.
+    #[command(after_help = "Example:\n  claimd doctor --data /var/lib/claimd")]
+    Doctor(DoctorArgs),
+    /// Print what is on disk: superblocks, segments, batches, records.
+    #[command(after_help = "Example:\n  claimd inspect --data /var/lib/claimd --depth records | tail")]
+    Inspect(InspectArgs),
+    /// See a ledger take real events, be killed, and lose nothing; takes less than a minute.
+    #[command(after_help = "Example:\n  claimd demo --data ./demo")]
+    Demo(DemoArgs),
+}
+
+#[derive(Debug, Args)]
+struct FormatArgs {
+    /// Directory of the ledger; it is made if it is not there.
+    #[arg(long, default_value = DATA)]
+    data: PathBuf,
+    /// Number of shards, fixed for good; by default one per core.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=i64::from(ledger::SHARDS_MAX)))]
+    shards: Option<u16>,
+    /// Bytes of a segment: a multiple of 4096, 1 MiB to 4 GiB; K, M and G are understood.
+    #[arg(long, default_value = "64M", value_parser = bytes)]
+    segment_bytes: u64,
+    /// Bytes of the largest batch: a multiple of 4096, 128 KiB to 4 MiB.
+    #[arg(long, default_value = "1M", value_parser = bytes)]
+    batch_bytes_max: u64,
+    /// Where time comes from: the daemon's clock, or the requests themselves (for replaying history).
+    #[arg(long, value_enum, default_value_t = ClockArg::Wall)]
+    clock: ClockArg,
+    /// Take a file system without O_DIRECT, such as tmpfs: for trials only, a power cut may lose everything.
+    #[arg(long)]
+    unsafe_no_direct: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ClockArg {
+    Wall,
+    Replay,
+}
+
+#[derive(Debug, Args)]
+struct StartArgs {
+    /// Directory of the ledger.
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// The socket for everything; by default claimd.sock in the data directory. The shards' own lie beside it.
+    #[arg(long)]
+    socket: Option<PathBuf>,
+    /// Cores to serve from, such as 0,1 or 0-3; by default all that this process may use.
+    #[arg(long, value_parser = cores)]
+    cores: Option<Cores>,
+    /// Serve from a file system without O_DIRECT, such as tmpfs: for trials only, a power cut may lose everything.
+    #[arg(long)]
+    unsafe_no_direct: bool,
+}
+
+#[derive(Debug, Args)]
+struct DoctorArgs {
+    /// The directory that holds, or is to hold, the ledger.
+    #[arg(long, default_value = DATA)]
+    data: PathBuf,
+    /// Print one JSON object per line.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct InspectArgs {
+    /// Directory of the ledger.
+    #[arg(long, default_value = DATA)]
+    data: PathBuf,
+    /// How much to print.
+    #[arg(long, value_enum, default_value_t = Depth::Segments)]
+    depth: Depth,
+    /// Only this shard.
+    #[arg(long)]
+    shard: Option<u16>,
+    /// Print one JSON object per line.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct DemoArgs {
+    /// A directory for the demonstration's ledger; by default a new one beside the present directory's files.
+    #[arg(long)]
+    data: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone)]
+struct Cores(Vec<usize>);
+
+fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" => 1,
+        "K" | "KIB" => 1 << 10,
+        "M" | "MIB" => 1 << 20,
+        "G" | "GIB" => 1 << 30,
+        other => return Err(format!("'{other}' is no unit; write K, M or G")),
+    };
+    let number: u64 = digits.parse().map_err(|_| format!("'{text}' is no number of bytes; write it like 64M"))?;
+    number.checked_mul(unit).ok_or_else(|| format!("{text} is too large"))
+}
+
+fn cores(text: &str) -> Result<Cores, String> {
+    let error = || format!("'{text}' is no list of cores; write it like 0,1 or 0-3");
+    let mut cores = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (usize, usize) = (first.parse().map_err(|_| error())?, last.parse().map_err(|_| error())?);
+        if first > last || last >= 4_096 {
+            return Err(error());
+        }
+        cores.extend((first..=last).filter(|core| !cores.contains(core)).collect::<Vec<_>>());
+    }
+    Ok(Cores(cores))
+}
+
+/// The cores that this process may run on.
+fn allowed_cores() -> Vec<usize> {
+    let set = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0));
+    let allowed = |set: nix::sched::CpuSet| {
+        (0..nix::sched::CpuSet::count()).filter(|c| set.is_set(*c).unwrap_or(false)).collect()
+    };
+    set.map(allowed).unwrap_or_else(|_| vec![0])
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command {
+        Command::Format(args) => report(format(&args)),
+        Command::Start(args) => {
+            log_to_stderr();
+            abort_on_panic();
+            report(serve(&args))
+        }
+        Command::Doctor(args) => doctor::run(&args.data, args.json),
+        Command::Inspect(args) => {
+            let options = InspectOptions { depth: args.depth, json: args.json, shard: args.shard };
+            report(inspect::inspect(&args.data, &options))
+        }
+        Command::Demo(args) => {
+            let data = args.data.unwrap_or_else(|| PathBuf::from(format!("./claimd-demo-{}", std::process::id())));
+            report(demo::run(&data))
+        }
+    }
+}
+
+fn report(result: Result<(), String>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            if !message.is_empty() {
+                eprintln!("claimd: {message}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("CLAIMD_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,claimd=info,claim_engine=info"));
+    let colour = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour).init();
+}
+
+/// A panic in a shard leaves its state in doubt: the process ends, and a restart is recovery.
+fn abort_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        print(info);
+        std::process::abort();
+    }));
+}
+
+fn direct(unsafe_no_direct: bool) -> DirectIo {
+    if unsafe_no_direct { DirectIo::NotRequired } else { DirectIo::Required }
+}
+
+fn format(args: &FormatArgs) -> Result<(), String> {
+    let options = FormatOptions {
+        data: args.data.clone(),
+        shards: args.shards.unwrap_or_else(|| allowed_cores().len().min(usize::from(ledger::SHARDS_MAX)) as u16),
+        geometry: Geometry { segment_bytes: args.segment_bytes, batch_bytes_max: args.batch_bytes_max },
+        clock: match args.clock {
+            ClockArg::Wall => ClockMode::Wall,
+            ClockArg::Replay => ClockMode::Replay,
+        },
+        direct: direct(args.unsafe_no_direct),
+    };
+    let ledger = ledger::format(&options, |_| {}).map_err(|e| e.to_string())?;
+    let data = args.data.display();
+    if args.json {
+        let clock = format!("{:?}", args.clock).to_lowercase();
+        println!(
+            "{}",
+            serde_json::json!({"ledger": ledger.to_string(), "data": args.data, "shards": options.shards, "clock": clock})
+        );
+    } else {
+        println!("formatted ledger {ledger}: {} shards in {data}", options.shards);
+        println!("serve it with: claimd start --data {data}");
+    }
+    Ok(())
+}
+
+fn serve(args: &StartArgs) -> Result<(), String> {
+    let data = args.data.clone().unwrap_or_else(|| PathBuf::from(DATA));
+    let cores = args.cores.clone().map_or_else(allowed_cores, |cores| cores.0);
+    let direct = direct(args.unsafe_no_direct);
+    if args.data.is_none() && !ledger::exists(&data) {
+        doctor::preflight(Path::new("."), cores.len() as u64, args.unsafe_no_direct)?;
+        let options = FormatOptions {
+            data: data.clone(),
+            shards: cores.len().min(usize::from(ledger::SHARDS_MAX)) as u16,
+            geometry: Geometry::DEFAULT,
+            clock: ClockMode::Wall,
+            direct,
+        };
+        let ledger = ledger::format(&options, |_| {}).map_err(|e| e.to_string())?;
+        tracing::info!(%ledger, data = %data.display(), "formatted");
+    }
+    let socket = args.socket.clone().unwrap_or_else(|| data.join("claimd.sock"));
+    start::start(&StartOptions { data, socket, cores, direct })
+}

@@ -1,0 +1,188 @@
+//! `claimd start`: from a data directory to a daemon that serves, and back down.
+
+use crate::doctor;
+use crate::executor::{self, Control, IO_MEMORY_BYTES, Plan, Ready};
+use crate::inbox::Inbox;
+use crate::ledger;
+use crate::mesh::{MeshBuilder, MeshLimits};
+use crate::service::{self, Shared};
+use crate::socket::limits::Limits;
+use crate::socket::listener::{Acceptor, Routes, SocketPaths, bind_all};
+use crate::stall_guard::{GuardTimes, Pulse, StallGuard};
+use claim_engine::log::superblock::ClockMode;
+use claim_engine::storage::DirectIo;
+use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
+use nix::sys::signal::{SigSet, Signal};
+use std::path::PathBuf;
+use std::sync::atomic::AtomicUsize;
+use std::sync::mpsc;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+/// Orders that wait for an executor, at most.
+const CONTROL_MAX: usize = 16;
+
+/// What `claimd start` is told.
+#[derive(Debug, Clone)]
+pub struct StartOptions {
+    /// Where the ledger is.
+    pub data: PathBuf,
+    /// The socket for everything; the shards' own lie beside it.
+    pub socket: PathBuf,
+    /// Cores to pin executors to.
+    pub cores: Vec<usize>,
+    /// Whether O_DIRECT is insisted on.
+    pub direct: DirectIo,
+}
+
+/// Serves until SIGTERM or SIGINT. The error is a sentence for the operator.
+pub fn start(options: &StartOptions) -> Result<(), String> {
+    let started = Instant::now();
+    // The signals are taken by this thread alone, so they are blocked before any other thread is made.
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    signals.thread_block().map_err(|e| format!("blocking signals failed: {e}"))?;
+
+    let superblocks = ledger::superblocks(&options.data).map_err(|e| e.to_string())?;
+    let shard_count = superblocks.len();
+    let executors = options.cores.len().min(shard_count);
+    doctor::preflight(&options.data, executors as u64, options.direct == DirectIo::NotRequired)?;
+    if superblocks[0].clock == ClockMode::Replay {
+        tracing::warn!("this is a replay ledger: its time comes from the requests, never from the clock");
+    }
+    let executor_of_shard: Vec<_> = (0..shard_count).map(|shard| shard % executors).collect();
+    let paths = SocketPaths::beside(&options.socket, shard_count as u16);
+    let shared = Arc::new(Shared {
+        ledger: superblocks[0].ledger,
+        clock: superblocks[0].clock,
+        executor_of_shard: executor_of_shard.clone(),
+        cores: options.cores[..executors].to_vec(),
+        shard_sockets: paths.shards.iter().map(|path| absolute(path)).collect(),
+        started,
+        connections: AtomicUsize::new(0),
+        guard: OnceLock::new(),
+    });
+    let limits = Limits::default();
+    let pulses: Vec<_> = (0..executors).map(|_| Pulse::new()).collect();
+    let mesh = Arc::new(MeshBuilder::new(&pulses, MeshLimits::default()));
+    let guard = StallGuard::start(pulses.clone(), GuardTimes::default())
+        .map_err(|e| format!("the stall guard's thread can't be started: {e}"))?;
+    let _ = shared.guard.set(Arc::clone(guard.counters()));
+
+    let (ready, opened) = mpsc::channel();
+    let (mut handles, mut controls, mut inboxes) = (Vec::new(), Vec::new(), Vec::new());
+    for (executor, pulse) in pulses.iter().enumerate() {
+        let accepted = Inbox::new(limits.accept_inbox_max, Arc::clone(pulse));
+        let control = Inbox::new(CONTROL_MAX, Arc::clone(pulse));
+        let plan = Plan {
+            executor,
+            data: options.data.clone(),
+            superblocks: superblocks
+                .iter()
+                .filter(|s| executor_of_shard[usize::from(s.shard)] == executor)
+                .cloned()
+                .collect(),
+            direct: options.direct,
+            shared: Arc::clone(&shared),
+            limits: limits.clone(),
+            pulse: Arc::clone(pulse),
+            mesh: Arc::clone(&mesh),
+            accepted: accepted.clone(),
+            control: control.clone(),
+            ready: ready.clone(),
+            seed: seed()?,
+        };
+        handles.push(spawn(options.cores[executor], plan)?);
+        controls.push(control);
+        inboxes.push(accepted);
+    }
+    drop(ready);
+    let stop = |handles: Vec<ExecutorJoinHandle<()>>, controls: &[Inbox<Control>]| {
+        for control in controls {
+            let _ = control.try_push(Control::Stop);
+        }
+        for handle in handles {
+            if let Err(error) = handle.join() {
+                tracing::error!(%error, "an executor ended badly");
+            }
+        }
+    };
+    let ledger_last_us = match collect(&opened, executors) {
+        Ok(last_us) => last_us,
+        Err(message) => {
+            stop(handles, &controls);
+            return Err(message);
+        }
+    };
+    let acceptor = bind_all(&paths).map_err(|e| e.to_string()).and_then(|listeners| {
+        let routes = Routes { inboxes, executor_of_shard };
+        Acceptor::start(listeners, routes, &limits, service::busy_frame())
+            .map_err(|e| format!("the acceptor can't be started: {e}"))
+    });
+    let acceptor = match acceptor {
+        Ok(acceptor) => acceptor,
+        Err(message) => {
+            stop(handles, &controls);
+            return Err(message);
+        }
+    };
+    for control in &controls {
+        let _ = control.try_push(Control::Serve { ledger_last_us });
+    }
+    tracing::info!(
+        ledger = %shared.ledger,
+        shards = shard_count,
+        cores = ?shared.cores,
+        socket = %options.socket.display(),
+        took_ms = started.elapsed().as_millis() as u64,
+        "serving"
+    );
+    println!("ready {}", options.socket.display());
+
+    wait(&signals)?;
+    tracing::info!("stopping: finishing what is under way; a second signal ends the process at once");
+    std::thread::spawn(move || {
+        if wait(&signals).is_ok() {
+            std::process::exit(1);
+        }
+    });
+    acceptor.stop();
+    stop(handles, &controls);
+    guard.stop();
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn spawn(core: usize, plan: Plan) -> Result<ExecutorJoinHandle<()>, String> {
+    LocalExecutorBuilder::new(Placement::Fixed(core))
+        .name(&format!("claimd-{core}"))
+        .io_memory(IO_MEMORY_BYTES)
+        .spawn(move || executor::run(plan))
+        .map_err(|e| format!("an executor on core {core} can't be started: {e}; name cores that exist with --cores"))
+}
+
+/// Waits for every executor's report; returns the time of the ledger's last entry.
+fn collect(opened: &mpsc::Receiver<Ready>, executors: usize) -> Result<i64, String> {
+    let mut last_us = 0;
+    for _ in 0..executors {
+        let ready = opened.recv().map_err(|_| "an executor ended before it had opened its shards".to_owned())?;
+        for shard in ready.shards? {
+            last_us = last_us.max(shard.last_us);
+            tracing::info!(shard = shard.shard, records = shard.records, batches = shard.batches, "recovered");
+        }
+    }
+    Ok(last_us)
+}
+
+fn wait(signals: &SigSet) -> Result<Signal, String> {
+    signals.wait().map_err(|e| format!("waiting for a signal failed: {e}"))
+}
+
+fn seed() -> Result<[u8; 32], String> {
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).map_err(|e| format!("no entropy from the kernel: {e}"))?;
+    Ok(seed)
+}
+
+fn absolute(path: &std::path::Path) -> String {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).to_string_lossy().into_owned()
+}

@@ -1,0 +1,136 @@
+//! The real binary in a scratch directory, for the tests beside this folder.
+#![allow(dead_code, reason = "each test binary uses its part of this")]
+
+use claim_client::{ClaimItem, Client, ClientOptions, RequestOptions};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// How long a daemon may take to serve on a loaded machine.
+const READY_PATIENCE: Duration = Duration::from_secs(60);
+
+/// A scratch directory on the file system of the build: /tmp may be a tmpfs, which is not O_DIRECT.
+pub fn scratch() -> TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a scratch directory")
+}
+
+pub fn claimd() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_claimd"))
+}
+
+/// Formats a small ledger: segments of 4 MiB, so that tests roll.
+pub fn format(data: &Path, shards: u16, clock: &str) {
+    let shards = shards.to_string();
+    let output = claimd()
+        .args(["format", "--segment-bytes", "4M", "--shards", &shards, "--clock", clock, "--data"])
+        .arg(data)
+        .output()
+        .expect("claimd runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+pub struct Daemon {
+    child: Child,
+    pub data: PathBuf,
+}
+
+impl Daemon {
+    /// Starts a daemon and waits until it serves.
+    pub fn start(data: &Path) -> Daemon {
+        Daemon::start_with(data, claimd())
+    }
+
+    /// The same through a command that ends in `claimd`'s own arguments.
+    pub fn start_with(data: &Path, mut command: Command) -> Daemon {
+        let mut child = command
+            .args(["start", "--data"])
+            .arg(data)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("claimd starts");
+        let stdout = child.stdout.take().expect("a pipe");
+        let (ready, heard) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            let _ = BufReader::new(stdout).read_line(&mut line);
+            let _ = ready.send(line);
+        });
+        let daemon = Daemon { child, data: data.to_owned() };
+        let line = heard.recv_timeout(READY_PATIENCE).expect("the daemon says something in time");
+        assert!(line.starts_with("ready "), "the daemon does not serve: {line:?}");
+        daemon
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.data.join("claimd.sock")
+    }
+
+    pub fn client(&self) -> Client {
+        Client::connect(self.socket()).expect("the daemon answers")
+    }
+
+    /// A client that gives up at the first broken connection.
+    pub fn client_without_retry(&self) -> Client {
+        let options = ClientOptions { attempts_max: 1, deadline: Duration::from_secs(20), ..ClientOptions::default() };
+        Client::connect_with(self.socket(), options).expect("the daemon answers")
+    }
+
+    pub fn kill(mut self) {
+        self.child.kill().expect("the daemon is there");
+        self.child.wait().expect("the daemon ends");
+    }
+
+    /// SIGTERM; the daemon must end well.
+    pub fn stop(mut self) {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).expect("the daemon is there");
+        let status: ExitStatus = self.child.wait().expect("the daemon ends");
+        assert!(status.success(), "{status}");
+    }
+
+    /// Resident memory in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the daemon runs");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("Linux says VmRSS");
+        let kib: u64 = line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number of KiB");
+        kib * 1024
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A claim item that differs by its key alone.
+pub fn item(event_key: &str) -> ClaimItem<'_> {
+    ClaimItem {
+        event_key,
+        occurred_at_us: 1_700_000_000_000_000,
+        owning_corpus: "",
+        hosting_corpus: "",
+        category: "test",
+        taxonomy_version: 1,
+        metadata: b"metadata of a test",
+    }
+}
+
+pub fn options() -> RequestOptions {
+    RequestOptions::default()
+}
+
+/// Runs `claimd` with arguments to its end.
+pub fn run(args: &[&str]) -> Output {
+    claimd().args(args).output().expect("claimd runs")
+}

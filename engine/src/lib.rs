@@ -1,0 +1,29 @@
+//! claimd's engine: event-ids, the shard's state machine, the log, recovery and storage.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`engine`] | one shard with its log: requests in, I/O and replies out |
+//! | [`shard`] | the state machine: decides, and applies records |
+//! | [`log`] | formats, the writer with its group commit, recovery |
+//! | [`storage`] | the real file, and in tests a simulated disk |
+//! | [`id`], [`time`], [`corpus`], [`row`] | the words that the rest is written in |
+//! | [`command`], [`error`] | what is asked and what is answered |
+//! | [`device`] | what the disk below can do |
+//!
+//! There is no flatbuffers here, no socket and no clock: time and entropy come in with each event.
+
+pub mod command;
+pub mod corpus;
+pub mod device;
+pub mod engine;
+pub mod entropy;
+pub mod error;
+pub mod id;
+pub mod log;
+pub mod row;
+pub mod shard;
+pub mod storage;
+pub mod time;
+
+#[cfg(test)]
+mod simulation;

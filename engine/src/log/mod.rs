@@ -1,0 +1,10 @@
+//! The log is the database: bytes ([`layout`], [`superblock`], [`batch`], [`record`], [`entry`]), then order ([`writer`]),
+//! then the proof of it after a crash ([`recovery`]). Each can be tested alone.
+
+pub mod batch;
+pub mod entry;
+pub mod layout;
+pub mod record;
+pub mod recovery;
+pub mod superblock;
+pub mod writer;

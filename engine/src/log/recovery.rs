@@ -1,0 +1,412 @@
+//! Recovery: finds the end of the log, replays everything before it, and refuses what it can't prove.
+//!
+//! At each place where a batch is due there is one of six things, and beyond it one of three; [`VERDICTS`] says what
+//! follows from every combination.
+
+use super::batch::{self, BatchHeader, Found, Hash};
+use super::layout::{BATCHES_IN_FLIGHT_MAX, BLOCK_BYTES, Geometry};
+use super::record::{self, RawRecord};
+use super::superblock::{Superblock, is_segment_header};
+use super::writer::LogEnd;
+use crate::storage::Storage;
+use std::io;
+
+/// Sequential reads go in pieces of this size, or the largest batch if that is more.
+const READ_AHEAD_BYTES: u64 = 4 << 20;
+
+/// What stands where the next batch is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Here {
+    /// A whole batch that continues the chain.
+    Chained,
+    /// The same, but its segment's header is damaged.
+    ChainedWithoutSegment,
+    /// A whole batch of this ledger that does not continue the chain: a left-over of an earlier incarnation.
+    Unchained,
+    /// Something else, or half a batch.
+    Invalid,
+    /// Nothing was ever written here.
+    Zeroes,
+    /// The segment was never prepared.
+    NoSegment,
+}
+
+/// What stands beyond a place where no batch continues the chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beyond {
+    /// No whole batch of this ledger.
+    Nothing,
+    /// Whole batches, but none of them records the missing one as durable: they were in flight beside it.
+    Siblings,
+    /// A batch that records the missing one as durable.
+    RecordsIt,
+}
+
+/// What to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Apply the batch and go on.
+    Replay,
+    /// The log ends here. What was never acknowledged may go.
+    Cut,
+    /// Something acknowledged is damaged: do not start.
+    Corrupt,
+}
+
+/// The recovery table: every combination, with its verdict. `Chained` needs no look beyond.
+pub const VERDICTS: [(Here, Beyond, Verdict); 18] = {
+    use Beyond::{Nothing, RecordsIt, Siblings};
+    use Here::{Chained, ChainedWithoutSegment, Invalid, NoSegment, Unchained, Zeroes};
+    use Verdict::{Corrupt, Cut, Replay};
+    [
+        (Chained, Nothing, Replay),
+        (Chained, Siblings, Replay),
+        (Chained, RecordsIt, Replay),
+        // A segment gets batches only after its header is durable, so the header was damaged since.
+        (ChainedWithoutSegment, Nothing, Corrupt),
+        (ChainedWithoutSegment, Siblings, Corrupt),
+        (ChainedWithoutSegment, RecordsIt, Corrupt),
+        (Unchained, Nothing, Cut),
+        (Unchained, Siblings, Cut),
+        (Unchained, RecordsIt, Corrupt),
+        // A torn tail.
+        (Invalid, Nothing, Cut),
+        // The write failed to land, batches that were in flight beside it did.
+        (Invalid, Siblings, Cut),
+        (Invalid, RecordsIt, Corrupt),
+        (Zeroes, Nothing, Cut),
+        (Zeroes, Siblings, Cut),
+        (Zeroes, RecordsIt, Corrupt),
+        (NoSegment, Nothing, Cut),
+        // Batches are written to prepared segments only; one that lies beyond an unprepared one is out of place.
+        (NoSegment, Siblings, Corrupt),
+        (NoSegment, RecordsIt, Corrupt),
+    ]
+};
+
+/// Looks the verdict up.
+pub fn verdict(here: Here, beyond: Beyond) -> Verdict {
+    let row = VERDICTS.iter().find(|(h, b, _)| (*h, *b) == (here, beyond));
+    row.expect("the table is exhaustive; a test counts its rows").2
+}
+
+/// Damage that recovery can't explain by a power cut.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "segment {segment}, file offset {file_offset}: batch {batch} (positions from {first_position}) is damaged ({here:?}), but \
+     batch {witness} at file offset {witness_file_offset} records it as durable; positions {first_position} to \
+     {last_position} are concerned. Restore the file from a backup, or from a copy of the device"
+)]
+pub struct Damage {
+    /// Where, as a segment.
+    pub segment: u64,
+    /// Where, in the file.
+    pub file_offset: u64,
+    /// What was found there.
+    pub here: Here,
+    /// The batch that should be there.
+    pub batch: u64,
+    /// Its first position.
+    pub first_position: u64,
+    /// The last position before the first whole batch beyond.
+    pub last_position: u64,
+    /// The batch that shows that it was durable.
+    pub witness: u64,
+    /// Where that one is.
+    pub witness_file_offset: u64,
+}
+
+/// Why a log was not recovered.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoveryError {
+    /// A read failed.
+    #[error("reading the ledger at file offset {file_offset} failed: {source}")]
+    Read {
+        /// Where.
+        file_offset: u64,
+        /// How.
+        source: io::Error,
+    },
+    /// The flush or the recovery batch failed.
+    #[error("writing the recovery batch failed: {0}")]
+    Write(String),
+    /// See [`Damage`].
+    #[error("the ledger is damaged: {0}")]
+    Corrupt(Box<Damage>),
+    /// A batch verifies, but a record in it does not fit the format.
+    #[error("record at position {position} (file offset {file_offset}) can't be applied: {reason}")]
+    Record {
+        /// Which.
+        position: u64,
+        /// Where.
+        file_offset: u64,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Deliberate bugs, for the tests that must catch them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RecoveryOptions {
+    /// Take batches whose hash does not match.
+    #[cfg(test)]
+    pub skip_hash_check: bool,
+}
+
+impl RecoveryOptions {
+    #[cfg(test)]
+    fn check_hash(self) -> bool {
+        !self.skip_hash_check
+    }
+
+    #[cfg(not(test))]
+    #[allow(clippy::unused_self, reason = "the test build has a switch here")]
+    fn check_hash(self) -> bool {
+        true
+    }
+}
+
+/// Where a batch lies, for those who list them.
+#[derive(Debug, Clone, Copy)]
+pub struct BatchPlace {
+    /// Its header.
+    pub header: BatchHeader,
+    /// Its hash.
+    pub hash: Hash,
+    /// Log offset.
+    pub log_offset: u64,
+}
+
+/// Walks the log from its start to its end. Every batch and every record goes to `visit`, in order.
+pub async fn walk<S: Storage>(
+    storage: &S,
+    superblock: &Superblock,
+    options: RecoveryOptions,
+    mut visit: impl FnMut(Visit<'_>) -> Result<(), String>,
+) -> Result<LogEnd, RecoveryError> {
+    let mut walker = Walker::new(storage, superblock, options).await?;
+    loop {
+        let at = walker.end.next_batch_at;
+        let (here, found) = walker.look_here().await?;
+        if here == Here::Chained {
+            let place = found.expect("a chained batch was found");
+            let total = place.header.total_bytes;
+            let bytes = walker.reader.bytes(at, total as usize).await?;
+            replay(superblock.geometry, &place, bytes, &mut visit)?;
+            walker.advance(&place);
+            continue;
+        }
+        let (beyond, witness) = walker.look_beyond().await?;
+        match verdict(here, beyond) {
+            Verdict::Replay => unreachable!("only a chained batch is replayed"),
+            Verdict::Cut => return Ok(walker.end),
+            Verdict::Corrupt => return Err(walker.damage(here, witness.or(found))),
+        }
+    }
+}
+
+/// What [`walk`] meets.
+#[derive(Debug)]
+pub enum Visit<'a> {
+    /// A batch; its records follow.
+    Batch(&'a BatchPlace),
+    /// A record and its log offset.
+    Record(RawRecord<'a>, u64),
+}
+
+fn replay(
+    geometry: Geometry,
+    place: &BatchPlace,
+    bytes: &[u8],
+    visit: &mut impl FnMut(Visit<'_>) -> Result<(), String>,
+) -> Result<(), RecoveryError> {
+    let error = |position, log_offset, reason| RecoveryError::Record {
+        position,
+        file_offset: geometry.file_offset(log_offset),
+        reason,
+    };
+    visit(Visit::Batch(place)).map_err(|reason| error(place.header.first_position, place.log_offset, reason))?;
+    let range = batch::records(bytes, &place.header);
+    let mut at = range.start;
+    for i in 0..place.header.record_count {
+        let log_offset = place.log_offset + at as u64;
+        let position = place.header.first_position + u64::from(i);
+        let (raw, length) =
+            record::read(&bytes[at..range.end]).map_err(|e| error(position, log_offset, e.to_string()))?;
+        if raw.position != position {
+            return Err(error(position, log_offset, format!("it says that its position is {}", raw.position)));
+        }
+        visit(Visit::Record(raw, log_offset)).map_err(|reason| error(position, log_offset, reason))?;
+        at += length;
+    }
+    if at == range.end {
+        Ok(())
+    } else {
+        Err(error(place.header.next_position(), place.log_offset, "bytes left over".into()))
+    }
+}
+
+struct Walker<'a, S> {
+    superblock: &'a Superblock,
+    options: RecoveryOptions,
+    reader: Reader<'a, S>,
+    end: LogEnd,
+}
+
+impl<'a, S: Storage> Walker<'a, S> {
+    async fn new(
+        storage: &'a S,
+        superblock: &'a Superblock,
+        options: RecoveryOptions,
+    ) -> Result<Walker<'a, S>, RecoveryError> {
+        let geometry = superblock.geometry;
+        let mut reader = Reader::new(storage, geometry).await?;
+        let mut segments_prepared = 0;
+        while is_segment_header(
+            reader.peek(geometry.segment_start(segments_prepared), BLOCK_BYTES as usize).await?.as_slice(),
+            superblock,
+            segments_prepared,
+        ) {
+            segments_prepared += 1;
+        }
+        Ok(Walker { superblock, options, reader, end: LogEnd::of_empty(superblock, segments_prepared) })
+    }
+
+    async fn find(&mut self, at: u64) -> Result<Found, RecoveryError> {
+        let superblock = self.superblock;
+        let batch_bytes_max = superblock.geometry.batch_bytes_max;
+        let check_hash = self.options.check_hash();
+        let block = self.reader.bytes(at, BLOCK_BYTES as usize).await?;
+        let Some(total) = batch::claimed_bytes(block, batch_bytes_max) else {
+            return Ok(batch::find(block, &superblock.key, superblock.shard, batch_bytes_max, check_hash));
+        };
+        let bytes = self.reader.bytes(at, total as usize).await?;
+        Ok(batch::find(bytes, &superblock.key, superblock.shard, batch_bytes_max, check_hash))
+    }
+
+    async fn look_here(&mut self) -> Result<(Here, Option<BatchPlace>), RecoveryError> {
+        let at = self.end.next_batch_at;
+        let has_segment = self.superblock.geometry.segment_of(at) < self.end.segments_prepared;
+        let (here, place) = match self.find(at).await? {
+            Found::Batch { header, hash } => {
+                let place = BatchPlace { header, hash, log_offset: at };
+                let here = match (self.chains(&header), has_segment) {
+                    (true, true) => Here::Chained,
+                    (true, false) => Here::ChainedWithoutSegment,
+                    (false, _) => Here::Unchained,
+                };
+                (here, Some(place))
+            }
+            Found::Zeroes => (Here::Zeroes, None),
+            Found::Invalid => (Here::Invalid, None),
+        };
+        Ok(if has_segment || here == Here::ChainedWithoutSegment { (here, place) } else { (Here::NoSegment, place) })
+    }
+
+    fn chains(&self, header: &BatchHeader) -> bool {
+        let incarnation_allowed = if header.is_recovery {
+            header.incarnation > self.end.incarnation
+        } else {
+            header.incarnation == self.end.incarnation
+        };
+        header.number == self.end.next_number
+            && header.first_position == self.end.next_position
+            && header.previous_hash == self.end.previous_hash
+            && incarnation_allowed
+    }
+
+    fn advance(&mut self, place: &BatchPlace) {
+        self.end = LogEnd {
+            next_batch_at: self.superblock.geometry.next_batch(place.log_offset, place.header.total_bytes.into()),
+            next_number: place.header.number + 1,
+            next_position: place.header.next_position(),
+            previous_hash: place.hash,
+            incarnation: place.header.incarnation,
+            segments_prepared: self.end.segments_prepared,
+        };
+    }
+
+    /// Searches every block boundary of the rest of this segment, of as much of the next one as batches in flight can
+    /// reach, and the first batch of each later segment. What batches in flight can reach is what DESIGN asks for; the
+    /// rest costs one more read of a segment at most and finds damage that is longer than that.
+    async fn look_beyond(&mut self) -> Result<(Beyond, Option<BatchPlace>), RecoveryError> {
+        let geometry = self.superblock.geometry;
+        let window_bytes = BATCHES_IN_FLIGHT_MAX as u64 * geometry.batch_bytes_max;
+        let missing = self.end.next_number;
+        let segment = geometry.segment_of(self.end.next_batch_at);
+        let next_start = geometry.segment_start(segment + 1);
+        let (mut beyond, mut witness) = (Beyond::Nothing, None);
+        let mut at = self.end.next_batch_at + BLOCK_BYTES;
+        while at < self.reader.log_bytes {
+            if let Found::Batch { header, hash } = self.find(at).await? {
+                let place = BatchPlace { header, hash, log_offset: at };
+                if header.durable_batch >= missing {
+                    return Ok((Beyond::RecordsIt, Some(place)));
+                }
+                if header.number > missing && beyond == Beyond::Nothing {
+                    (beyond, witness) = (Beyond::Siblings, Some(place));
+                }
+            }
+            at += BLOCK_BYTES;
+            if at >= next_start + window_bytes {
+                // The first batch of each segment after that.
+                at = geometry.segment_start(geometry.segment_of(at - 1) + 1) + geometry.first_batch();
+            }
+        }
+        Ok((beyond, witness))
+    }
+
+    fn damage(&self, here: Here, witness: Option<BatchPlace>) -> RecoveryError {
+        let geometry = self.superblock.geometry;
+        let at = self.end.next_batch_at;
+        let witness_at = witness.map_or(at, |w| w.log_offset);
+        RecoveryError::Corrupt(Box::new(Damage {
+            segment: geometry.segment_of(at),
+            file_offset: geometry.file_offset(at),
+            here,
+            batch: self.end.next_number,
+            first_position: self.end.next_position,
+            last_position: witness.map_or(self.end.next_position, |w| w.header.first_position.saturating_sub(1)),
+            witness: witness.map_or(self.end.next_number, |w| w.header.number),
+            witness_file_offset: geometry.file_offset(witness_at),
+        }))
+    }
+}
+
+/// Reads the log sequentially through one buffer.
+struct Reader<'a, S> {
+    storage: &'a S,
+    geometry: Geometry,
+    /// Length of the file, as a log offset.
+    log_bytes: u64,
+    buffer: Vec<u8>,
+    buffer_at: u64,
+}
+
+impl<'a, S: Storage> Reader<'a, S> {
+    async fn new(storage: &'a S, geometry: Geometry) -> Result<Reader<'a, S>, RecoveryError> {
+        let file_bytes = storage.file_bytes().await.map_err(|source| RecoveryError::Read { file_offset: 0, source })?;
+        let log_bytes = file_bytes.saturating_sub(geometry.file_offset(0));
+        Ok(Reader { storage, geometry, log_bytes, buffer: Vec::new(), buffer_at: 0 })
+    }
+
+    /// A read that leaves the buffer alone.
+    async fn peek(&mut self, at: u64, bytes: usize) -> Result<Vec<u8>, RecoveryError> {
+        let file_offset = self.geometry.file_offset(at);
+        self.storage.read_at(file_offset, bytes).await.map_err(|source| RecoveryError::Read { file_offset, source })
+    }
+
+    /// Up to `bytes` from log offset `at`; fewer where the file ends.
+    async fn bytes(&mut self, at: u64, bytes: usize) -> Result<&[u8], RecoveryError> {
+        let buffered = at >= self.buffer_at && at + bytes as u64 <= self.buffer_at + self.buffer.len() as u64;
+        if !buffered {
+            let wanted = READ_AHEAD_BYTES.max(bytes as u64);
+            let wanted = wanted.min(self.log_bytes.saturating_sub(at) / BLOCK_BYTES * BLOCK_BYTES);
+            self.buffer = if wanted == 0 { Vec::new() } else { self.peek(at, wanted as usize).await? };
+            self.buffer_at = at;
+        }
+        let start = (at - self.buffer_at) as usize;
+        let end = (start + bytes).min(self.buffer.len());
+        Ok(&self.buffer[start..end])
+    }
+}

@@ -1,0 +1,284 @@
+//! The superblock: what a ledger file is. The only thing that is ever written in place.
+//!
+//! Four copies, 16 KiB apart. An update writes copies 0 and 1, flushes, then 2 and 3, flushes: at every instant at least
+//! two copies of one generation are whole. The reader takes the valid copy with the greatest generation.
+//!
+//! ```text
+//!  0    magic 8 │ format version 4 │ reserved 4 │ generation 8
+//!  24   ledger UUID 16 │ ledger key 32
+//!  72   shard 2 │ shard count 2 │ clock mode 1 │ reserved 3
+//!  80   segment bytes 8 │ batch bytes max 8 │ formatted at (us) 8 │ first segment 8
+//!  112  zeroes … 4064 BLAKE3 of bytes 0..4064
+//! ```
+
+use super::batch::Hash;
+use super::layout::{BLOCK_BYTES, Geometry};
+use crate::storage::{Durability, Storage};
+use uuid::Uuid;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+const MAGIC: u64 = u64::from_le_bytes(*b"claimdSB");
+/// The format that this build reads and writes.
+pub const FORMAT_VERSION: u32 = 1;
+/// Number of copies.
+pub const COPIES: u64 = 4;
+const COPY_STRIDE_BYTES: u64 = 16 * 1024;
+const CHECKSUM_AT: usize = BLOCK_BYTES as usize - 32;
+
+/// Where a ledger's time comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClockMode {
+    /// The daemon's wall clock.
+    Wall,
+    /// The requests' own `at`.
+    Replay,
+}
+
+/// The content of a superblock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Superblock {
+    /// Counts its updates.
+    pub generation: u64,
+    /// The ledger that this file is a shard of.
+    pub ledger: Uuid,
+    /// Keys every batch's hash.
+    pub key: Hash,
+    /// Which shard this file is.
+    pub shard: u16,
+    /// How many the ledger has.
+    pub shard_count: u16,
+    /// Where time comes from.
+    pub clock: ClockMode,
+    /// Sizes.
+    pub geometry: Geometry,
+    /// When it was formatted, microseconds since the epoch.
+    pub formatted_at_us: i64,
+    /// The first segment that is still part of the log.
+    pub first_segment: u64,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct Raw {
+    magic: U64,
+    version: U32,
+    reserved_1: U32,
+    generation: U64,
+    ledger: [u8; 16],
+    key: Hash,
+    shard: U16,
+    shard_count: U16,
+    clock: u8,
+    reserved_2: [u8; 3],
+    segment_bytes: U64,
+    batch_bytes_max: U64,
+    formatted_at_us: U64,
+    first_segment: U64,
+}
+
+/// Why a file is not a ledger that can be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum SuperblockError {
+    /// The read failed.
+    #[error("reading the superblock failed: {0}")]
+    Io(#[from] std::io::Error),
+    /// No copy is whole.
+    #[error("none of the four superblock copies verifies: this is not a ledger file, or all copies are damaged")]
+    NoCopy,
+    /// Another build's format.
+    #[error(
+        "the ledger has format version {found}, this build reads version {FORMAT_VERSION}; use a build that reads it"
+    )]
+    Version {
+        /// The version in the file.
+        found: u32,
+    },
+}
+
+/// One copy as found on disk, for `inspect`.
+#[derive(Debug)]
+pub struct CopyFound {
+    /// 0 to 3.
+    pub copy: u64,
+    /// Its content, if it verifies.
+    pub superblock: Option<Superblock>,
+}
+
+impl Superblock {
+    fn encode(&self) -> Vec<u8> {
+        let raw = Raw {
+            magic: MAGIC.into(),
+            version: FORMAT_VERSION.into(),
+            reserved_1: 0.into(),
+            generation: self.generation.into(),
+            ledger: *self.ledger.as_bytes(),
+            key: self.key,
+            shard: self.shard.into(),
+            shard_count: self.shard_count.into(),
+            clock: match self.clock {
+                ClockMode::Wall => 0,
+                ClockMode::Replay => 1,
+            },
+            reserved_2: [0; 3],
+            segment_bytes: self.geometry.segment_bytes.into(),
+            batch_bytes_max: self.geometry.batch_bytes_max.into(),
+            formatted_at_us: (self.formatted_at_us as u64).into(),
+            first_segment: self.first_segment.into(),
+        };
+        let mut block = vec![0; BLOCK_BYTES as usize];
+        block[..size_of::<Raw>()].copy_from_slice(raw.as_bytes());
+        let checksum = blake3::hash(&block[..CHECKSUM_AT]);
+        block[CHECKSUM_AT..].copy_from_slice(checksum.as_bytes());
+        block
+    }
+
+    /// Decodes one copy; `Ok(None)` when it does not verify.
+    pub fn decode(block: &[u8]) -> Result<Option<Superblock>, SuperblockError> {
+        let Some(block) = block.get(..BLOCK_BYTES as usize) else { return Ok(None) };
+        let Ok((raw, _)) = Raw::read_from_prefix(block) else { return Ok(None) };
+        if raw.magic.get() != MAGIC || blake3::hash(&block[..CHECKSUM_AT]).as_bytes()[..] != block[CHECKSUM_AT..] {
+            return Ok(None);
+        }
+        if raw.version.get() != FORMAT_VERSION {
+            return Err(SuperblockError::Version { found: raw.version.get() });
+        }
+        let clock = match raw.clock {
+            0 => ClockMode::Wall,
+            1 => ClockMode::Replay,
+            _ => return Ok(None),
+        };
+        Ok(Some(Superblock {
+            generation: raw.generation.get(),
+            ledger: Uuid::from_bytes(raw.ledger),
+            key: raw.key,
+            shard: raw.shard.get(),
+            shard_count: raw.shard_count.get(),
+            clock,
+            geometry: Geometry { segment_bytes: raw.segment_bytes.get(), batch_bytes_max: raw.batch_bytes_max.get() },
+            formatted_at_us: raw.formatted_at_us.get() as i64,
+            first_segment: raw.first_segment.get(),
+        }))
+    }
+
+    /// Writes all four copies, two at a time.
+    pub async fn write(&self, storage: &impl Storage) -> std::io::Result<()> {
+        let block = self.encode();
+        for pair in [[0, 1], [2, 3]] {
+            for copy in pair {
+                storage.write_at(copy * COPY_STRIDE_BYTES, &block, Durability::Cached).await?;
+            }
+            storage.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// Reads the newest valid copy.
+    pub async fn read(storage: &impl Storage) -> Result<Superblock, SuperblockError> {
+        let mut newest: Option<Superblock> = None;
+        let mut other_version = None;
+        for copy in 0..COPIES {
+            let block = storage.read_at(copy * COPY_STRIDE_BYTES, BLOCK_BYTES as usize).await?;
+            match Superblock::decode(&block) {
+                Ok(Some(found)) if newest.as_ref().is_none_or(|n| found.generation > n.generation) => {
+                    newest = Some(found);
+                }
+                Ok(_) => {}
+                Err(error) => other_version = Some(error),
+            }
+        }
+        newest.ok_or_else(|| other_version.unwrap_or(SuperblockError::NoCopy))
+    }
+
+    /// Every copy, valid or not, for `inspect`.
+    pub async fn read_copies(storage: &impl Storage) -> Result<Vec<CopyFound>, SuperblockError> {
+        let mut copies = Vec::new();
+        for copy in 0..COPIES {
+            let block = storage.read_at(copy * COPY_STRIDE_BYTES, BLOCK_BYTES as usize).await?;
+            copies.push(CopyFound { copy, superblock: Superblock::decode(&block)? });
+        }
+        Ok(copies)
+    }
+}
+
+const SEGMENT_MAGIC: u64 = u64::from_le_bytes(*b"claimSEG");
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawSegmentHeader {
+    magic: U64,
+    segment: U64,
+    ledger: [u8; 16],
+    shard: U16,
+    reserved: [u8; 6],
+    checksum: Hash,
+}
+
+/// The header block of a prepared segment. It is written once the segment is zeroed, and a segment without one is not
+/// part of the log yet.
+pub fn encode_segment_header(superblock: &Superblock, segment: u64) -> Vec<u8> {
+    let mut raw = RawSegmentHeader {
+        magic: SEGMENT_MAGIC.into(),
+        segment: segment.into(),
+        ledger: *superblock.ledger.as_bytes(),
+        shard: superblock.shard.into(),
+        reserved: [0; 6],
+        checksum: [0; 32],
+    };
+    raw.checksum = *blake3::keyed_hash(&superblock.key, raw.as_bytes()).as_bytes();
+    let mut block = vec![0; BLOCK_BYTES as usize];
+    block[..size_of::<RawSegmentHeader>()].copy_from_slice(raw.as_bytes());
+    block
+}
+
+/// Whether `block` is the header of this very segment.
+pub fn is_segment_header(block: &[u8], superblock: &Superblock, segment: u64) -> bool {
+    block == encode_segment_header(superblock, segment).as_slice()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn superblock() -> Superblock {
+        Superblock {
+            generation: 1,
+            ledger: Uuid::from_u128(77),
+            key: [5; 32],
+            shard: 2,
+            shard_count: 4,
+            clock: ClockMode::Replay,
+            geometry: Geometry::DEFAULT,
+            formatted_at_us: 1_700_000_000_000_000,
+            first_segment: 0,
+        }
+    }
+
+    #[test]
+    fn decodes_what_it_encodes_and_nothing_else() {
+        let block = superblock().encode();
+        assert_eq!(Superblock::decode(&block).unwrap(), Some(superblock()));
+        for bit in 0..block.len() * 8 {
+            let mut broken = block.clone();
+            broken[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Superblock::decode(&broken).unwrap(), None, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn another_version_is_named() {
+        let mut block = superblock().encode();
+        block[8] = 9;
+        let checksum = blake3::hash(&block[..CHECKSUM_AT]);
+        block[CHECKSUM_AT..].copy_from_slice(checksum.as_bytes());
+        assert!(matches!(Superblock::decode(&block), Err(SuperblockError::Version { found: 9 })));
+    }
+
+    #[test]
+    fn a_segment_header_names_its_segment() {
+        let block = encode_segment_header(&superblock(), 8);
+        assert!(is_segment_header(&block, &superblock(), 8));
+        assert!(!is_segment_header(&block, &superblock(), 9));
+        assert!(!is_segment_header(&vec![0; 4096], &superblock(), 8));
+    }
+}

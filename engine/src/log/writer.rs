@@ -1,0 +1,494 @@
+//! The log writer: gathers records into batches and says what to write when. Plain code: it does no I/O itself, but hands
+//! out [`Io`] and is told how each ended, so that the daemon and the simulator run the same decisions.
+//!
+//! Group commit has no timer. While no write is out, what is there goes at once; while one is out, records gather, and go
+//! when it completes, or as soon as a whole batch is full and fewer than [`BATCHES_IN_FLIGHT_MAX`] are out.
+
+use super::batch::{self, BATCH_HEADER_BYTES, BatchHeader, Hash};
+use super::entry::Record;
+use super::layout::{BATCHES_IN_FLIGHT_MAX, Geometry, RECORD_BYTES_MAX, SEGMENT_HEADER_BYTES, pad_to_block};
+use super::record;
+use super::superblock::{Superblock, encode_segment_header};
+use crate::storage::{Durability, Storage};
+use std::collections::VecDeque;
+use std::io;
+
+/// Bytes of batch buffers, taken at the start. When they are all in use, requests are refused with `OVERLOADED`.
+pub const BATCH_POOL_BYTES: u64 = 16 << 20;
+/// Their number, at most.
+pub const BATCH_POOL_BUFFERS_MAX: u64 = 128;
+/// Segments zeroed ahead of the one that is written.
+pub const SEGMENTS_AHEAD: u64 = 2;
+/// Zeroing goes in writes of this size.
+const ZEROING_BYTES: usize = 256 * 1024;
+/// An idle log writes a mark after this long, so that what is durable is also known to be.
+pub const MARK_IDLE_US: i64 = 50_000;
+/// Growing is tried again this long after it failed.
+pub const GROW_RETRY_US: i64 = 1_000_000;
+
+/// Work for the storage. [`perform`] does it, [`LogWriter::complete`] takes the result.
+#[derive(Debug)]
+pub enum Io {
+    /// Write a batch durably.
+    Write {
+        /// Its number.
+        number: u64,
+        /// Where in the file.
+        file_offset: u64,
+        /// The sealed batch.
+        batch: Vec<u8>,
+    },
+    /// Zero a segment and give it its header.
+    Prepare {
+        /// Which.
+        segment: u64,
+        /// Where it starts in the file.
+        file_offset: u64,
+        /// Its length.
+        bytes: u64,
+        /// Its header block.
+        header: Vec<u8>,
+    },
+}
+
+/// How an [`Io`] ended.
+#[derive(Debug)]
+pub enum IoDone {
+    /// A batch was written, or not.
+    Write {
+        /// Its number.
+        number: u64,
+        /// Its buffer, for reuse.
+        batch: Vec<u8>,
+        /// How it ended.
+        result: io::Result<()>,
+    },
+    /// A segment was prepared, or not.
+    Prepare {
+        /// Which.
+        segment: u64,
+        /// How it ended.
+        result: io::Result<()>,
+    },
+}
+
+/// Does one piece of work.
+pub async fn perform(storage: &impl Storage, io: Io, durability: Durability) -> IoDone {
+    match io {
+        Io::Write { number, file_offset, batch } => {
+            let result = storage.write_at(file_offset, &batch, durability).await;
+            IoDone::Write { number, batch, result }
+        }
+        Io::Prepare { segment, file_offset, bytes, header } => {
+            let result = prepare(storage, file_offset, bytes, &header).await;
+            IoDone::Prepare { segment, result }
+        }
+    }
+}
+
+/// The header goes last, after a flush: a segment with a header is zeroed for certain.
+async fn prepare(storage: &impl Storage, file_offset: u64, bytes: u64, header: &[u8]) -> io::Result<()> {
+    storage.grow(file_offset + bytes).await?;
+    let zeroes = vec![0; ZEROING_BYTES.min(bytes as usize)];
+    let mut at = 0;
+    while at < bytes {
+        let piece = zeroes.len().min((bytes - at) as usize);
+        storage.write_at(file_offset + at, &zeroes[..piece], Durability::Cached).await?;
+        at += piece as u64;
+    }
+    storage.flush().await?;
+    storage.write_at(file_offset, header, Durability::Cached).await?;
+    storage.flush().await
+}
+
+/// Where a log ends: what recovery found, and a writer goes on from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogEnd {
+    /// Log offset of the next batch.
+    pub next_batch_at: u64,
+    /// Its number.
+    pub next_number: u64,
+    /// Position of its first record.
+    pub next_position: u64,
+    /// Hash of the last batch.
+    pub previous_hash: Hash,
+    /// Of the last batch.
+    pub incarnation: u64,
+    /// Segments that have a header.
+    pub segments_prepared: u64,
+}
+
+impl LogEnd {
+    /// The end of a log in which nothing has been written.
+    pub fn of_empty(superblock: &Superblock, segments_prepared: u64) -> LogEnd {
+        LogEnd {
+            next_batch_at: superblock.geometry.first_batch(),
+            next_number: 1,
+            next_position: 1,
+            previous_hash: *blake3::keyed_hash(&superblock.key, superblock.ledger.as_bytes()).as_bytes(),
+            incarnation: 0,
+            segments_prepared,
+        }
+    }
+}
+
+/// What is durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Durable {
+    /// Last durable position; 0: none.
+    pub position: u64,
+    /// Last durable batch; 0: none.
+    pub batch: u64,
+}
+
+/// Counts of what the writer has done in this run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct WriterCounts {
+    /// Batches written.
+    pub batches: u64,
+    /// Bytes of them, padding included.
+    pub bytes: u64,
+}
+
+#[derive(Debug)]
+struct Batch {
+    buffer: Vec<u8>,
+    log_offset: u64,
+    first_position: u64,
+    record_count: u32,
+    is_recovery: bool,
+    is_mark: bool,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    number: u64,
+    last_position: u64,
+    is_mark: bool,
+    done: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct LogWriter {
+    superblock: Superblock,
+    incarnation: u64,
+    next_batch_at: u64,
+    next_number: u64,
+    next_position: u64,
+    previous_hash: Hash,
+    open: Option<Batch>,
+    full: VecDeque<Batch>,
+    in_flight: VecDeque<InFlight>,
+    pool: Vec<Vec<u8>>,
+    durable: Durable,
+    /// The last batch is a mark, or nothing has been written: the log need not be marked.
+    is_marked: bool,
+    last_activity_us: i64,
+    segments_prepared: u64,
+    is_preparing: bool,
+    prepare_again_at_us: Option<i64>,
+    failed: Option<String>,
+    counts: WriterCounts,
+    #[cfg(test)]
+    out_of_order: bool,
+}
+
+impl LogWriter {
+    /// A writer that goes on after `end` as a new incarnation.
+    pub fn new(superblock: &Superblock, end: LogEnd) -> LogWriter {
+        let geometry = superblock.geometry;
+        let buffers = (BATCH_POOL_BYTES / geometry.batch_bytes_max).min(BATCH_POOL_BUFFERS_MAX);
+        let buffer_bytes = (geometry.batch_bytes_max + RECORD_BYTES_MAX) as usize;
+        LogWriter {
+            superblock: superblock.clone(),
+            incarnation: end.incarnation + 1,
+            next_batch_at: end.next_batch_at,
+            next_number: end.next_number,
+            next_position: end.next_position,
+            previous_hash: end.previous_hash,
+            open: None,
+            full: VecDeque::new(),
+            in_flight: VecDeque::new(),
+            pool: (0..buffers).map(|_| Vec::with_capacity(buffer_bytes)).collect(),
+            durable: Durable { position: end.next_position - 1, batch: end.next_number - 1 },
+            is_marked: true,
+            last_activity_us: 0,
+            segments_prepared: end.segments_prepared,
+            is_preparing: false,
+            prepare_again_at_us: None,
+            failed: None,
+            counts: WriterCounts::default(),
+            #[cfg(test)]
+            out_of_order: false,
+        }
+    }
+
+    /// A deliberate bug: a batch counts as durable when it is written, whatever is missing before it.
+    #[cfg(test)]
+    pub(crate) fn set_out_of_order(&mut self, on: bool) {
+        self.out_of_order = on;
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.superblock.geometry
+    }
+
+    /// How many bytes of records are sure to find a buffer.
+    pub fn room_bytes(&self) -> u64 {
+        // A batch is closed when a record does not fit, so that one record's worth of it may stay empty.
+        let batch_bytes_max = self.geometry().batch_bytes_max;
+        let usable =
+            batch_bytes_max.saturating_sub(RECORD_BYTES_MAX + BATCH_HEADER_BYTES as u64).max(batch_bytes_max / 4);
+        // One buffer stays back for the recovery batch and for marks.
+        (self.pool.len() as u64).saturating_sub(1) * usable
+    }
+
+    /// Why the writer has stopped.
+    pub fn failed(&self) -> Option<&str> {
+        self.failed.as_deref()
+    }
+
+    /// Whether the ledger could not grow, and has no room left beyond the segment that is written.
+    pub fn is_out_of_space(&self) -> bool {
+        // What waits, and then some, must still fit into the segments that are prepared.
+        self.prepare_again_at_us.is_some()
+            && self.geometry().segment_of(self.next_batch_at + 2 * self.geometry().batch_bytes_max)
+                >= self.segments_prepared
+    }
+
+    /// What is durable.
+    pub fn durable(&self) -> Durable {
+        self.durable
+    }
+
+    /// The last position handed out.
+    pub fn last_position(&self) -> u64 {
+        self.next_position - 1
+    }
+
+    /// Which run of the daemon this is.
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    /// Counts of this run.
+    pub fn counts(&self) -> WriterCounts {
+        self.counts
+    }
+
+    /// Segments used so far, and prepared.
+    pub fn segments(&self) -> (u64, u64) {
+        (self.geometry().segment_of(self.next_batch_at) + 1, self.segments_prepared)
+    }
+
+    /// Whether nothing waits and nothing is out but zeroing.
+    pub fn is_idle(&self) -> bool {
+        self.open.is_none() && self.full.is_empty() && self.in_flight.is_empty()
+    }
+
+    fn open_batch(&mut self) -> &mut Batch {
+        if self.open.is_none() {
+            let mut buffer = self.pool.pop().unwrap_or_default();
+            buffer.clear();
+            buffer.resize(BATCH_HEADER_BYTES, 0);
+            self.open = Some(Batch {
+                buffer,
+                log_offset: self.next_batch_at,
+                first_position: self.next_position,
+                record_count: 0,
+                is_recovery: false,
+                is_mark: false,
+            });
+        }
+        self.open.as_mut().expect("opened above")
+    }
+
+    /// Closes the open batch, and with it fixes where the next one starts.
+    fn close_batch(&mut self) {
+        if let Some(batch) = self.open.take() {
+            let bytes = pad_to_block(batch.buffer.len() as u64);
+            self.next_batch_at = self.geometry().next_batch(batch.log_offset, bytes);
+            self.full.push_back(batch);
+        }
+    }
+
+    /// Appends a record and returns its position and log offset. The caller has seen that there is room.
+    pub fn append(&mut self, entry: &Record<'_>) -> (u64, u64) {
+        let position = self.next_position;
+        let batch_bytes_max = self.geometry().batch_bytes_max;
+        let batch = self.open_batch();
+        let mut start = batch.buffer.len();
+        record::append(&mut batch.buffer, position, entry.entry.kind(), |out| entry.encode(out));
+        if batch.buffer.len() as u64 > batch_bytes_max {
+            let moved = batch.buffer.split_off(start);
+            assert!(batch.record_count > 0, "a record always fits an empty batch: bounds are checked at the edge");
+            self.close_batch();
+            let batch = self.open_batch();
+            start = batch.buffer.len();
+            batch.buffer.extend_from_slice(&moved);
+        }
+        self.next_position += 1;
+        let batch = self.open.as_mut().expect("there is an open batch after an append");
+        batch.record_count += 1;
+        (position, batch.log_offset + start as u64)
+    }
+
+    /// Opens the recovery batch: the first of this incarnation, with the recovery entry alone.
+    pub fn append_recovery(&mut self, entry: &Record<'_>) -> (u64, u64) {
+        let place = self.append(entry);
+        self.open_batch().is_recovery = true;
+        self.close_batch();
+        place
+    }
+
+    /// Looks at the time: marks a log that has been idle, and tries again to grow one that could not.
+    pub fn tick(&mut self, boot_us: i64) {
+        if self.prepare_again_at_us.is_some_and(|at| boot_us >= at) {
+            self.prepare_again_at_us = None;
+        }
+        if !self.is_idle() {
+            self.last_activity_us = boot_us;
+        } else if !self.is_marked && boot_us - self.last_activity_us >= MARK_IDLE_US {
+            self.mark();
+        }
+    }
+
+    /// Writes an empty batch that records what is durable.
+    pub fn mark(&mut self) {
+        if self.is_idle() && !self.is_marked && self.failed.is_none() {
+            self.open_batch().is_mark = true;
+        }
+    }
+
+    /// The next piece of work, if there is any now.
+    pub fn next_io(&mut self) -> Option<Io> {
+        if self.failed.is_some() {
+            return None;
+        }
+        self.next_write().or_else(|| self.next_prepare())
+    }
+
+    fn next_write(&mut self) -> Option<Io> {
+        if self.in_flight.len() >= BATCHES_IN_FLIGHT_MAX {
+            return None;
+        }
+        if self.full.is_empty() && self.in_flight.is_empty() {
+            self.close_batch();
+        }
+        let segment = self.geometry().segment_of(self.full.front()?.log_offset);
+        if segment >= self.segments_prepared {
+            return None;
+        }
+        let mut batch = self.full.pop_front()?;
+        let number = self.next_number;
+        self.next_number += 1;
+        let header = BatchHeader {
+            shard: self.superblock.shard,
+            is_recovery: batch.is_recovery,
+            record_count: batch.record_count,
+            number,
+            incarnation: self.incarnation,
+            first_position: batch.first_position,
+            content_bytes: 0,
+            total_bytes: 0,
+            durable_position: self.durable.position,
+            durable_batch: self.durable.batch,
+            previous_hash: self.previous_hash,
+        };
+        self.previous_hash = batch::seal(&mut batch.buffer, &self.superblock.key, &header);
+        self.in_flight.push_back(InFlight {
+            number,
+            last_position: header.next_position() - 1,
+            is_mark: batch.is_mark,
+            done: false,
+        });
+        self.is_marked = false;
+        self.counts.batches += 1;
+        self.counts.bytes += batch.buffer.len() as u64;
+        Some(Io::Write { number, file_offset: self.geometry().file_offset(batch.log_offset), batch: batch.buffer })
+    }
+
+    fn next_prepare(&mut self) -> Option<Io> {
+        let wanted = self.geometry().segment_of(self.next_batch_at) + 1 + SEGMENTS_AHEAD;
+        if self.is_preparing || self.prepare_again_at_us.is_some() || self.segments_prepared >= wanted {
+            return None;
+        }
+        self.is_preparing = true;
+        Some(self.prepare_io(self.segments_prepared))
+    }
+
+    fn prepare_io(&self, segment: u64) -> Io {
+        let geometry = self.geometry();
+        Io::Prepare {
+            segment,
+            file_offset: geometry.file_offset(geometry.segment_start(segment)),
+            bytes: geometry.segment_bytes,
+            header: encode_segment_header(&self.superblock, segment),
+        }
+    }
+
+    /// Takes the result of a piece of work. Durability advances in log order, whatever the order of completion.
+    pub fn complete(&mut self, done: IoDone, boot_us: i64) {
+        match done {
+            IoDone::Write { number, batch, result } => {
+                self.last_activity_us = boot_us;
+                self.recycle(batch);
+                match result {
+                    Ok(()) => self.written(number),
+                    Err(error) => {
+                        let place =
+                            format!("writing batch {number} of shard {} failed: {error}", self.superblock.shard);
+                        self.failed.get_or_insert(place);
+                    }
+                }
+            }
+            IoDone::Prepare { segment, result } => {
+                self.is_preparing = false;
+                match result {
+                    Ok(()) => self.segments_prepared = self.segments_prepared.max(segment + 1),
+                    Err(error) => {
+                        tracing::error!(segment, %error, "the ledger cannot grow; it is tried again every second");
+                        self.prepare_again_at_us = Some(boot_us + GROW_RETRY_US);
+                    }
+                }
+            }
+        }
+    }
+
+    fn recycle(&mut self, batch: Vec<u8>) {
+        if batch.capacity() as u64 >= self.geometry().batch_bytes_max {
+            self.pool.push(batch);
+        }
+    }
+
+    fn written(&mut self, number: u64) {
+        for batch in &mut self.in_flight {
+            batch.done |= batch.number == number;
+        }
+        #[cfg(test)]
+        if self.out_of_order
+            && let Some(batch) = self.in_flight.iter().rfind(|batch| batch.done)
+        {
+            self.durable.position = self.durable.position.max(batch.last_position);
+        }
+        while self.in_flight.front().is_some_and(|batch| batch.done) {
+            if let Some(batch) = self.in_flight.pop_front() {
+                self.durable = Durable { position: batch.last_position, batch: batch.number };
+                self.is_marked = batch.is_mark;
+            }
+        }
+    }
+}
+
+/// Writes an empty ledger: superblock, and the first segment.
+pub async fn format(storage: &impl Storage, superblock: &Superblock) -> io::Result<()> {
+    let geometry = superblock.geometry;
+    storage.grow(geometry.file_bytes(1)).await?;
+    let zeroes = vec![0; geometry.file_offset(0) as usize];
+    storage.write_at(0, &zeroes, Durability::Cached).await?;
+    let header = encode_segment_header(superblock, 0);
+    prepare(storage, geometry.file_offset(0), geometry.segment_bytes, &header).await?;
+    debug_assert_eq!(header.len() as u64, SEGMENT_HEADER_BYTES);
+    superblock.write(storage).await
+}

@@ -1,0 +1,144 @@
+//! The real storage: a file or block device through glommio, O_DIRECT, with O_DSYNC on the descriptor that batches go
+//! through. One of the two modules of the engine that name glommio.
+
+use super::{Durability, Storage};
+use glommio::io::{DmaFile, OpenOptions};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// Whether to insist on O_DIRECT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DirectIo {
+    /// Refuse a file system without it.
+    Required,
+    /// `--unsafe-no-direct`: take what there is.
+    NotRequired,
+}
+
+/// Why a ledger file could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The file is not there, or not ours to open.
+    #[error("opening {path} failed: {source}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file system does not do O_DIRECT.
+    #[error(
+        "{path} lies on a file system without O_DIRECT, so that a durable write can't be told from a cached one; move the \
+         ledger to ext4, xfs or a block device, or pass --unsafe-no-direct for a trial"
+    )]
+    NoDirect {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another daemon has it.
+    #[error("{path} is locked: another claimd serves this ledger; stop it first")]
+    Locked {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct RealStorage {
+    /// Batches: O_DIRECT and O_DSYNC. Its file description carries the lock. Absent where nothing is written.
+    durable: Option<DmaFile>,
+    /// Zeroing, superblocks and reads: O_DIRECT only.
+    cached: DmaFile,
+}
+
+impl RealStorage {
+    /// Opens a ledger file on the current executor, and locks it: `Locked` at once when somebody else has.
+    pub async fn open(path: &Path, direct: DirectIo) -> Result<RealStorage, OpenError> {
+        let error = |source| OpenError::Open { path: path.to_owned(), source };
+        if direct == DirectIo::Required && !does_direct(path).map_err(error)? {
+            return Err(OpenError::NoDirect { path: path.to_owned() });
+        }
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        let cached = options.dma_open(path).await.map_err(|e| error(e.into()))?;
+        options.custom_flags(libc::O_DSYNC);
+        let durable = options.dma_open(path).await.map_err(|e| error(e.into()))?;
+        // A flock belongs to the open file description, and so stays until writes that outlive the process have ended.
+        // SAFETY: the descriptor is open for as long as `durable` lives; flock reads nothing but its arguments.
+        if unsafe { libc::flock(durable.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
+            let source = io::Error::last_os_error();
+            return Err(match source.kind() {
+                io::ErrorKind::WouldBlock => OpenError::Locked { path: path.to_owned() },
+                _ => error(source),
+            });
+        }
+        Ok(RealStorage { durable: Some(durable), cached })
+    }
+
+    /// Opens a ledger file for reading, without the lock: what is read may change while it is read.
+    pub async fn open_read_only(path: &Path) -> Result<RealStorage, OpenError> {
+        let error = |source| OpenError::Open { path: path.to_owned(), source };
+        let cached = OpenOptions::new().read(true).dma_open(path).await.map_err(|e| error(e.into()))?;
+        Ok(RealStorage { durable: None, cached })
+    }
+}
+
+/// glommio falls back to buffered I/O in silence where O_DIRECT is refused, so it is tried here first.
+fn does_direct(path: &Path) -> io::Result<bool> {
+    match File::options().read(true).custom_flags(libc::O_DIRECT).open(path) {
+        Ok(file) => {
+            const TMPFS_MAGIC: i64 = 0x0102_1994;
+            let kind = nix::sys::statfs::fstatfs(&file)?.filesystem_type().0;
+            // tmpfs takes the flag and ignores it.
+            Ok(kind != TMPFS_MAGIC)
+        }
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+impl Storage for RealStorage {
+    async fn file_bytes(&self) -> io::Result<u64> {
+        Ok(self.cached.file_size().await?)
+    }
+
+    async fn read_at(&self, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
+        let read = self.cached.read_at_aligned(offset, bytes).await?;
+        Ok(read.to_vec())
+    }
+
+    async fn write_at(&self, offset: u64, data: &[u8], durability: Durability) -> io::Result<()> {
+        let file = match (durability, &self.durable) {
+            (_, None) => {
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the ledger was opened for reading"));
+            }
+            (Durability::Durable, Some(durable)) => durable,
+            (Durability::Cached, Some(_)) => &self.cached,
+        };
+        // glommio hands out registered buffers while it has some; they start uninitialised and are filled whole.
+        let mut buffer = file.alloc_dma_buffer(data.len());
+        buffer.as_bytes_mut().copy_from_slice(data);
+        let written = file.write_at(buffer, offset).await?;
+        if written == data.len() {
+            Ok(())
+        } else {
+            Err(io::Error::new(io::ErrorKind::WriteZero, format!("{written} of {} bytes were written", data.len())))
+        }
+    }
+
+    async fn flush(&self) -> io::Result<()> {
+        Ok(self.cached.fdatasync().await?)
+    }
+
+    async fn grow(&self, bytes: u64) -> io::Result<()> {
+        let length = self.cached.file_size().await?;
+        if length < bytes {
+            self.cached.pre_allocate(bytes, false).await?;
+        }
+        Ok(())
+    }
+}
