@@ -22,6 +22,8 @@ run() {
     rm -f "$image.out"
 }
 
+# A loop device keeps what an earlier user told it.
+echo "write back" >"$cache"
 # Writes every block once, so that both runs overwrite.
 dd if=/dev/zero of="$device" bs=1M count=64 oflag=direct conv=fsync status=none
 run

@@ -1,4 +1,4 @@
-//! The one place where the daemon reads clocks.
+//! What engines are told of the time: the one place where the ledger's clocks are read.
 
 use claim_engine::time::Now;
 use nix::time::{ClockId, clock_gettime};

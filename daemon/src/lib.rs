@@ -11,7 +11,7 @@
 //! | [`mesh`], [`inbox`] | messages between executors |
 //! | [`stall_guard`] | wakes an executor that sleeps over its work |
 //! | [`doctor`], [`inspect`], [`demo`] | what an operator asks |
-//! | [`clock`] | the only place that reads clocks |
+//! | [`clock`] | the ledger's time and deadlines |
 
 pub mod clock;
 pub mod demo;

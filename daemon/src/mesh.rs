@@ -289,18 +289,4 @@ mod tests {
         });
         assert_eq!(counts, [100, 100]);
     }
-
-    /// Figures, not a verdict: `cargo test --release -p claimd --lib mesh -- --ignored --nocapture`.
-    #[test]
-    #[ignore = "measures; run it in release"]
-    fn figures_of_the_mesh() {
-        for (open, asks) in [(1, 100_000), (64, 2_000_000), (1_024, 4_000_000)] {
-            let start = Instant::now();
-            let body = async move |mesh| converse_with(mesh, asks, open, false).await;
-            let (_, wakes) = on_executors(2, MeshLimits::default(), body);
-            let seconds = start.elapsed().as_secs_f64();
-            let rate = 2.0 * asks as f64 / seconds;
-            println!("{open} open: {rate:.0} round trips/s, the stall guard woke {wakes} times in {seconds:.1} s");
-        }
-    }
 }

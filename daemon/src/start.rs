@@ -12,6 +12,7 @@ use crate::stall_guard::{GuardTimes, Pulse, StallGuard};
 use claim_engine::log::superblock::ClockMode;
 use claim_engine::storage::DirectIo;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicUsize;
@@ -42,6 +43,7 @@ pub fn start(options: &StartOptions) -> Result<(), String> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals.thread_block().map_err(|e| format!("blocking signals failed: {e}"))?;
 
+    allow_descriptors();
     let superblocks = ledger::superblocks(&options.data).map_err(|e| e.to_string())?;
     let shard_count = superblocks.len();
     let executors = options.cores.len().min(shard_count);
@@ -150,6 +152,16 @@ pub fn start(options: &StartOptions) -> Result<(), String> {
     guard.stop();
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Takes as many descriptors as the hard limit allows: the usual soft limit of 1,024 is less than the connections that
+/// are served. Where it can't be raised, connections beyond it are refused, and the log says so.
+fn allow_descriptors() {
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files can't be raised: fewer connections may be served than are allowed");
+    }
 }
 
 fn spawn(core: usize, plan: Plan) -> Result<ExecutorJoinHandle<()>, String> {

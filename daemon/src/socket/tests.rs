@@ -525,10 +525,16 @@ fn close_after_reply_sends_what_is_owed_and_reads_no_more() {
     assert_eq!(server.finish().reasons, [CloseReason::Drained]);
 }
 
-/// The other half of the test below: a server with few descriptors, until its standard input ends.
+/// Set in the process in which [`serve_with_few_descriptors`] serves.
+const FEW_DESCRIPTORS: &str = "CLAIMD_TEST_FEW_DESCRIPTORS";
+
+/// The other half of the test below, which starts it in a process of its own: a server with few descriptors, until its
+/// standard input ends.
 #[test]
-#[ignore = "a part of another test, which starts it in a process of its own"]
 fn serve_with_few_descriptors() {
+    if std::env::var_os(FEW_DESCRIPTORS).is_none() {
+        return;
+    }
     let server = Server::echo(Limits::default());
     // The executor is up, and has all the descriptors that it needs, when it serves.
     echo_all(&server.connect(), &[content(10, 1)]);
@@ -546,7 +552,8 @@ fn serve_with_few_descriptors() {
 #[test]
 fn connections_beyond_the_descriptors_are_ended_and_the_others_are_served() {
     let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "socket::tests::serve_with_few_descriptors", "--ignored", "--nocapture"])
+        .args(["--exact", "socket::tests::serve_with_few_descriptors", "--nocapture"])
+        .env(FEW_DESCRIPTORS, "1")
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::piped())
         .spawn()
@@ -602,54 +609,4 @@ fn a_path_that_does_not_fit_is_an_error_that_says_so() {
     Listener::bind(Door::Main, &dir.path().join("s".repeat(room))).unwrap();
     let error = Listener::bind(Door::Main, &dir.path().join("s".repeat(room + 1))).unwrap_err();
     assert!(error.to_string().contains("has 108 bytes, and Unix sockets allow 107"), "{error}");
-}
-
-/// Figures, not a verdict: `cargo test --release -p claimd --lib socket -- --ignored --nocapture`.
-#[test]
-#[ignore = "measures; run it in release"]
-fn figures_of_the_echo() {
-    for (connections, outstanding) in [(1, 1), (1, 64), (1, 1_024), (8, 128)] {
-        let server = Server::echo(Limits::default());
-        let seconds = 3.0;
-        thread::scope(|scope| {
-            for _ in 0..connections {
-                let server = &server;
-                scope.spawn(move || {
-                    let mut stream = server.connect();
-                    let request = frame(&content(200, 1));
-                    let mut buffer = vec![0; 256 << 10];
-                    stream.write_all(&request.repeat(outstanding)).unwrap();
-                    let start = Instant::now();
-                    let mut got = 0;
-                    while start.elapsed().as_secs_f64() < seconds {
-                        let before = got / request.len();
-                        got += stream.read(&mut buffer).unwrap();
-                        let whole = got / request.len() - before;
-                        stream.write_all(&request.repeat(whole)).unwrap();
-                    }
-                });
-            }
-        });
-        let SocketCounters { frames, reads, .. } = server.finish().counters;
-        let rate = frames as f64 / seconds;
-        let batch = frames as f64 / reads as f64;
-        println!(
-            "{connections} connections, {outstanding} outstanding each, 200 bytes: {rate:.0} frames/s, {batch:.0} a read"
-        );
-    }
-    let resident = || {
-        let status = fs::read_to_string("/proc/self/status").unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap()
-    };
-    let server = Server::echo(Limits::default());
-    let before = resident();
-    let mut streams: Vec<_> = (0..1_000).map(|_| server.connect()).collect();
-    server.await_connections(1_000);
-    for stream in &mut streams {
-        stream.write_all(&frame(&content(1_000, 1))).unwrap();
-        read_frame(stream).unwrap();
-    }
-    thread::sleep(Duration::from_millis(600));
-    println!("1,000 idle connections: {} KiB of resident memory", resident() - before);
 }

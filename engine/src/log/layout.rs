@@ -108,7 +108,7 @@ mod tests {
             assert_eq!(g.segment_of(at), g.segment_of(at + bytes - 1), "batch {i}");
             let next = g.next_batch(at, bytes);
             assert!(next >= at + bytes);
-            assert!(next % BLOCK_BYTES == 0 && next % g.segment_bytes >= SEGMENT_HEADER_BYTES);
+            assert!(next.is_multiple_of(BLOCK_BYTES) && next % g.segment_bytes >= SEGMENT_HEADER_BYTES);
             at = next;
         }
         assert!(g.segment_of(at) > 300);

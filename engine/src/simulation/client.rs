@@ -3,7 +3,7 @@
 use crate::command::Claimed;
 use crate::id::EventId;
 use crate::row::Lifecycle;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 /// A claim that was sent.
 #[derive(Debug, Clone)]
@@ -32,9 +32,9 @@ pub struct Clients {
     /// By corpus: what was acknowledged or read, in the order of ids.
     pub rows: BTreeMap<String, BTreeMap<EventId, KnownRow>>,
     /// Claims sent and not answered, by key.
-    pub unanswered: HashMap<u128, SentClaim>,
+    pub unanswered: BTreeMap<u128, SentClaim>,
     /// Claims by event key, to recognise what is found.
-    pub sent: HashMap<String, SentClaim>,
+    pub sent: BTreeMap<String, SentClaim>,
     /// Onboardings answered.
     pub corpora: Vec<String>,
 }

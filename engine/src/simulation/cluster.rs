@@ -15,7 +15,7 @@ use crate::row::{Lifecycle, ReasonCode, RowView};
 use crate::storage::sim::SimDisk;
 use crate::storage::{Durability, Storage};
 use crate::time::{Now, SECOND_US};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
@@ -78,7 +78,7 @@ pub struct Cluster {
     mesh: BTreeMap<(usize, u16), VecDeque<PeerMessage>>,
     now: Now,
     clients: Clients,
-    sent: HashMap<Token, Sent>,
+    sent: BTreeMap<Token, Sent>,
     references: Vec<(EventId, u128)>,
     next_token: Token,
     next_name: u64,
@@ -117,7 +117,7 @@ impl Cluster {
             mesh: BTreeMap::new(),
             now: Now { wall_us: START_US, boot_us: 0 },
             clients: Clients::default(),
-            sent: HashMap::new(),
+            sent: BTreeMap::new(),
             references: Vec::new(),
             next_token: 0,
             next_name: 0,

@@ -10,7 +10,7 @@ use crate::log::recovery::{Beyond, Here, RecoveryError, RecoveryOptions, VERDICT
 use crate::log::superblock::{ClockMode, Superblock};
 use crate::log::writer::{self, Io, IoDone, LogEnd, LogWriter};
 use crate::storage::sim::SimDisk;
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use uuid::Uuid;
 
 const GEOMETRY: Geometry = Geometry { segment_bytes: 96 << 10, batch_bytes_max: 16 << 10 };
@@ -189,7 +189,7 @@ fn image(here: Here, beyond: Beyond) -> (Log, u64) {
 
 #[test]
 fn every_row_of_the_table_happens_and_is_judged() {
-    let distinct: HashSet<_> = VERDICTS.iter().map(|(h, b, _)| format!("{h:?}{b:?}")).collect();
+    let distinct: BTreeSet<_> = VERDICTS.iter().map(|(h, b, _)| format!("{h:?}{b:?}")).collect();
     assert_eq!(distinct.len(), 6 * 3, "the table is exhaustive");
     for (here, beyond, expected) in VERDICTS {
         let (log, number) = image(here, beyond);

@@ -47,8 +47,7 @@ struct State {
 pub struct SimDisk(Rc<RefCell<State>>);
 
 impl SimDisk {
-    /// Operations that have not completed.
-    pub fn pending(&self) -> usize {
+    fn pending(&self) -> usize {
         self.0.borrow().pending.len()
     }
 
@@ -103,7 +102,7 @@ impl SimDisk {
         let temper = entropy.below(4);
         let keeps_size = entropy.below(2) == 0;
         let lost_write =
-            |write: u64, salt: u64| (write.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ salt).count_ones() % 2 == 0;
+            |write: u64, salt: u64| (write.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ salt).count_ones().is_multiple_of(2);
         let salt = entropy.next_u64();
         for (sector, contents) in std::mem::take(&mut state.volatile) {
             let survivors: Vec<_> = match temper {
@@ -146,13 +145,6 @@ impl SimDisk {
     /// What reads see.
     pub fn image(&self) -> Vec<u8> {
         self.0.borrow().visible.clone()
-    }
-
-    /// A disk that durably holds an image.
-    pub fn from_image(image: Vec<u8>) -> SimDisk {
-        let state =
-            State { durable_bytes: image.len() as u64, durable: image.clone(), visible: image, ..State::default() };
-        SimDisk(Rc::new(RefCell::new(state)))
     }
 
     fn submit(&self, op: Op) -> Completion {
