@@ -124,7 +124,9 @@ pub fn superblocks(data: &Path) -> Result<Vec<Superblock>, LedgerError> {
 
 async fn read_superblock(path: &Path) -> Result<Superblock, LedgerError> {
     let storage = RealStorage::open_read_only(path).await?;
-    Superblock::read(&storage).await.map_err(|source| LedgerError::Superblock { path: path.to_owned(), source })
+    let superblock = Superblock::read(&storage).await;
+    storage.close().await.map_err(|source| LedgerError::Io { path: path.to_owned(), source })?;
+    superblock.map_err(|source| LedgerError::Superblock { path: path.to_owned(), source })
 }
 
 /// Makes a ledger and returns its id. `progress` hears of each shard that is done.
@@ -166,7 +168,8 @@ pub fn format(options: &FormatOptions, mut progress: impl FnMut(u16)) -> Result<
         File::options().write(true).create(true).truncate(true).open(&making).map_err(io(&making))?;
         LocalExecutor::default().run(async {
             let storage = RealStorage::open(&making, *direct).await?;
-            writer::format(&storage, &superblock).await.map_err(io(&making))
+            writer::format(&storage, &superblock).await.map_err(io(&making))?;
+            storage.close().await.map_err(io(&making))
         })?;
         fs::rename(&making, &path).map_err(io(&path))?;
         File::open(data).and_then(|dir| dir.sync_all()).map_err(io(data))?;

@@ -217,3 +217,14 @@ fn inspect_shows_what_was_written() {
     );
     assert!(text.lines().any(|line| line.contains("\"kind\":\"mark\"")), "a stopped daemon leaves a mark: {text}");
 }
+
+#[test]
+fn start_without_arguments_formats_and_serves() {
+    let scratch = scratch();
+    let mut command = harness::claimd();
+    command.current_dir(scratch.path());
+    let daemon = Daemon::start_here(scratch.path(), command);
+    daemon.client().onboard("customer", "", &options()).wait().expect("it serves");
+    daemon.stop();
+    assert!(scratch.path().join("claimd-data/shard-0000.ledger").exists());
+}

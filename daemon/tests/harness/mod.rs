@@ -45,11 +45,20 @@ impl Daemon {
         Daemon::start_with(data, claimd())
     }
 
-    /// The same through a command that ends in `claimd`'s own arguments.
+    /// The same with a command that has its environment.
     pub fn start_with(data: &Path, mut command: Command) -> Daemon {
+        command.args(["start", "--data"]).arg(data);
+        Daemon::spawn(data, command)
+    }
+
+    /// `claimd start` without arguments, in a directory that the command is told.
+    pub fn start_here(dir: &Path, mut command: Command) -> Daemon {
+        command.arg("start");
+        Daemon::spawn(&dir.join("claimd-data"), command)
+    }
+
+    fn spawn(data: &Path, mut command: Command) -> Daemon {
         let mut child = command
-            .args(["start", "--data"])
-            .arg(data)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()

@@ -2,9 +2,10 @@
 //! through. One of the two modules of the engine that name glommio.
 
 use super::{Durability, Storage};
+use crate::log::layout::BLOCK_BYTES;
 use glommio::io::{DmaFile, OpenOptions};
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -62,6 +63,7 @@ impl RealStorage {
         if direct == DirectIo::Required && !does_direct(path).map_err(error)? {
             return Err(OpenError::NoDirect { path: path.to_owned() });
         }
+        write_first_block(path).map_err(error)?;
         let mut options = OpenOptions::new();
         options.read(true).write(true);
         let cached = options.dma_open(path).await.map_err(|e| error(e.into()))?;
@@ -79,12 +81,33 @@ impl RealStorage {
         Ok(RealStorage { durable: Some(durable), cached })
     }
 
+    /// Closes the file, and with it gives the lock back. A storage that is merely dropped is closed by its executor some
+    /// time later, and if that has ended, not before the process does.
+    pub async fn close(self) -> io::Result<()> {
+        if let Some(durable) = self.durable {
+            durable.close().await?;
+        }
+        Ok(self.cached.close().await?)
+    }
+
     /// Opens a ledger file for reading, without the lock: what is read may change while it is read.
     pub async fn open_read_only(path: &Path) -> Result<RealStorage, OpenError> {
         let error = |source| OpenError::Open { path: path.to_owned(), source };
         let cached = OpenOptions::new().read(true).dma_open(path).await.map_err(|e| error(e.into()))?;
         Ok(RealStorage { durable: None, cached })
     }
+}
+
+/// On its first open of a file on a device, glommio tries polled I/O by reading the file's first block, and keeps the result
+/// for the process. A read that never reaches the device, of an empty file or a hole, succeeds on devices that can't poll,
+/// and every later read and write then fails with EOPNOTSUPP. So the first block must be written before.
+fn write_first_block(path: &Path) -> io::Result<()> {
+    let mut file = File::options().write(true).open(path)?;
+    if file.metadata()?.len() == 0 {
+        file.write_all(&[0; BLOCK_BYTES as usize])?;
+        file.sync_all()?;
+    }
+    Ok(())
 }
 
 /// glommio falls back to buffered I/O in silence where O_DIRECT is refused, so it is tried here first.
