@@ -58,11 +58,7 @@ impl Daemon {
     }
 
     fn spawn(data: &Path, mut command: Command) -> Daemon {
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("claimd starts");
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("claimd starts");
         let stdout = child.stdout.take().expect("a pipe");
         let (ready, heard) = mpsc::channel();
         std::thread::spawn(move || {

@@ -42,6 +42,11 @@ impl Failure {
         }
         let message = self.to_string();
         if json {
+            // The code has a field of its own there.
+            let message = match self.client() {
+                Some(ClientError::Refused(error)) => error.message.clone(),
+                _ => message,
+            };
             let line = serde_json::to_string(&self.json(message)).expect("strings and numbers");
             say(&line);
         } else {
