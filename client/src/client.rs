@@ -8,11 +8,11 @@ use crate::key::new_key;
 use crate::options::{ClientOptions, DEADLINE_MAX, RequestOptions};
 use crate::pending::Pending;
 use crate::routes::{Lane, Route, Routes};
-use crate::scan::{ScanPage, ScanPages, ScanRange};
+use crate::scan::{HistoryPage, ScanPage, ScanPages, ScanRange};
 use crate::slot::Slot;
 use claim_protocol::{
-    Builder, ClaimItem, Claimed, ClockMode, CorpusInfo, Entry, ErrorCode, Operation, ReasonCode, Reply, ReplyResult,
-    Request, Row, ServerError, StatusReport, Welcome,
+    Builder, ClaimItem, Claimed, ClockMode, CorpusInfo, ErrorCode, Operation, ReasonCode, Reply, ReplyResult, Request,
+    Row, ServerError, StatusReport, Welcome,
 };
 use std::collections::HashMap;
 use std::fmt;
@@ -235,13 +235,13 @@ impl Client {
         self.call(Target::Event(event_id), Operation::Lookup { event_id }, options, convert)
     }
 
-    /// The audit entries of one row.
-    pub fn history(&self, event_id: Uuid, options: &RequestOptions) -> Pending<Vec<Entry>> {
+    /// A page of the audit entries of one row, oldest first, without the first `skip`.
+    pub fn history(&self, event_id: Uuid, skip: u32, options: &RequestOptions) -> Pending<HistoryPage> {
         let convert = |result| match result {
-            ReplyResult::History(entries) => Ok(entries),
+            ReplyResult::History { entries, more } => Ok(HistoryPage { entries, more }),
             other => Err(other),
         };
-        self.call(Target::Event(event_id), Operation::History { event_id }, options, convert)
+        self.call(Target::Event(event_id), Operation::History { event_id, skip }, options, convert)
     }
 
     /// Rows of a corpus in id order, page by page.

@@ -83,4 +83,4 @@ pub use options::{
 };
 pub use pending::{Answer, Pending};
 pub use routes::shard_prefix;
-pub use scan::{Rows, ScanPage, ScanPages, ScanRange};
+pub use scan::{HistoryPage, Rows, ScanPage, ScanPages, ScanRange};

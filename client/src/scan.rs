@@ -3,7 +3,7 @@
 use crate::client::Client;
 use crate::error::ClientError;
 use crate::options::RequestOptions;
-use claim_protocol::Row;
+use claim_protocol::{Entry, Row};
 use std::collections::VecDeque;
 use uuid::Uuid;
 
@@ -25,6 +25,15 @@ pub struct ScanPage {
     pub rows: Vec<Row>,
     /// Set when there are more rows: where the next page starts.
     pub next: Option<Uuid>,
+}
+
+/// One page of a row's audit entries.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HistoryPage {
+    /// Entries in the order of their positions.
+    pub entries: Vec<Entry>,
+    /// Whether there are more after these.
+    pub more: bool,
 }
 
 /// The pages of a scan. As an iterator it blocks; [`ScanPages::next_page`] does not.

@@ -151,7 +151,7 @@ fn without_a_daemon_outcomes_are_told_apart() {
     let (_directory, fake, client) = start(ClientOptions { attempts_max: 3, ..ClientOptions::default() });
     fake.script(|_, _| Action::Ignore);
     let sent = client.claim("one", &ITEM, &RequestOptions::default());
-    let read = client.history(Uuid::nil(), &RequestOptions::default());
+    let read = client.history(Uuid::nil(), 0, &RequestOptions::default());
     while fake.seen().len() < 2 {
         thread::sleep(Duration::from_millis(1));
     }
@@ -353,7 +353,10 @@ fn every_operation_in_both_forms() {
         let row = client.lookup(ids[1], &after).await.expect("found");
         assert_eq!((row.lifecycle, row.tombstone_reason.as_deref()), (Lifecycle::Tombstoned, Some("because")));
         client.reactivate(ids[1], &because).await.expect("reactivated");
-        assert_eq!(client.history(ids[1], &options).await.expect("history").len(), 2);
+        let first = client.history(ids[1], 0, &options).await.expect("history").value;
+        assert_eq!((first.entries.len(), first.more), (1, true));
+        let second = client.history(ids[1], 1, &options).await.expect("history").value;
+        assert_eq!((second.entries.len(), second.more), (1, false));
 
         let mut pages = client.scan("one", ScanRange::default(), &options);
         let mut found = Vec::new();

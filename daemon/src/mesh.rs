@@ -164,7 +164,7 @@ mod tests {
         rc::Rc,
         sync::{Arc, mpsc},
         thread,
-        time::{Duration, Instant},
+        time::Duration,
     };
 
     /// A number, and whether it is the answer to one.

@@ -31,14 +31,14 @@ pub async fn read(
             Ok(ReplyResult::Row(Box::new(row)))
         }
         Outcome::Rows { rows: views, more } => page(driver, &views, more, &name_of).await,
-        Outcome::History { entries_at, more: _ } => {
+        Outcome::History { entries_at, more } => {
             let records = driver.read_records(&entries_at).await.map_err(unreadable)?;
             let entries = records.iter().map(|stored| {
                 let record = decode(stored)?;
                 let at = LogPosition { shard, position: stored.position };
                 Ok(translate::entry(&record, at, &name_of(record.meta.corpus)))
             });
-            Ok(ReplyResult::History(entries.collect::<Result<_, Refusal>>()?))
+            Ok(ReplyResult::History { entries: entries.collect::<Result<_, Refusal>>()?, more })
         }
         _ => Err(Refusal::new(Code::BadRequest, "this answer needs no reading")),
     }

@@ -393,7 +393,7 @@ impl Service {
             Operation::Reference { event_id, .. }
             | Operation::Reactivate { event_id }
             | Operation::Lookup { event_id }
-            | Operation::History { event_id } => self.shard_of_id(*event_id),
+            | Operation::History { event_id, .. } => self.shard_of_id(*event_id),
         };
         let shard = match shard {
             Ok(shard) => shard,
@@ -732,7 +732,9 @@ fn with_operation(
         Operation::ConfirmClock => submit(Engine::ConfirmClock),
         Operation::Corpora => submit(Engine::Corpora),
         Operation::Lookup { event_id: uuid } => submit(Engine::Lookup { event_id: event_id(*uuid)? }),
-        Operation::History { event_id: uuid } => submit(Engine::History { event_id: event_id(*uuid)?, skip: 0 }),
+        Operation::History { event_id: uuid, skip } => {
+            submit(Engine::History { event_id: event_id(*uuid)?, skip: *skip as usize });
+        }
         Operation::Scan { corpus, since_us, until_us, after, limit } => submit(Engine::Scan {
             corpus,
             since_us: *since_us,

@@ -70,7 +70,7 @@ fn a_row_is_claimed_referred_to_retracted_and_comes_back() {
     );
     assert_eq!(code(client.reactivate(claimed.event_id, &because("again")).wait()), ErrorCode::BadTransition);
 
-    let history = client.history(claimed.event_id, &options()).wait().unwrap().value;
+    let history = client.history(claimed.event_id, 0, &options()).wait().unwrap().value.entries;
     let operations: Vec<_> = history.iter().map(|e| e.operation.as_str()).collect();
     assert_eq!(operations, ["claim", "reference", "tombstone", "reactivate"]);
     let us = (nix::unistd::getuid().as_raw(), std::process::id());

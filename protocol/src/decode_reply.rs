@@ -94,7 +94,7 @@ fn decode_result(root: &wire::Reply<'_>) -> Result<ReplyResult, String> {
         wire::ReplyResult::HistoryFound => {
             let table = root.result_as_history_found().ok_or_else(missing)?;
             let entries = table.entries().iter().map(|entry| decode_entry(&entry));
-            ReplyResult::History(entries.collect::<Result<_, String>>()?)
+            ReplyResult::History { entries: entries.collect::<Result<_, String>>()?, more: table.more() }
         }
         wire::ReplyResult::ScanPage => {
             let table = root.result_as_scan_page().ok_or_else(missing)?;

@@ -155,10 +155,10 @@ fn encode_result(builder: &mut Builder, result: &ReplyResult) -> (wire::ReplyRes
             let row = Some(encode_row(builder, row));
             (wire::ReplyResult::RowFound, wire::RowFound::create(builder, &wire::RowFoundArgs { row }).as_union_value())
         }
-        ReplyResult::History(entries) => {
+        ReplyResult::History { entries, more } => {
             let entries: Vec<_> = entries.iter().map(|entry| encode_entry(builder, entry)).collect();
             let entries = Some(builder.create_vector(&entries));
-            let table = wire::HistoryFound::create(builder, &wire::HistoryFoundArgs { entries });
+            let table = wire::HistoryFound::create(builder, &wire::HistoryFoundArgs { entries, more: *more });
             (wire::ReplyResult::HistoryFound, table.as_union_value())
         }
         ReplyResult::ScanPage { rows, next } => {

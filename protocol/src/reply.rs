@@ -38,7 +38,11 @@ pub enum ReplyResult {
         confirmed_at_us: i64,
     },
     Row(Box<Row>),
-    History(Vec<Entry>),
+    /// `more`: there are entries after these.
+    History {
+        entries: Vec<Entry>,
+        more: bool,
+    },
     ScanPage {
         rows: Vec<Row>,
         next: Option<Uuid>,

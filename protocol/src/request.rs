@@ -65,8 +65,8 @@ pub enum Operation<'a> {
     ConfirmClock,
     /// One row.
     Lookup { event_id: Uuid },
-    /// The audit entries of one row.
-    History { event_id: Uuid },
+    /// The audit entries of one row, oldest first, without the first `skip`.
+    History { event_id: Uuid, skip: u32 },
     /// Rows of a corpus in id order, by claim_timestamp in [since, until).
     Scan { corpus: &'a str, since_us: Option<i64>, until_us: Option<i64>, after: Option<Uuid>, limit: u32 },
     /// The state of the daemon.

@@ -137,8 +137,8 @@ fn encode_operation(builder: &mut Builder, operation: &Operation<'_>) -> (wire::
             let args = wire::LookupArgs { event_id: Some(&wire_uuid(*event_id)) };
             (wire::Operation::Lookup, wire::Lookup::create(builder, &args).as_union_value())
         }
-        Operation::History { event_id } => {
-            let args = wire::HistoryArgs { event_id: Some(&wire_uuid(*event_id)) };
+        Operation::History { event_id, skip } => {
+            let args = wire::HistoryArgs { event_id: Some(&wire_uuid(*event_id)), skip: *skip };
             (wire::Operation::History, wire::History::create(builder, &args).as_union_value())
         }
         Operation::Scan { corpus, since_us, until_us, after, limit } => {
@@ -307,7 +307,7 @@ fn decode_operation<'a>(root: &wire::Request<'a>) -> Result<Operation<'a>, Strin
         }
         wire::Operation::History => {
             let table = root.operation_as_history().ok_or_else(missing)?;
-            Operation::History { event_id: typed_uuid(table.event_id()) }
+            Operation::History { event_id: typed_uuid(table.event_id()), skip: table.skip() }
         }
         wire::Operation::Scan => {
             let table = root.operation_as_scan().ok_or_else(missing)?;

@@ -82,7 +82,7 @@ fn every_operation() {
         Operation::Reactivate { event_id: ID },
         Operation::ConfirmClock,
         Operation::Lookup { event_id: ID },
-        Operation::History { event_id: ID },
+        Operation::History { event_id: ID, skip: 7 },
         Operation::Scan { corpus: "pd", since_us: None, until_us: None, after: None, limit: 0 },
         Operation::Scan { corpus: "pd", since_us: Some(0), until_us: Some(i64::MAX), after: Some(ID), limit: 10 },
         Operation::Status,
@@ -310,7 +310,7 @@ fn every_result() {
         ReplyResult::ClockConfirmed { confirmed_at_us: 1 },
         ReplyResult::Row(Box::new(row())),
         ReplyResult::Row(Box::new(bare_row.clone())),
-        ReplyResult::History(vec![entry(), bare_entry]),
+        ReplyResult::History { entries: vec![entry(), bare_entry], more: true },
         ReplyResult::ScanPage { rows: vec![], next: None },
         ReplyResult::ScanPage { rows: vec![row(), bare_row], next: Some(ID) },
         ReplyResult::Status(Box::new(StatusReport {
@@ -365,7 +365,7 @@ fn the_estimates_of_rows_and_entries_hold() {
         for count in [1, 2, SCAN_ROWS_MAX] {
             let page = frame_bytes(ReplyResult::ScanPage { rows: vec![row.clone(); count], next: Some(ID) });
             assert!(page <= REST_BYTES + count * row_frame_bytes(&row), "{count} rows with {length}: {page}");
-            let history = frame_bytes(ReplyResult::History(vec![entry.clone(); count]));
+            let history = frame_bytes(ReplyResult::History { entries: vec![entry.clone(); count], more: false });
             assert!(
                 history <= REST_BYTES + count * entry_frame_bytes(&entry),
                 "{count} entries with {length}: {history}"

@@ -356,9 +356,11 @@ impl Ledger {
             }
             Operation::ConfirmClock => ReplyResult::ClockConfirmed { confirmed_at_us: at_us },
             Operation::Lookup { event_id } => ReplyResult::Row(Box::new(self.row(*event_id)?.clone())),
-            Operation::History { event_id } => {
+            Operation::History { event_id, skip } => {
+                // One entry a page, so that whoever reads must turn it.
                 let of_row = |entry: &&Entry| entry.event_id == Some(*event_id);
-                ReplyResult::History(self.entries.iter().filter(of_row).cloned().collect())
+                let mut rest = self.entries.iter().filter(of_row).skip(*skip as usize).cloned();
+                ReplyResult::History { entries: rest.next().into_iter().collect(), more: rest.next().is_some() }
             }
             Operation::Scan { corpus, since_us, until_us, after, limit } => {
                 let limit = if *limit == 0 { 3 } else { (*limit).min(3) } as usize;

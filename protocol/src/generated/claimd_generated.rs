@@ -2522,6 +2522,7 @@ impl<'a> ::flatbuffers::Follow<'a> for History<'a> {
 
 impl<'a> History<'a> {
   pub const VT_EVENT_ID: ::flatbuffers::VOffsetT = 4;
+  pub const VT_SKIP: ::flatbuffers::VOffsetT = 6;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -2533,6 +2534,7 @@ impl<'a> History<'a> {
     args: &'args HistoryArgs<'args>
   ) -> ::flatbuffers::WIPOffset<History<'bldr>> {
     let mut builder = HistoryBuilder::new(_fbb);
+    builder.add_skip(args.skip);
     if let Some(x) = args.event_id { builder.add_event_id(x); }
     builder.finish()
   }
@@ -2545,6 +2547,13 @@ impl<'a> History<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<Uuid>(History::VT_EVENT_ID, None).unwrap()}
   }
+  #[inline]
+  pub fn skip(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(History::VT_SKIP, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for History<'_> {
@@ -2554,18 +2563,21 @@ impl ::flatbuffers::Verifiable for History<'_> {
   ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
     v.visit_table(pos)?
      .visit_field::<Uuid>("event_id", Self::VT_EVENT_ID, true)?
+     .visit_field::<u32>("skip", Self::VT_SKIP, false)?
      .finish();
     Ok(())
   }
 }
 pub struct HistoryArgs<'a> {
     pub event_id: Option<&'a Uuid>,
+    pub skip: u32,
 }
 impl<'a> Default for HistoryArgs<'a> {
   #[inline]
   fn default() -> Self {
     HistoryArgs {
       event_id: None, // required field
+      skip: 0,
     }
   }
 }
@@ -2578,6 +2590,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> HistoryBuilder<'a, 'b, A> {
   #[inline]
   pub fn add_event_id(&mut self, event_id: &Uuid) {
     self.fbb_.push_slot_always::<&Uuid>(History::VT_EVENT_ID, event_id);
+  }
+  #[inline]
+  pub fn add_skip(&mut self, skip: u32) {
+    self.fbb_.push_slot::<u32>(History::VT_SKIP, skip, 0);
   }
   #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> HistoryBuilder<'a, 'b, A> {
@@ -2599,6 +2615,7 @@ impl ::core::fmt::Debug for History<'_> {
   fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
     let mut ds = f.debug_struct("History");
       ds.field("event_id", &self.event_id());
+      ds.field("skip", &self.skip());
       ds.finish()
   }
 }
@@ -5846,6 +5863,7 @@ impl<'a> ::flatbuffers::Follow<'a> for HistoryFound<'a> {
 
 impl<'a> HistoryFound<'a> {
   pub const VT_ENTRIES: ::flatbuffers::VOffsetT = 4;
+  pub const VT_MORE: ::flatbuffers::VOffsetT = 6;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -5858,6 +5876,7 @@ impl<'a> HistoryFound<'a> {
   ) -> ::flatbuffers::WIPOffset<HistoryFound<'bldr>> {
     let mut builder = HistoryFoundBuilder::new(_fbb);
     if let Some(x) = args.entries { builder.add_entries(x); }
+    builder.add_more(args.more);
     builder.finish()
   }
 
@@ -5869,6 +5888,13 @@ impl<'a> HistoryFound<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Entry>>>>(HistoryFound::VT_ENTRIES, None).unwrap()}
   }
+  #[inline]
+  pub fn more(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(HistoryFound::VT_MORE, Some(false)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for HistoryFound<'_> {
@@ -5878,18 +5904,21 @@ impl ::flatbuffers::Verifiable for HistoryFound<'_> {
   ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
     v.visit_table(pos)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Entry>>>>("entries", Self::VT_ENTRIES, true)?
+     .visit_field::<bool>("more", Self::VT_MORE, false)?
      .finish();
     Ok(())
   }
 }
 pub struct HistoryFoundArgs<'a> {
     pub entries: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Entry<'a>>>>>,
+    pub more: bool,
 }
 impl<'a> Default for HistoryFoundArgs<'a> {
   #[inline]
   fn default() -> Self {
     HistoryFoundArgs {
       entries: None, // required field
+      more: false,
     }
   }
 }
@@ -5902,6 +5931,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> HistoryFoundBuilder<'a, 'b, A
   #[inline]
   pub fn add_entries(&mut self, entries: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Entry<'b >>>>) {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(HistoryFound::VT_ENTRIES, entries);
+  }
+  #[inline]
+  pub fn add_more(&mut self, more: bool) {
+    self.fbb_.push_slot::<bool>(HistoryFound::VT_MORE, more, false);
   }
   #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> HistoryFoundBuilder<'a, 'b, A> {
@@ -5923,6 +5956,7 @@ impl ::core::fmt::Debug for HistoryFound<'_> {
   fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
     let mut ds = f.debug_struct("HistoryFound");
       ds.field("entries", &self.entries());
+      ds.field("more", &self.more());
       ds.finish()
   }
 }

@@ -47,7 +47,15 @@ impl<'a> EntryJson<'a> {
 }
 
 pub fn history(session: &Session, verb: History, output: &mut Output) -> Result<(), Failure> {
-    let entries = session.client.history(verb.event_id, &RequestOptions::default()).wait()?;
+    let mut entries: Vec<Entry> = Vec::new();
+    loop {
+        let page =
+            session.client.history(verb.event_id, entries.len() as u32, &RequestOptions::default()).wait()?.value;
+        entries.extend(page.entries);
+        if !page.more {
+            break;
+        }
+    }
     if output.is_json() {
         return entries.iter().try_for_each(|entry| output.object(&EntryJson::new(entry)));
     }
