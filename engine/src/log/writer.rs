@@ -187,6 +187,8 @@ pub struct LogWriter {
     last_activity_us: i64,
     segments_prepared: u64,
     is_preparing: bool,
+    /// The last attempt to grow failed, and none has succeeded since.
+    cannot_grow: bool,
     prepare_again_at_us: Option<i64>,
     failed: Option<String>,
     counts: WriterCounts,
@@ -216,6 +218,7 @@ impl LogWriter {
             last_activity_us: 0,
             segments_prepared: end.segments_prepared,
             is_preparing: false,
+            cannot_grow: false,
             prepare_again_at_us: None,
             failed: None,
             counts: WriterCounts::default(),
@@ -252,7 +255,7 @@ impl LogWriter {
     /// Whether the ledger could not grow, and has no room left beyond the segment that is written.
     pub fn is_out_of_space(&self) -> bool {
         // What waits, and then some, must still fit into the segments that are prepared.
-        self.prepare_again_at_us.is_some()
+        self.cannot_grow
             && self.geometry().segment_of(self.next_batch_at + 2 * self.geometry().batch_bytes_max)
                 >= self.segments_prepared
     }
@@ -446,9 +449,13 @@ impl LogWriter {
             IoDone::Prepare { segment, result } => {
                 self.is_preparing = false;
                 match result {
-                    Ok(()) => self.segments_prepared = self.segments_prepared.max(segment + 1),
+                    Ok(()) => {
+                        self.cannot_grow = false;
+                        self.segments_prepared = self.segments_prepared.max(segment + 1);
+                    }
                     Err(error) => {
                         tracing::error!(segment, %error, "the ledger cannot grow; it is tried again every second");
+                        self.cannot_grow = true;
                         self.prepare_again_at_us = Some(boot_us + GROW_RETRY_US);
                     }
                 }

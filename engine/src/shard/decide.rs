@@ -13,7 +13,7 @@ use crate::log::writer::LogWriter;
 use crate::row::{Lifecycle, ReasonCode};
 use crate::shard::rows::Found;
 use crate::time::{Now, Quarter};
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Advice on when to ask again for what may become visible.
 const NOT_VISIBLE_RETRY_MS: u32 = 100;
@@ -221,8 +221,7 @@ impl Step<'_, '_, '_> {
         claim: &Claim<'_>,
         time_us: i64,
     ) -> Decided<(Claimed, u64)> {
-        let fingerprint = self.fingerprint(request, |out| {
-            out.push(1);
+        let fingerprint = self.fingerprint(request, Keyed::Claim, |out| {
             text(out, claim.event_key);
             text(out, claim.owning_corpus);
             text(out, claim.hosting_corpus);
@@ -291,8 +290,7 @@ impl Step<'_, '_, '_> {
         event_id: EventId,
         time_us: i64,
     ) -> Decided<(EventId, u64)> {
-        let fingerprint = self.fingerprint(request, |out| {
-            out.push(2);
+        let fingerprint = self.fingerprint(request, Keyed::Reference, |out| {
             out.extend_from_slice(&event_id.as_u128().to_be_bytes());
         });
         if let KeyState::Done(kept) = self.key(request, Some(prefix), item, fingerprint, time_us)?
@@ -342,8 +340,8 @@ impl Step<'_, '_, '_> {
         time_us: i64,
     ) -> Decided<Decision> {
         let prefix = self.own_corpus(corpus)?;
-        let fingerprint = self.fingerprint(request, |out| {
-            out.extend_from_slice(&[3, reason_code.number()]);
+        let fingerprint = self.fingerprint(request, Keyed::Retract, |out| {
+            out.push(reason_code.number());
             out.extend_from_slice(&event_id.as_u128().to_be_bytes());
         });
         if let KeyState::Done(kept) = self.key(request, Some(prefix), 0, fingerprint, time_us)?
@@ -364,8 +362,7 @@ impl Step<'_, '_, '_> {
 
     fn reactivate(&mut self, request: &Request<'_>, event_id: EventId, time_us: i64) -> Decided<Decision> {
         let prefix = event_id.prefix();
-        let fingerprint = self.fingerprint(request, |out| {
-            out.push(4);
+        let fingerprint = self.fingerprint(request, Keyed::Reactivate, |out| {
             out.extend_from_slice(&event_id.as_u128().to_be_bytes());
         });
         if let KeyState::Done(kept) = self.key(request, Some(prefix), 0, fingerprint, time_us)?
@@ -381,8 +378,7 @@ impl Step<'_, '_, '_> {
     }
 
     fn onboard(&mut self, request: &Request<'_>, name: &str, notes: &str, time_us: i64) -> Decided<Decision> {
-        let fingerprint = self.fingerprint(request, |out| {
-            out.push(16);
+        let fingerprint = self.fingerprint(request, Keyed::Onboard, |out| {
             text(out, name);
             text(out, notes);
         });
@@ -416,7 +412,7 @@ impl Step<'_, '_, '_> {
     }
 
     fn confirm_clock(&mut self, request: &Request<'_>) -> Decided<Decision> {
-        let fingerprint = self.fingerprint(request, |out| out.push(18));
+        let fingerprint = self.fingerprint(request, Keyed::ConfirmClock, |_| {});
         let time_us = match request.at_us {
             Some(at_us) => at_us.max(self.shard.last_us),
             None => self.now.wall_us.max(self.shard.last_us),
@@ -436,16 +432,30 @@ impl Step<'_, '_, '_> {
         Ok(Decision { outcome, position, global_sequence })
     }
 
-    /// A number that tells a retry from another request: over everything that the request means.
-    fn fingerprint(&mut self, request: &Request<'_>, operation: impl FnOnce(&mut Vec<u8>)) -> u64 {
+    /// A number that tells a retry from another request: over everything that the request means. Its low byte is the
+    /// operation, so that what is kept for a key is never taken for another operation's; the rest is a hash with the
+    /// ledger's secret, so that nobody can make two requests that look alike.
+    fn fingerprint(&mut self, request: &Request<'_>, operation: Keyed, fields: impl FnOnce(&mut Vec<u8>)) -> u64 {
+        let secret = self.shard.secret;
         let out = &mut self.shard.scratch;
         out.clear();
         text(out, request.rationale);
         out.extend_from_slice(&request.correlation_id.to_le_bytes());
         number(out, request.at_us.map_or(u64::MAX, |at| at as u64));
-        operation(out);
-        xxh3_64(out)
+        fields(out);
+        xxh3_64_with_seed(out, secret) & !0xff | operation as u64
     }
+}
+
+/// The operations that a key can stand for.
+#[derive(Debug, Clone, Copy)]
+enum Keyed {
+    Claim = 1,
+    Reference = 2,
+    Retract = 3,
+    Reactivate = 4,
+    Onboard = 16,
+    ConfirmClock = 18,
 }
 
 fn text(out: &mut Vec<u8>, text: &str) {

@@ -88,6 +88,8 @@ pub struct Shard {
     last_position: u64,
     /// The quarter of `last_us`, and its bounds: looked up once a quarter.
     quarter: (Quarter, std::ops::Range<i64>),
+    /// Of the ledger: what clients can't foresee depends on it.
+    secret: u64,
     scratch: Vec<u8>,
 }
 
@@ -112,6 +114,7 @@ impl Shard {
             last_us,
             last_position: 0,
             quarter: quarter_of(last_us),
+            secret,
             scratch: Vec::new(),
         }
     }

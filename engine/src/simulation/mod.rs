@@ -3,6 +3,7 @@
 
 mod client;
 mod cluster;
+mod faults;
 mod recovery_table;
 
 use crate::engine::Mutant;

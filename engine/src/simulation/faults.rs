@@ -1,0 +1,227 @@
+//! One engine on a simulated disk whose I/O the test ends as it likes: failures, full disks, deadlines, late completions.
+
+use crate::command::{Claim, Operation, Outcome, Reply, Request};
+use crate::engine::{Engine, OpenOptions, Output};
+use crate::entropy::Entropy;
+use crate::error::{Certainty, Code};
+use crate::log::entry::Principal;
+use crate::log::layout::Geometry;
+use crate::log::superblock::{ClockMode, Superblock};
+use crate::log::writer::{self, GROW_RETRY_US, Io, IoDone, perform};
+use crate::storage::Durability;
+use crate::storage::sim::SimDisk;
+use crate::time::Now;
+use std::io;
+use uuid::Uuid;
+
+struct Bench {
+    disk: SimDisk,
+    entropy: Entropy,
+    engine: Engine,
+    now: Now,
+    keys: u64,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let (disk, mut entropy) = (SimDisk::default(), Entropy::from_seed_u64(1));
+        let now = Now { wall_us: 1_767_225_600_000_000, boot_us: 0 };
+        let superblock = Superblock {
+            generation: 1,
+            ledger: Uuid::from_u128(5),
+            key: [3; 32],
+            shard: 0,
+            shard_count: 1,
+            clock: ClockMode::Wall,
+            geometry: Geometry { segment_bytes: 96 << 10, batch_bytes_max: 16 << 10 },
+            formatted_at_us: now.wall_us,
+            first_segment: 0,
+        };
+        disk.run(&mut entropy, u64::MAX, writer::format(&disk, &superblock)).unwrap().unwrap();
+        let open = Engine::open(&disk, &superblock, Durability::Durable, OpenOptions::default());
+        let (mut engine, _) = disk.run(&mut entropy, u64::MAX, open).unwrap().unwrap();
+        engine.start(now, 0);
+        let mut bench = Bench { disk, entropy, engine, now, keys: 0 };
+        bench.submit(1, Operation::Onboard { name: "customer", notes: "" }, None);
+        bench.settle();
+        assert!(matches!(bench.replies()[..], [Reply { token: 1, outcome: Outcome::Onboarded(_), .. }]));
+        bench
+    }
+
+    fn submit(&mut self, token: u64, operation: Operation<'_>, deadline_boot_us: Option<i64>) {
+        self.keys += 1;
+        let ms = (self.now.wall_us / 1_000) as u128;
+        let request = Request {
+            token,
+            principal: Principal::default(),
+            idempotency_key: ms << 80 | 7 << 76 | 0b10 << 62 | u128::from(self.keys),
+            correlation_id: 0,
+            rationale: "",
+            at_us: None,
+            deadline_boot_us,
+            at_least: &[],
+            operation,
+        };
+        self.engine.submit(self.now, &mut self.entropy, &request);
+    }
+
+    fn claim(&mut self, token: u64, deadline_boot_us: Option<i64>) {
+        let items = [Claim {
+            event_key: "key",
+            occurred_at_us: 0,
+            owning_corpus: "",
+            hosting_corpus: "",
+            category: "c",
+            taxonomy_version: 1,
+            metadata: &[9; 4_000],
+        }];
+        self.submit(token, Operation::Claim { corpus: "customer", items: &items }, deadline_boot_us);
+    }
+
+    fn replies(&mut self) -> Vec<Reply> {
+        let outputs = self.engine.drain();
+        outputs.filter_map(|output| if let Output::Reply(reply) = output { Some(reply) } else { None }).collect()
+    }
+
+    /// The one refusal that was let out for a token.
+    fn refusal(&mut self, token: u64) -> (Code, Certainty) {
+        let replies = self.replies();
+        match &replies[..] {
+            [Reply { token: t, outcome: Outcome::Refused(refusal), .. }] if *t == token => {
+                (refusal.code, refusal.certainty)
+            }
+            other => panic!("expected one refusal of {token}, got {other:?}"),
+        }
+    }
+
+    /// The write that is due; segments are prepared on the way.
+    fn next_write(&mut self) -> (u64, Vec<u8>) {
+        loop {
+            match self.engine.next_io() {
+                Some(Io::Write { number, batch, .. }) => return (number, batch),
+                Some(io) => self.perform(io),
+                None => panic!("no write is due"),
+            }
+        }
+    }
+
+    fn perform(&mut self, io: Io) {
+        let done = self.disk.run(&mut self.entropy, u64::MAX, perform(&self.disk, io, Durability::Durable)).unwrap();
+        self.engine.complete(self.now, done);
+    }
+
+    fn settle(&mut self) {
+        while let Some(io) = self.engine.next_io() {
+            self.perform(io);
+        }
+    }
+}
+
+#[test]
+fn a_failed_write_stops_the_shard_and_nothing_is_acknowledged() {
+    let mut bench = Bench::new();
+    bench.claim(2, None);
+    let (number, batch) = bench.next_write();
+    // Gathers behind the write that is out.
+    bench.claim(3, None);
+    let result = Err(io::Error::from(io::ErrorKind::Other));
+    bench.engine.complete(bench.now, IoDone::Write { number, batch, result });
+    let replies = bench.replies();
+    assert_eq!(replies.iter().map(|r| r.token).collect::<Vec<_>>(), [2, 3]);
+    for reply in replies {
+        let Outcome::Refused(refusal) = reply.outcome else { panic!("acknowledged after a failed write") };
+        assert_eq!((refusal.code, refusal.certainty), (Code::ShardFailed, Certainty::Unknown));
+    }
+    assert!(bench.engine.next_io().is_none(), "nothing is written any more");
+    bench.claim(4, None);
+    assert_eq!(bench.refusal(4), (Code::ShardFailed, Certainty::Definite));
+}
+
+#[test]
+fn a_full_disk_refuses_writes_until_there_is_room() {
+    let mut bench = Bench::new();
+    let full = |segment| IoDone::Prepare { segment, result: Err(io::Error::from(io::ErrorKind::StorageFull)) };
+    let mut accepted = 0;
+    loop {
+        bench.claim(2, None);
+        while let Some(io) = bench.engine.next_io() {
+            match io {
+                Io::Prepare { segment, .. } => bench.engine.complete(bench.now, full(segment)),
+                io => bench.perform(io),
+            }
+        }
+        let replies = bench.replies();
+        let [Reply { outcome, .. }] = &replies[..] else { panic!("{replies:?}") };
+        match outcome {
+            Outcome::Claimed(_) => accepted += 1,
+            Outcome::Refused(refusal) => {
+                assert_eq!((refusal.code, refusal.certainty), (Code::NoSpace, Certainty::Definite));
+                assert!(refusal.retry_after_ms > 0);
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(accepted > 10, "what is prepared is used: {accepted}");
+    // Still refused while it is tried again, and after it failed again.
+    bench.now.boot_us += GROW_RETRY_US;
+    bench.engine.tick(bench.now);
+    let segment = loop {
+        match bench.engine.next_io() {
+            Some(Io::Prepare { segment, .. }) => break segment,
+            // The mark of a log that has been idle.
+            Some(io) => bench.perform(io),
+            None => panic!("growing is tried again"),
+        }
+    };
+    bench.claim(3, None);
+    assert_eq!(bench.refusal(3).0, Code::NoSpace);
+    bench.engine.complete(bench.now, full(segment));
+    bench.now.boot_us += GROW_RETRY_US;
+    bench.engine.tick(bench.now);
+    bench.settle();
+    bench.claim(4, None);
+    bench.settle();
+    let replies = bench.replies();
+    assert!(matches!(replies[..], [Reply { token: 4, outcome: Outcome::Claimed(_), .. }]), "{replies:?}");
+}
+
+#[test]
+fn a_deadline_is_answered_once_and_says_what_is_known() {
+    let mut bench = Bench::new();
+    bench.now.boot_us = 1_000;
+    bench.claim(2, Some(1_000));
+    assert_eq!(bench.refusal(2), (Code::Deadline, Certainty::Definite), "it never reached the log");
+    bench.claim(3, Some(2_000));
+    let (number, batch) = bench.next_write();
+    bench.engine.tick(bench.now);
+    assert!(bench.replies().is_empty());
+    bench.now.boot_us = 2_000;
+    bench.engine.tick(bench.now);
+    assert_eq!(bench.refusal(3), (Code::Deadline, Certainty::Unknown), "it may be applied");
+    bench.engine.complete(bench.now, IoDone::Write { number, batch, result: Ok(()) });
+    assert!(bench.replies().is_empty(), "one answer is enough");
+    assert!(bench.engine.is_idle());
+}
+
+#[test]
+fn acknowledgements_keep_the_order_of_the_log() {
+    let mut bench = Bench::new();
+    // Four claims of 4 KB fill a batch: several batches, out together.
+    (2..22).for_each(|token| bench.claim(token, None));
+    let mut writes: Vec<_> = std::iter::from_fn(|| match bench.engine.next_io() {
+        Some(Io::Write { number, batch, .. }) => Some((number, batch)),
+        _ => None,
+    })
+    .collect();
+    assert_eq!(writes.len(), 4, "as many batches are out as may be");
+    let (first, rest) = (writes.remove(0), writes);
+    for (number, batch) in rest.into_iter().rev() {
+        bench.engine.complete(bench.now, IoDone::Write { number, batch, result: Ok(()) });
+        assert!(bench.replies().is_empty(), "nothing overtakes the first batch");
+    }
+    bench.engine.complete(bench.now, IoDone::Write { number: first.0, batch: first.1, result: Ok(()) });
+    let tokens: Vec<_> = bench.replies().iter().map(|r| r.token).collect();
+    assert!(tokens.len() >= 10, "{tokens:?}");
+    assert!(tokens.windows(2).all(|w| w[0] + 1 == w[1]), "{tokens:?}");
+}
