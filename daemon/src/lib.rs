@@ -8,7 +8,7 @@
 //! | [`driver`] | one shard's engine and its storage |
 //! | [`service`], [`gather`], [`reading`], [`translate`] | from a frame to a reply |
 //! | [`socket`] | connections and frames |
-//! | [`mesh`], [`inbox`] | messages between executors |
+//! | [`mesh`], [`inbox`], [`message`] | messages between executors |
 //! | [`stall_guard`] | wakes an executor that sleeps over its work |
 //! | [`doctor`], [`inspect`], [`demo`] | what an operator asks |
 //! | [`clock`] | the ledger's time and deadlines |
@@ -23,6 +23,7 @@ pub mod inbox;
 pub mod inspect;
 pub mod ledger;
 pub mod mesh;
+pub mod message;
 pub mod reading;
 pub mod service;
 pub mod socket;

@@ -4,11 +4,12 @@ use crate::clock;
 use crate::driver::Driver;
 use crate::gather::{Gather, Part};
 use crate::mesh::Mesh;
+use crate::message::Message;
 use crate::reading;
 use crate::socket::connection::{CloseReason, Connection, FrameHandler, Peer, Verdict};
 use crate::stall_guard::{GuardCounters, Pulse};
 use crate::translate;
-use claim_engine::command::{self, Outcome, Request};
+use claim_engine::command::{Outcome, Request};
 use claim_engine::corpus::Prefix;
 use claim_engine::engine::{Output, PeerMessage};
 use claim_engine::entropy::Entropy;
@@ -54,47 +55,6 @@ pub struct Shared {
     pub connections: AtomicUsize,
     /// What the stall guard did.
     pub guard: std::sync::OnceLock<Arc<GuardCounters>>,
-}
-
-/// What executors send each other.
-#[derive(Debug)]
-pub enum Message {
-    /// A request for a shard of the receiver.
-    Ask {
-        /// Names the request at the sender.
-        ticket: usize,
-        /// Which shard is to answer.
-        shard: u16,
-        /// The frame, as the client sent it and the sender verified it.
-        frame: Vec<u8>,
-        /// Who asks.
-        peer: Peer,
-        /// CLOCK_BOOTTIME in microseconds after which nobody waits.
-        deadline_boot_us: Option<i64>,
-        /// Answer with a [`Part`] instead of a frame.
-        is_part: bool,
-    },
-    /// The answer to an ask: a whole frame.
-    Answer {
-        /// As in the ask.
-        ticket: usize,
-        /// The reply, length prefix included.
-        frame: Vec<u8>,
-    },
-    /// The answer to an ask for a part.
-    AnswerPart {
-        /// As in the ask.
-        ticket: usize,
-        /// The part.
-        part: Part,
-    },
-    /// From one shard to another.
-    Peer {
-        /// To which.
-        shard: u16,
-        /// What.
-        message: PeerMessage,
-    },
 }
 
 /// Who waits for an engine's answer.
@@ -281,7 +241,7 @@ impl Service {
     }
 
     fn shard_of_id(&self, uuid: Uuid) -> Result<u16, Refusal> {
-        let id = event_id(uuid)?;
+        let id = translate::event_id(uuid)?;
         let found = self.local_drivers().next().and_then(|driver| {
             let engine = driver.engine.borrow();
             engine.shard().registry().of_prefix(id.prefix()).map(|corpus| corpus.shard)
@@ -507,7 +467,7 @@ impl Service {
         let pending = Pending { reply_to: reply_to.clone(), request_id: request.request_id, shard, is_part };
         let token = self.pending.borrow_mut().insert(pending);
         self.pulse.work_add(1);
-        let refused = with_operation(
+        let refused = translate::with_operation(
             request,
             |id| self.shard_of_id(id) == Ok(shard),
             |operation| {
@@ -691,62 +651,6 @@ pub fn busy_frame() -> Vec<u8> {
     let mut frame = Vec::new();
     wire::encode_reply(&mut wire::Builder::new(), &reply, &mut frame).expect("a short error fits a frame");
     frame
-}
-
-fn event_id(uuid: Uuid) -> Result<EventId, Refusal> {
-    EventId::from_uuid(uuid).ok_or_else(|| {
-        Refusal::new(Code::BadRequest, format!("{uuid} is no event-id: one is a UUIDv7 that carries a shard prefix"))
-    })
-}
-
-/// The engine's form of the wire's operation. `is_here` says which references are the shard's own.
-fn with_operation(
-    request: &wire::Request<'_>,
-    is_here: impl Fn(Uuid) -> bool,
-    submit: impl FnOnce(command::Operation<'_>),
-) -> Result<(), Refusal> {
-    use command::Operation as Engine;
-    match &request.operation {
-        Operation::Claim { corpus, item } => {
-            submit(Engine::Claim { corpus, items: &[translate::claim_item(item)] });
-        }
-        Operation::ClaimBatch { corpus, items } => {
-            let items: Vec<_> = items.iter().map(translate::claim_item).collect();
-            submit(Engine::Claim { corpus, items: &items });
-        }
-        Operation::Reference { corpus, event_id: uuid } => {
-            submit(Engine::Reference { corpus, items: &[(0, event_id(*uuid)?)] });
-        }
-        Operation::ReferenceBatch { corpus, event_ids } => {
-            let here = event_ids.iter().enumerate().filter(|(_, uuid)| is_here(**uuid));
-            let items: Result<Vec<_>, _> = here.map(|(i, uuid)| Ok((i as u16, event_id(*uuid)?))).collect();
-            submit(Engine::Reference { corpus, items: &items? });
-        }
-        Operation::Retract { corpus, event_id: uuid, reason_code } => submit(Engine::Retract {
-            corpus,
-            event_id: event_id(*uuid)?,
-            reason_code: translate::reason_code_in(*reason_code),
-        }),
-        Operation::Reactivate { event_id: uuid } => submit(Engine::Reactivate { event_id: event_id(*uuid)? }),
-        Operation::Onboard { name, notes } => submit(Engine::Onboard { name, notes }),
-        Operation::ConfirmClock => submit(Engine::ConfirmClock),
-        Operation::Corpora => submit(Engine::Corpora),
-        Operation::Lookup { event_id: uuid } => submit(Engine::Lookup { event_id: event_id(*uuid)? }),
-        Operation::History { event_id: uuid, skip } => {
-            submit(Engine::History { event_id: event_id(*uuid)?, skip: *skip as usize });
-        }
-        Operation::Scan { corpus, since_us, until_us, after, limit } => submit(Engine::Scan {
-            corpus,
-            since_us: *since_us,
-            until_us: *until_us,
-            after: after.map(event_id).transpose()?,
-            limit: *limit as usize,
-        }),
-        Operation::Hello { .. } | Operation::Status => {
-            return Err(Refusal::new(Code::BadRequest, "not an operation of a shard"));
-        }
-    }
-    Ok(())
 }
 
 impl FrameHandler for Rc<Service> {

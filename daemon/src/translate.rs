@@ -3,6 +3,7 @@
 use claim_engine::command::{self, Claimed, Corpus};
 use claim_engine::engine::EngineStatus;
 use claim_engine::error::{Certainty, Code, Refusal};
+use claim_engine::id::EventId;
 use claim_engine::log::entry::{Entry, Record};
 use claim_engine::log::superblock::ClockMode;
 use claim_engine::row::{Lifecycle, ReasonCode, RowView};
@@ -185,7 +186,7 @@ pub fn entry(record: &Record<'_>, position: LogPosition, corpus: &str) -> wire::
         position,
         operation,
         corpus: corpus.to_owned(),
-        event_id: event_id.map(claim_engine::id::EventId::as_uuid),
+        event_id: event_id.map(EventId::as_uuid),
         timestamp_us: meta.timestamp_us,
         uid: meta.principal.uid,
         gid: meta.principal.gid,
@@ -195,4 +196,60 @@ pub fn entry(record: &Record<'_>, position: LogPosition, corpus: &str) -> wire::
         idempotency_key: uuid(meta.idempotency_key),
         reason_code,
     }
+}
+
+/// An id of the wire; a UUID that no claim ever hands out is refused.
+pub fn event_id(uuid: Uuid) -> Result<EventId, Refusal> {
+    EventId::from_uuid(uuid).ok_or_else(|| {
+        Refusal::new(Code::BadRequest, format!("{uuid} is no event-id: one is a UUIDv7 that carries a shard prefix"))
+    })
+}
+
+/// The engine's form of the wire's operation. `is_here` says which references are the shard's own.
+pub fn with_operation(
+    request: &wire::Request<'_>,
+    is_here: impl Fn(Uuid) -> bool,
+    submit: impl FnOnce(command::Operation<'_>),
+) -> Result<(), Refusal> {
+    use command::Operation as Engine;
+    use wire::Operation;
+    match &request.operation {
+        Operation::Claim { corpus, item } => {
+            submit(Engine::Claim { corpus, items: &[claim_item(item)] });
+        }
+        Operation::ClaimBatch { corpus, items } => {
+            let items: Vec<_> = items.iter().map(claim_item).collect();
+            submit(Engine::Claim { corpus, items: &items });
+        }
+        Operation::Reference { corpus, event_id: uuid } => {
+            submit(Engine::Reference { corpus, items: &[(0, event_id(*uuid)?)] });
+        }
+        Operation::ReferenceBatch { corpus, event_ids } => {
+            let here = event_ids.iter().enumerate().filter(|(_, uuid)| is_here(**uuid));
+            let items: Result<Vec<_>, _> = here.map(|(i, uuid)| Ok((i as u16, event_id(*uuid)?))).collect();
+            submit(Engine::Reference { corpus, items: &items? });
+        }
+        Operation::Retract { corpus, event_id: uuid, reason_code } => {
+            submit(Engine::Retract { corpus, event_id: event_id(*uuid)?, reason_code: reason_code_in(*reason_code) })
+        }
+        Operation::Reactivate { event_id: uuid } => submit(Engine::Reactivate { event_id: event_id(*uuid)? }),
+        Operation::Onboard { name, notes } => submit(Engine::Onboard { name, notes }),
+        Operation::ConfirmClock => submit(Engine::ConfirmClock),
+        Operation::Corpora => submit(Engine::Corpora),
+        Operation::Lookup { event_id: uuid } => submit(Engine::Lookup { event_id: event_id(*uuid)? }),
+        Operation::History { event_id: uuid, skip } => {
+            submit(Engine::History { event_id: event_id(*uuid)?, skip: *skip as usize });
+        }
+        Operation::Scan { corpus, since_us, until_us, after, limit } => submit(Engine::Scan {
+            corpus,
+            since_us: *since_us,
+            until_us: *until_us,
+            after: after.map(event_id).transpose()?,
+            limit: *limit as usize,
+        }),
+        Operation::Hello { .. } | Operation::Status => {
+            return Err(Refusal::new(Code::BadRequest, "not an operation of a shard"));
+        }
+    }
+    Ok(())
 }

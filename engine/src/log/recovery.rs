@@ -327,8 +327,8 @@ impl<'a, S: Storage> Walker<'a, S> {
     }
 
     /// Searches every block boundary of the rest of this segment, of as much of the next one as batches in flight can
-    /// reach, and the first batch of each later segment. What batches in flight can reach is what DESIGN asks for; the
-    /// rest costs one more read of a segment at most and finds damage that is longer than that.
+    /// reach, and the first batch of each later segment. What batches in flight can reach would do for power cuts; the
+    /// rest costs one more read of a segment at most, and finds damage that is longer than that.
     async fn look_beyond(&mut self) -> Result<(Beyond, Option<BatchPlace>), RecoveryError> {
         let geometry = self.superblock.geometry;
         let window_bytes = BATCHES_IN_FLIGHT_MAX as u64 * geometry.batch_bytes_max;
