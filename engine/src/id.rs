@@ -10,6 +10,15 @@
 //!  bit 64  66   70                                               127
 //! ```
 //!
+//! Vectors for authors of other clients, as milliseconds, prefix and tail:
+//!
+//! | ms | prefix | tail | event-id |
+//! |---|---|---|---|
+//! | `017f22e279b0` | `cc36` | `0c4dc0c0c07398f` | `017f22e2-79b0-7cc3-98c4-dc0c0c07398f` (RFC 9562, appendix A.6) |
+//! | 0 | 1 | 0 | `00000000-0000-7000-8400-000000000000` |
+//! | `ffffffffffff` | `ffff` | `3ffffffffffffff` | `ffffffff-ffff-7fff-bfff-ffffffffffff` |
+//! | `019b76daa800` | `0012` | 1 | `019b76da-a800-7001-8800-000000000001` |
+//!
 //! Bit 0 is the most significant. The tail follows RFC 9562 §6.2 method 2 (monotonic random): a new millisecond draws
 //! 58 bits with the top one clear; another id in the same millisecond adds a random step.
 
@@ -123,7 +132,7 @@ mod tests {
 
     #[test]
     fn published_vectors() {
-        // (ms, prefix, tail, text): also listed in the engine's documentation for authors of other clients.
+        // The table at the head of this module.
         let vectors = [
             // The example of RFC 9562, appendix A.6.
             (0x017F_22E2_79B0, 0xCC36, 0x0C4_DC0C_0C07_398F, "017f22e2-79b0-7cc3-98c4-dc0c0c07398f"),
