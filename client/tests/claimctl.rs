@@ -132,7 +132,7 @@ fn refusals_are_1_and_unknown_outcomes_3() {
     assert_eq!(
         error,
         json!({
-            "error": "NO_SPACE", "outcome": "definite", "message": "NO_SPACE: as the test wants it",
+            "error": "NO_SPACE", "outcome": "definite", "message": "as the test wants it",
             "retry_after_ms": 50
         })
     );
