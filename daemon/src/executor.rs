@@ -19,6 +19,7 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
@@ -176,6 +177,9 @@ async fn serve(plan: &Plan, drivers: Drivers, mesh: Mesh<Message>) {
         driver.pump();
     }
     let is_clean = until_idle(&service).await && is_clean;
+    // Another executor may still have sent a request here: this one answers until all have finished.
+    plan.shared.drained.fetch_add(1, Ordering::SeqCst);
+    let is_clean = until_all_drained(&plan.shared).await && until_idle(&service).await && is_clean;
     if !is_clean {
         tracing::warn!(
             executor = plan.executor,
@@ -194,6 +198,17 @@ async fn tick(service: Rc<Service>) {
         glommio::timer::sleep(Duration::from_millis(TICK_MS)).await;
         service.local_drivers().for_each(Driver::tick);
     }
+}
+
+async fn until_all_drained(shared: &Shared) -> bool {
+    let all = shared.cores.len();
+    for _ in 0..DRAIN_MS / TICK_MS {
+        if shared.drained.load(Ordering::SeqCst) >= all {
+            return true;
+        }
+        glommio::timer::sleep(Duration::from_millis(TICK_MS)).await;
+    }
+    false
 }
 
 async fn until_idle(service: &Service) -> bool {

@@ -1,6 +1,7 @@
 //! `claimd inspect`: prints what is on disk: superblocks, segments, batches, records. Reads without the lock, so that it
 //! works beside a daemon; what it shows then may be a moment old.
 
+use crate::doctor;
 use crate::ledger;
 use claim_engine::log::entry::{Entry, Record};
 use claim_engine::log::record::RawRecord;
@@ -40,14 +41,22 @@ pub struct InspectOptions {
 
 /// Prints a ledger. The error is a sentence; damage is one.
 pub fn inspect(data: &Path, options: &InspectOptions) -> Result<(), String> {
+    doctor::preflight(data, 1, true)?;
     let superblocks = ledger::superblocks(data).map_err(|e| e.to_string())?;
+    if let Some(shard) = options.shard.filter(|shard| usize::from(*shard) >= superblocks.len()) {
+        return Err(format!("there is no shard {shard}: the ledger has {}, from 0", superblocks.len()));
+    }
     let out = &mut Printer { out: BufWriter::new(io::stdout().lock()), json: options.json, failed: None };
     for superblock in superblocks.iter().filter(|s| options.shard.is_none_or(|shard| s.shard == shard)) {
         let path = ledger::shard_path(data, superblock.shard);
-        LocalExecutor::default().run(async {
+        let shown = LocalExecutor::default().run(async {
             let storage = RealStorage::open_read_only(&path).await.map_err(|e| e.to_string())?;
             shard(&path, &storage, superblock, options.depth, out).await
-        })?;
+        });
+        if let Some(error) = out.failed.take() {
+            return quiet(error);
+        }
+        shown?;
     }
     out.out.flush().or_else(quiet)
 }
@@ -83,13 +92,8 @@ impl<W: Write> Printer<W> {
         if self.failed.is_none() {
             self.failed = writeln!(self.out, "{text}").err();
         }
-        match self.failed.take() {
-            None => Ok(()),
-            Some(error) => {
-                quiet(error)?;
-                Err(String::new())
-            }
-        }
+        // The walk is ended by an error; what kind it is stands in `failed`.
+        if self.failed.is_none() { Ok(()) } else { Err(String::new()) }
     }
 }
 
@@ -135,8 +139,6 @@ async fn shard(
     .await;
     let end = match walked {
         Ok(end) => end,
-        // The reader closed the pipe.
-        Err(_) if out.failed.is_some() => return Ok(()),
         Err(error) => return Err(format!("{}: {error}", path.display())),
     };
     segment.print(depth, out)?;

@@ -7,11 +7,17 @@ use claim_engine::storage::{DirectIo, OpenError, RealStorage};
 use glommio::LocalExecutor;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 /// Shards of a ledger, at most.
 pub const SHARDS_MAX: u16 = 256;
+
+/// The files hold everybody's rows and the key that batches are hashed with: they are for the daemon and its group, as the
+/// sockets are.
+const FILE_MODE: u32 = 0o640;
+const DIRECTORY_MODE: u32 = 0o750;
 
 /// What `claimd format` is told.
 #[derive(Debug, Clone)]
@@ -95,8 +101,11 @@ pub fn exists(data: &Path) -> bool {
 
 /// Reads the superblocks of a ledger's shards, in order.
 pub fn superblocks(data: &Path) -> Result<Vec<Superblock>, LedgerError> {
-    if !exists(data) {
-        return Err(LedgerError::Missing(data.to_owned()));
+    let first = shard_path(data, 0);
+    match fs::metadata(&first) {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(LedgerError::Missing(data.to_owned())),
+        Err(source) => return Err(LedgerError::Io { path: first, source }),
     }
     LocalExecutor::default().run(async {
         let first = read_superblock(&shard_path(data, 0)).await?;
@@ -140,7 +149,7 @@ pub fn format(options: &FormatOptions, mut progress: impl FnMut(u16)) -> Result<
         let path = path.to_owned();
         move |source| LedgerError::Io { path, source }
     };
-    fs::create_dir_all(data).map_err(io(data))?;
+    fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(data).map_err(io(data))?;
     for shard in 0..*shards {
         if shard_path(data, shard).exists() {
             return Err(LedgerError::Exists(data.clone()));
@@ -165,12 +174,18 @@ pub fn format(options: &FormatOptions, mut progress: impl FnMut(u16)) -> Result<
         superblock.shard = shard;
         let path = shard_path(data, shard);
         let making = path.with_extension("formatting");
-        File::options().write(true).create(true).truncate(true).open(&making).map_err(io(&making))?;
-        LocalExecutor::default().run(async {
+        let mut new = File::options();
+        new.write(true).create(true).truncate(true).mode(FILE_MODE).open(&making).map_err(io(&making))?;
+        let made = LocalExecutor::default().run(async {
             let storage = RealStorage::open(&making, *direct).await?;
             writer::format(&storage, &superblock).await.map_err(io(&making))?;
             storage.close().await.map_err(io(&making))
-        })?;
+        });
+        if let Err(error) = made {
+            // What is half made is of no use, and the first error is the one to tell.
+            let _ = fs::remove_file(&making);
+            return Err(error);
+        }
         fs::rename(&making, &path).map_err(io(&path))?;
         File::open(data).and_then(|dir| dir.sync_all()).map_err(io(data))?;
         progress(shard);

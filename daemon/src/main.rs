@@ -219,6 +219,8 @@ fn direct(unsafe_no_direct: bool) -> DirectIo {
 }
 
 fn format(args: &FormatArgs) -> Result<(), String> {
+    // Whether the directory does O_DIRECT is seen when it is there.
+    doctor::preflight(&args.data, 1, true)?;
     let options = FormatOptions {
         data: args.data.clone(),
         shards: args.shards.unwrap_or_else(|| allowed_cores().len().min(usize::from(ledger::SHARDS_MAX)) as u16),
@@ -247,6 +249,12 @@ fn format(args: &FormatArgs) -> Result<(), String> {
 fn serve(args: &StartArgs) -> Result<(), String> {
     let data = args.data.clone().unwrap_or_else(|| PathBuf::from(DATA));
     let cores = args.cores.clone().map_or_else(allowed_cores, |cores| cores.0);
+    let allowed = allowed_cores();
+    if let Some(core) = cores.iter().find(|core| !allowed.contains(core)) {
+        return Err(format!(
+            "core {core} is not there for this process, which may use {allowed:?}; name others with --cores"
+        ));
+    }
     let direct = direct(args.unsafe_no_direct);
     if args.data.is_none() && !ledger::exists(&data) {
         doctor::preflight(Path::new("."), cores.len() as u64, args.unsafe_no_direct)?;

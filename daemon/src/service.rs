@@ -31,6 +31,8 @@ use uuid::Uuid;
 
 /// Replies that wait for reads of the ledger, per executor.
 pub const READS_MAX: usize = 1_024;
+/// Bytes of requests that other executors have, per executor.
+pub const ASKED_BYTES_MAX: usize = 64 << 20;
 /// What a scan or a history counts for against [`READS_MAX`].
 pub const PAGE_READ_WEIGHT: usize = 16;
 /// Advice on when to try again when an executor has too much to do.
@@ -53,6 +55,8 @@ pub struct Shared {
     pub started: Instant,
     /// Connections that have said hello.
     pub connections: AtomicUsize,
+    /// Executors that have finished what they had, on the way down. The mesh stays open until all of them have.
+    pub drained: AtomicUsize,
     /// What the stall guard did.
     pub guard: std::sync::OnceLock<Arc<GuardCounters>>,
 }
@@ -72,9 +76,15 @@ struct Pending {
     is_part: bool,
 }
 
-enum Ticket {
+enum Asker {
     Connection(Rc<Connection>),
     Gather(usize),
+}
+
+/// A request that another executor has.
+struct Ticket {
+    asker: Asker,
+    frame_bytes: usize,
 }
 
 struct Gathering {
@@ -100,6 +110,8 @@ pub struct Service {
     /// The clocks are read once for all frames of one read.
     now: Cell<Option<Now>>,
     reads: Cell<usize>,
+    /// Bytes of the frames that other executors have.
+    asked_bytes: Cell<usize>,
     is_stopping: Cell<bool>,
 }
 
@@ -127,6 +139,7 @@ impl Service {
             builder: RefCell::new(wire::Builder::new()),
             now: Cell::new(None),
             reads: Cell::new(0),
+            asked_bytes: Cell::new(0),
             is_stopping: Cell::new(false),
         });
         for (shard, driver) in service.drivers.iter().enumerate() {
@@ -203,14 +216,13 @@ impl Service {
                 }
             }
             Message::Answer { ticket, frame } => {
-                if let Some(Ticket::Connection(conn)) = self.tickets.borrow_mut().try_remove(ticket) {
+                if let Some(Asker::Connection(conn)) = self.answered(ticket) {
                     conn.send(|out| out.extend_from_slice(&frame));
                     conn.finish();
                 }
             }
             Message::AnswerPart { ticket, part } => {
-                let ticket = self.tickets.borrow_mut().try_remove(ticket);
-                if let Some(Ticket::Gather(gather)) = ticket {
+                if let Some(Asker::Gather(gather)) = self.answered(ticket) {
                     self.gathered(gather, part);
                 }
             }
@@ -309,10 +321,12 @@ impl Service {
 
     fn request(self: &Rc<Self>, conn: &Rc<Connection>, request: &wire::Request<'_>, frame: &[u8]) {
         if self.is_stopping.get() {
-            let refusal = Refusal::new(
-                Code::ShuttingDown,
-                "the daemon is stopping and takes no more requests; try again when it is back",
-            );
+            let message = "the daemon is stopping and takes no more requests; try again when it is back";
+            // An earlier request with the same key may have had its effect.
+            let refusal = match request.operation.is_mutating() {
+                true => Refusal::unknown(Code::ShuttingDown, message),
+                false => Refusal::new(Code::ShuttingDown, message),
+            };
             self.refuse(conn, request.request_id, refusal);
             return;
         }
@@ -364,30 +378,42 @@ impl Service {
             self.submit(shard, request, conn.peer(), deadline_boot_us, ReplyTo::Connection(Rc::clone(conn)), false);
             return;
         }
-        let ticket = Ticket::Connection(Rc::clone(conn));
-        if !self.ask(ticket, shard, frame, conn.peer(), deadline_boot_us, false) {
+        let asker = Asker::Connection(Rc::clone(conn));
+        if !self.ask(asker, shard, frame, conn.peer(), deadline_boot_us, false) {
             let message = "too many requests wait for that shard's core; try again a little later";
             self.refuse(conn, request.request_id, Refusal::retry_after(Code::Overloaded, OVERLOADED_RETRY_MS, message));
             conn.finish();
         }
     }
 
+    /// Gives a ticket back.
+    fn answered(&self, ticket: usize) -> Option<Asker> {
+        let Ticket { asker, frame_bytes } = self.tickets.borrow_mut().try_remove(ticket)?;
+        self.asked_bytes.set(self.asked_bytes.get() - frame_bytes);
+        Some(asker)
+    }
+
     /// Sends a request to the executor of a shard. False when too many wait there.
     fn ask(
         &self,
-        ticket: Ticket,
+        asker: Asker,
         shard: u16,
         frame: &[u8],
         peer: Peer,
         deadline_boot_us: Option<i64>,
         is_part: bool,
     ) -> bool {
-        let ticket = self.tickets.borrow_mut().insert(ticket);
+        let frame_bytes = frame.len();
+        if self.asked_bytes.get() + frame_bytes > ASKED_BYTES_MAX {
+            return false;
+        }
+        self.asked_bytes.set(self.asked_bytes.get() + frame_bytes);
+        let ticket = self.tickets.borrow_mut().insert(Ticket { asker, frame_bytes });
         let executor = self.shared.executor_of_shard[usize::from(shard)];
         let message = Message::Ask { ticket, shard, frame: frame.to_vec(), peer, deadline_boot_us, is_part };
         let sent = self.mesh.try_send(executor, message).is_ok();
         if !sent {
-            self.tickets.borrow_mut().remove(ticket);
+            self.answered(ticket);
         }
         sent
     }
@@ -427,7 +453,7 @@ impl Service {
         for shard in shards {
             if self.drivers[usize::from(shard)].is_some() {
                 self.submit(shard, request, conn.peer(), deadline_boot_us, ReplyTo::Gather(key), true);
-            } else if !self.ask(Ticket::Gather(key), shard, frame, conn.peer(), deadline_boot_us, true) {
+            } else if !self.ask(Asker::Gather(key), shard, frame, conn.peer(), deadline_boot_us, true) {
                 let message = "too many requests wait for that shard's core; try again a little later";
                 let refusal = Refusal::retry_after(Code::Overloaded, OVERLOADED_RETRY_MS, message);
                 self.gathered(key, Part::Refused { error: translate::error(refusal) });

@@ -7,15 +7,15 @@ use crate::ledger;
 use crate::mesh::{MeshBuilder, MeshLimits};
 use crate::service::{self, Shared};
 use crate::socket::limits::Limits;
-use crate::socket::listener::{Acceptor, Routes, SocketPaths, bind_all};
+use crate::socket::listener::{Acceptor, PATH_BYTES_MAX, Routes, SocketPaths, bind_all};
 use crate::stall_guard::{GuardTimes, Pulse, StallGuard};
 use claim_engine::log::superblock::ClockMode;
 use claim_engine::storage::DirectIo;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
-use std::path::PathBuf;
-use std::sync::atomic::AtomicUsize;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -43,8 +43,14 @@ pub fn start(options: &StartOptions) -> Result<(), String> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals.thread_block().map_err(|e| format!("blocking signals failed: {e}"))?;
 
+    let serving = Arc::new(AtomicBool::new(false));
+    let (stop_sent, stop_wanted) = mpsc::channel();
+    watch_signals(signals, Arc::clone(&serving), stop_sent);
     allow_descriptors();
+    // Without rings not even a superblock is read.
+    doctor::preflight(&options.data, 1, true)?;
     let superblocks = ledger::superblocks(&options.data).map_err(|e| e.to_string())?;
+    check_socket_path(&options.socket)?;
     let shard_count = superblocks.len();
     let executors = options.cores.len().min(shard_count);
     doctor::preflight(&options.data, executors as u64, options.direct == DirectIo::NotRequired)?;
@@ -61,6 +67,7 @@ pub fn start(options: &StartOptions) -> Result<(), String> {
         shard_sockets: paths.shards.iter().map(|path| absolute(path)).collect(),
         started,
         connections: AtomicUsize::new(0),
+        drained: AtomicUsize::new(0),
         guard: OnceLock::new(),
     });
     let limits = Limits::default();
@@ -140,13 +147,9 @@ pub fn start(options: &StartOptions) -> Result<(), String> {
     );
     println!("ready {}", options.socket.display());
 
-    wait(&signals)?;
+    serving.store(true, Ordering::SeqCst);
+    stop_wanted.recv().map_err(|_| "the thread that waits for signals is gone".to_owned())?;
     tracing::info!("stopping: finishing what is under way; a second signal ends the process at once");
-    std::thread::spawn(move || {
-        if wait(&signals).is_ok() {
-            std::process::exit(1);
-        }
-    });
     acceptor.stop();
     stop(handles, &controls);
     guard.stop();
@@ -185,8 +188,36 @@ fn collect(opened: &mpsc::Receiver<Ready>, executors: usize) -> Result<i64, Stri
     Ok(last_us)
 }
 
-fn wait(signals: &SigSet) -> Result<Signal, String> {
-    signals.wait().map_err(|e| format!("waiting for a signal failed: {e}"))
+/// Waits for signals in a thread of its own. While nothing is served yet there is nothing to finish, and one signal ends
+/// the process; after that the first asks for a stop, and the second ends the process.
+fn watch_signals(signals: SigSet, serving: Arc<AtomicBool>, stop: mpsc::Sender<()>) {
+    std::thread::spawn(move || {
+        for round in 0.. {
+            if let Err(error) = signals.wait() {
+                tracing::error!(%error, "waiting for a signal failed");
+                return;
+            }
+            if round > 0 || !serving.load(Ordering::SeqCst) || stop.send(()).is_err() {
+                std::process::exit(1);
+            }
+        }
+    });
+}
+
+/// What can be seen of a socket's path before the ledger is touched.
+fn check_socket_path(socket: &Path) -> Result<(), String> {
+    let folder = socket.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        return Err(format!("the socket {} can't be made: {} is no directory", socket.display(), folder.display()));
+    }
+    let bytes = socket.as_os_str().len();
+    if bytes > PATH_BYTES_MAX {
+        return Err(format!(
+            "the socket path {} has {bytes} bytes, and Unix sockets allow {PATH_BYTES_MAX}; name a shorter one with --socket",
+            socket.display()
+        ));
+    }
+    Ok(())
 }
 
 fn seed() -> Result<[u8; 32], String> {

@@ -228,3 +228,62 @@ fn start_without_arguments_formats_and_serves() {
     daemon.stop();
     assert!(scratch.path().join("claimd-data/shard-0000.ledger").exists());
 }
+
+#[test]
+fn without_io_uring_every_command_says_so_in_one_sentence() {
+    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+    let scratch = scratch();
+    format(scratch.path(), 1, "wall");
+    let data = scratch.path().to_str().unwrap().to_owned();
+    // The filter is inherited by the processes that this thread starts.
+    let outputs = std::thread::spawn(move || {
+        let rules = [(libc::SYS_io_uring_setup, Vec::new())].into_iter().collect();
+        let architecture = std::env::consts::ARCH.try_into().expect("an architecture that seccomp knows");
+        let refuse = SeccompAction::Errno(libc::EPERM as u32);
+        let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, architecture).expect("a filter");
+        let program: BpfProgram = filter.try_into().expect("a program");
+        seccompiler::apply_filter(&program).expect("filters can be set on this kernel");
+        let other = format!("{data}-other");
+        [run(&["start", "--data", &data]), run(&["inspect", "--data", &data]), run(&["format", "--data", &other])]
+    });
+    for output in outputs.join().expect("the thread does not panic") {
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let sentence: Vec<_> = text.lines().filter(|line| line.starts_with("claimd: ")).collect();
+        assert_eq!((output.status.code(), sentence.len()), (Some(1), 1), "{text}");
+        assert!(sentence[0].contains("io_uring"), "{text}");
+        assert!(!text.contains("panicked"), "{text}");
+    }
+}
+
+#[test]
+fn what_a_second_request_with_the_key_reveals_waits_for_the_first() {
+    use claim_protocol as wire;
+    use std::io::{Read, Write};
+    let scratch = scratch();
+    format(scratch.path(), 1, "wall");
+    let daemon = Daemon::start(scratch.path());
+    two_corpora(&daemon);
+    let key = Some(new_key(None));
+    let mut bytes = Vec::new();
+    let mut builder = wire::Builder::new();
+    let hello = wire::Operation::Hello { min_version: 1, max_version: 1, client: "a test" };
+    wire::encode_request(&mut builder, &wire::Request::new(1, hello), &mut bytes).unwrap();
+    for (id, name) in [(2, "first"), (3, "second")] {
+        let operation = wire::Operation::Claim { corpus: "customer", item: item(name) };
+        let request = wire::Request { idempotency_key: key, ..wire::Request::new(id, operation) };
+        wire::encode_request(&mut builder, &request, &mut bytes).unwrap();
+    }
+    let mut stream = std::os::unix::net::UnixStream::connect(daemon.socket()).unwrap();
+    stream.write_all(&bytes).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let (mut replies, mut rest) = (Vec::new(), &answer[..]);
+    while let Ok(Some((content, consumed))) = wire::frame::split_frame(rest) {
+        replies.push(wire::decode_reply(content).unwrap());
+        rest = &rest[consumed..];
+    }
+    let ids: Vec<_> = replies.iter().map(|reply| reply.request_id).collect();
+    assert_eq!(ids, [1, 2, 3], "the refusal does not overtake the entry that it reveals");
+    assert_eq!(replies[2].positions, replies[1].positions, "and it names it");
+}

@@ -1,7 +1,7 @@
 //! One shard with its log: takes requests and messages, says what to write, and lets out replies and messages once what
 //! they depend on is durable. Plain code without I/O: the daemon's driver and the simulator run the same.
 
-use crate::command::{Outcome, Reply, Request, Token};
+use crate::command::{Operation, Outcome, Reply, Request, Token};
 use crate::entropy::Entropy;
 use crate::error::{Certainty, Code, Refusal};
 use crate::log::entry::{Entry, Meta, Principal, Record};
@@ -33,6 +33,11 @@ pub enum PeerMessage {
         shard: u16,
         /// The last one it has, durably.
         sequence: u64,
+    },
+    /// To shard 0: the sender has stopped, and follows no more.
+    Failed {
+        /// The sender.
+        shard: u16,
     },
 }
 
@@ -115,6 +120,7 @@ struct Peer {
     applied: u64,
     sent: u64,
     is_known: bool,
+    has_failed: bool,
 }
 
 /// Deliberate bugs that the simulator must catch.
@@ -237,7 +243,7 @@ impl Engine {
             let shard = self.shard.number();
             self.out.push(Output::Message { to: 0, message: PeerMessage::GlobalsApplied { shard, sequence } });
         } else {
-            self.peers[0] = Peer { applied: sequence, sent: sequence, is_known: true };
+            self.peers[0] = Peer { applied: sequence, sent: sequence, is_known: true, has_failed: false };
         }
     }
 
@@ -286,13 +292,11 @@ impl Engine {
     /// Why a request is not even decided.
     fn admit(&self, now: Now, request: &Request<'_>) -> Option<Refusal> {
         if let Some(reason) = self.log.failed() {
-            return Some(Refusal::new(
-                Code::ShardFailed,
-                format!(
-                    "shard {} has stopped: {reason}; restart the daemon once its storage is sound",
-                    self.shard.number()
-                ),
-            ));
+            let number = self.shard.number();
+            let message = format!("shard {number} has stopped: {reason}; restart the daemon once its storage is sound");
+            // An earlier request with the same key may have had its effect.
+            let certainty = if request.operation.is_mutation() { Certainty::Unknown } else { Certainty::Definite };
+            return Some(Refusal { certainty, ..Refusal::new(Code::ShardFailed, message) });
         }
         if request.deadline_boot_us.is_some_and(|deadline| now.boot_us >= deadline) {
             return Some(Refusal::new(Code::Deadline, "the deadline had passed before the request was looked at"));
@@ -304,13 +308,21 @@ impl Engine {
         if !request.operation.is_mutation() {
             return None;
         }
-        if self.log.is_out_of_space() {
+        let bytes = log_bytes(request);
+        let has_place = self.log.prepared_bytes() >= bytes;
+        if !has_place && self.log.cannot_grow() {
             let message = "the ledger cannot grow: make room on its file system; reads go on, and writes as soon as there is room";
             return Some(Refusal::retry_after(Code::NoSpace, NO_SPACE_RETRY_MS, message));
         }
-        if self.log.room_bytes() < log_bytes(request) {
-            let message = "the log is behind: all batch buffers are in use; try again a little later";
+        if !has_place || self.log.room_bytes() < bytes {
+            let message = "the log is behind: its buffers or its zeroed segments are used up; try again a little later";
             return Some(Refusal::retry_after(Code::Overloaded, OVERLOADED_RETRY_MS, message));
+        }
+        let spans_shards = matches!(request.operation, Operation::Onboard { .. } | Operation::ConfirmClock);
+        if let Some(failed) = self.peers.iter().position(|peer| peer.has_failed).filter(|_| spans_shards) {
+            let message =
+                format!("shard {failed} has stopped, and this concerns every shard: mend its storage and restart");
+            return Some(Refusal::unknown(Code::ShardFailed, message));
         }
         None
     }
@@ -320,7 +332,7 @@ impl Engine {
         match message {
             PeerMessage::Global(global) => {
                 if self.log.failed().is_some() {
-                    return;
+                    return self.tell_failure();
                 }
                 // A gap, or a repetition, is answered with how far this shard is.
                 self.shard.follow(now, global, &mut self.log).expect("shard 0 sends entries that apply");
@@ -334,10 +346,18 @@ impl Engine {
                     output: Some(Output::Message { to: 0, message }),
                 });
             }
+            PeerMessage::Failed { shard } => {
+                if let Some(peer) = self.peers.get_mut(usize::from(*shard)) {
+                    peer.has_failed = true;
+                }
+                let reason = format!("shard {shard} has stopped before it had this");
+                let waiting = std::mem::take(&mut self.waiting_for_peers);
+                self.fail(waiting, &reason);
+            }
             PeerMessage::GlobalsApplied { shard, sequence } => {
                 if let Some(peer) = self.peers.get_mut(usize::from(*shard)) {
                     if !peer.is_known {
-                        *peer = Peer { applied: *sequence, sent: *sequence, is_known: true };
+                        *peer = Peer { applied: *sequence, sent: *sequence, is_known: true, ..*peer };
                     }
                     peer.applied = peer.applied.max(*sequence);
                 }
@@ -368,7 +388,17 @@ impl Engine {
         self.release();
         if let Some(reason) = self.log.failed() {
             let reason = reason.to_owned();
-            self.fail_held(&reason);
+            let held = self.held.drain(..).chain(self.waiting_for_peers.drain(..)).collect();
+            self.fail(held, &reason);
+            self.tell_failure();
+        }
+    }
+
+    /// Tells shard 0 that this one follows no more.
+    fn tell_failure(&mut self) {
+        let shard = self.shard.number();
+        if shard != 0 {
+            self.out.push(Output::Message { to: 0, message: PeerMessage::Failed { shard } });
         }
     }
 
@@ -376,7 +406,9 @@ impl Engine {
         let durable = self.log.durable().position;
         while self.held.front().is_some_and(|held| held.release_at <= durable) {
             let Some(held) = self.held.pop_front() else { break };
-            if held.global_sequence > 0 {
+            if held.global_sequence > 0 && self.peers.iter().any(|peer| peer.has_failed) {
+                self.fail(vec![held], "a shard has stopped before it had this");
+            } else if held.global_sequence > 0 {
                 self.waiting_for_peers.push(held);
             } else {
                 self.out.extend(held.output);
@@ -411,8 +443,7 @@ impl Engine {
         }
     }
 
-    fn fail_held(&mut self, reason: &str) {
-        let held = self.held.drain(..).chain(self.waiting_for_peers.drain(..));
+    fn fail(&mut self, held: Vec<Held>, reason: &str) {
         for held in held {
             if let Some(Output::Reply(Reply { token, .. })) = held.output {
                 let message =
@@ -475,7 +506,7 @@ impl Engine {
             incarnation: self.log.incarnation(),
             clock_held_us: self.shard.clock().held_us() as u64,
             clock_suspect: self.shard.clock().suspect().is_some(),
-            no_space: self.log.is_out_of_space(),
+            no_space: self.log.cannot_grow(),
             failed: self.log.failed().map(str::to_owned),
         }
     }

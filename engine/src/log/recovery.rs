@@ -127,6 +127,17 @@ pub enum RecoveryError {
         /// How.
         source: io::Error,
     },
+    /// The file ends before a segment that was prepared does: it was cut, since a segment gets its header last.
+    #[error(
+        "the file has {found_bytes} bytes, its segments {expected_bytes}: it was cut short. Restore the file from a backup, \
+         or from a copy of the device"
+    )]
+    CutShort {
+        /// Bytes of the file.
+        found_bytes: u64,
+        /// Bytes that it had at least.
+        expected_bytes: u64,
+    },
     /// The flush or the recovery batch failed.
     #[error("writing the recovery batch failed: {0}")]
     Write(String),
@@ -268,6 +279,11 @@ impl<'a, S: Storage> Walker<'a, S> {
             segments_prepared,
         ) {
             segments_prepared += 1;
+        }
+        let expected_bytes = geometry.file_bytes(segments_prepared.max(1));
+        let found_bytes = geometry.file_offset(reader.log_bytes);
+        if found_bytes < expected_bytes {
+            return Err(RecoveryError::CutShort { found_bytes, expected_bytes });
         }
         Ok(Walker { superblock, options, reader, end: LogEnd::of_empty(superblock, segments_prepared) })
     }

@@ -13,10 +13,15 @@ use crate::storage::{Durability, Storage};
 use std::collections::VecDeque;
 use std::io;
 
-/// Bytes of batch buffers, taken at the start. When they are all in use, requests are refused with `OVERLOADED`.
-pub const BATCH_POOL_BYTES: u64 = 16 << 20;
-/// Their number, at most.
-pub const BATCH_POOL_BUFFERS_MAX: u64 = 128;
+/// What the largest legal request adds to the log: a frame of 4 MiB, and for each of 8,190 items an entry's fixed part and
+/// the request's rationale. The batch buffers, taken at the start, hold it; when they are in use, requests are refused with
+/// `OVERLOADED`.
+pub const REQUEST_LOG_BYTES_MAX: u64 = 12 << 20;
+/// Bounds of the number of batch buffers.
+pub const BATCH_BUFFERS_RANGE: std::ops::RangeInclusive<u64> = 16..=256;
+/// Batches' worth of prepared log that requests leave alone: room for marks, for the recovery batches of many restarts,
+/// and for what shard 0 makes every shard log.
+const RESERVED_BATCHES: u64 = 1;
 /// Segments zeroed ahead of the one that is written.
 pub const SEGMENTS_AHEAD: u64 = 2;
 /// Zeroing goes in writes of this size.
@@ -200,7 +205,8 @@ impl LogWriter {
     /// A writer that goes on after `end` as a new incarnation.
     pub fn new(superblock: &Superblock, end: LogEnd) -> LogWriter {
         let geometry = superblock.geometry;
-        let buffers = (BATCH_POOL_BYTES / geometry.batch_bytes_max).min(BATCH_POOL_BUFFERS_MAX);
+        let buffers = REQUEST_LOG_BYTES_MAX / usable_bytes(geometry) + 2;
+        let buffers = buffers.clamp(*BATCH_BUFFERS_RANGE.start(), *BATCH_BUFFERS_RANGE.end());
         let buffer_bytes = (geometry.batch_bytes_max + RECORD_BYTES_MAX) as usize;
         LogWriter {
             superblock: superblock.clone(),
@@ -239,12 +245,25 @@ impl LogWriter {
 
     /// How many bytes of records are sure to find a buffer.
     pub fn room_bytes(&self) -> u64 {
-        // A batch is closed when a record does not fit, so that one record's worth of it may stay empty.
-        let batch_bytes_max = self.geometry().batch_bytes_max;
-        let usable =
-            batch_bytes_max.saturating_sub(RECORD_BYTES_MAX + BATCH_HEADER_BYTES as u64).max(batch_bytes_max / 4);
         // One buffer stays back for the recovery batch and for marks.
-        (self.pool.len() as u64).saturating_sub(1) * usable
+        (self.pool.len() as u64).saturating_sub(1) * usable_bytes(self.geometry())
+    }
+
+    /// How many bytes of records are sure to find a place in the segments that are prepared. Nothing is taken in that has
+    /// no place yet: if the ledger then could not grow, it would wait for ever.
+    pub fn prepared_bytes(&self) -> u64 {
+        let geometry = self.geometry();
+        let batch_bytes_max = geometry.batch_bytes_max;
+        // The open batch is taken as full. Every batch may leave a record's worth empty, every segment a batch's worth.
+        let next = geometry.next_batch(self.next_batch_at, batch_bytes_max);
+        let segment = geometry.segment_of(next);
+        if segment >= self.segments_prepared {
+            return 0;
+        }
+        let here = geometry.segment_start(segment + 1) - next;
+        let whole = geometry.segment_bytes - SEGMENT_HEADER_BYTES;
+        let batches = here / batch_bytes_max + (self.segments_prepared - segment - 1) * (whole / batch_bytes_max);
+        batches.saturating_sub(RESERVED_BATCHES) * usable_bytes(geometry)
     }
 
     /// Why the writer has stopped.
@@ -252,12 +271,9 @@ impl LogWriter {
         self.failed.as_deref()
     }
 
-    /// Whether the ledger could not grow, and has no room left beyond the segment that is written.
-    pub fn is_out_of_space(&self) -> bool {
-        // What waits, and then some, must still fit into the segments that are prepared.
+    /// Whether the last attempt to grow failed, and none has succeeded since.
+    pub fn cannot_grow(&self) -> bool {
         self.cannot_grow
-            && self.geometry().segment_of(self.next_batch_at + 2 * self.geometry().batch_bytes_max)
-                >= self.segments_prepared
     }
 
     /// What is durable.
@@ -443,6 +459,10 @@ impl LogWriter {
                         let place =
                             format!("writing batch {number} of shard {} failed: {error}", self.superblock.shard);
                         self.failed.get_or_insert(place);
+                        // Nothing of it is ever written again.
+                        self.open = None;
+                        self.full.clear();
+                        self.in_flight.clear();
                     }
                 }
             }
@@ -486,6 +506,12 @@ impl LogWriter {
             }
         }
     }
+}
+
+/// Bytes of records that a batch is sure to take: it is closed when one does not fit, so that one may stay empty.
+fn usable_bytes(geometry: Geometry) -> u64 {
+    let batch_bytes_max = geometry.batch_bytes_max;
+    batch_bytes_max.saturating_sub(RECORD_BYTES_MAX + BATCH_HEADER_BYTES as u64).max(batch_bytes_max / 4)
 }
 
 /// Writes an empty ledger: superblock, and the first segment.

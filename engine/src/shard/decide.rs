@@ -155,10 +155,10 @@ impl Step<'_, '_, '_> {
         let id = KeyId::new(scope.map_or(0, Prefix::get), request.idempotency_key, item);
         match self.shard.keys.check(id, fingerprint, time_us) {
             Ok(KeyState::Done(kept)) => Ok(KeyState::Done(kept)),
-            Err(refusal) if refusal.code == Code::KeyReused => refuse(refusal),
+            Err((refusal, position)) if refusal.code == Code::KeyReused => Err((refusal, position)),
             other => {
                 self.believe_clock()?;
-                other.or_else(refuse)
+                other
             }
         }
     }
@@ -419,7 +419,7 @@ impl Step<'_, '_, '_> {
         };
         // Not through `key`: this is what one does about a clock that is not believed.
         let id = KeyId::new(0, request.idempotency_key, 0);
-        if let KeyState::Done(kept) = self.shard.keys.check(id, fingerprint, time_us).or_else(refuse)?
+        if let KeyState::Done(kept) = self.shard.keys.check(id, fingerprint, time_us)?
             && let Effect::ClockConfirmed(confirmed_at_us, global_sequence) = self.effect(kept)
         {
             let outcome = Outcome::ClockConfirmed { confirmed_at_us };

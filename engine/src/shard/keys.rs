@@ -130,11 +130,11 @@ impl Keys {
         self.count
     }
 
-    /// What is known of a key at the shard's time, or why it can't be used.
-    pub fn check(&self, id: KeyId, fingerprint: u64, time_us: i64) -> Result<KeyState, Refusal> {
+    /// What is known of a key at the shard's time, or why it can't be used, with the position that the refusal depends on.
+    pub fn check(&self, id: KeyId, fingerprint: u64, time_us: i64) -> Result<KeyState, (Refusal, u64)> {
         let key_us = id.at_us();
         if key_us + WINDOW_US < time_us {
-            return Err(Refusal::new(
+            let refusal = Refusal::new(
                 Code::KeyExpired,
                 format!(
                     "the idempotency key was made at {}, more than 24 hours before the shard's time {}: make a new one, \
@@ -142,28 +142,30 @@ impl Keys {
                     rfc3339(key_us),
                     rfc3339(time_us)
                 ),
-            ));
+            );
+            return Err((refusal, 0));
         }
         if key_us > time_us + KEY_AHEAD_MAX_US {
-            return Err(Refusal::new(
+            let refusal = Refusal::new(
                 Code::KeyInFuture,
                 format!(
                     "the idempotency key's time {} is more than 5 minutes ahead of the shard's {}: check the client's clock",
                     rfc3339(key_us),
                     rfc3339(time_us)
                 ),
-            ));
+            );
+            return Err((refusal, 0));
         }
         match self.get(id) {
             None => Ok(KeyState::New),
             Some(kept) if kept.fingerprint == fingerprint => Ok(KeyState::Done(kept)),
-            Some(_) => Err(Refusal::new(
-                Code::KeyReused,
-                format!(
-                    "the idempotency key {} was used for another request: make a new key for a new operation",
-                    Uuid::from_u64_pair(id.high, id.low)
-                ),
-            )),
+            Some(kept) => {
+                let key = Uuid::from_u64_pair(id.high, id.low);
+                let message = format!(
+                    "the idempotency key {key} was used for another request: make a new key for a new operation"
+                );
+                Err((Refusal::new(Code::KeyReused, message), kept.position))
+            }
         }
     }
 
@@ -220,9 +222,9 @@ mod tests {
         for time_us in [NOON_US, NOON_US + WINDOW_US] {
             keys.forget_before(time_us);
             assert_eq!(keys.check(id, 9, time_us), Ok(KeyState::Done(kept)));
-            assert_eq!(keys.check(id, 8, time_us).unwrap_err().code, Code::KeyReused);
+            assert_eq!(keys.check(id, 8, time_us).unwrap_err().0.code, Code::KeyReused);
         }
-        assert_eq!(keys.check(id, 9, NOON_US + WINDOW_US + 1).unwrap_err().code, Code::KeyExpired);
+        assert_eq!(keys.check(id, 9, NOON_US + WINDOW_US + 1).unwrap_err().0.code, Code::KeyExpired);
         keys.forget_before(NOON_US + WINDOW_US + HOUR_US + 1);
         assert_eq!(keys.count(), 0);
     }
@@ -243,6 +245,6 @@ mod tests {
         let keys = Keys::new(1);
         let id = KeyId::new(3, key(NOON_MS, 5), 0);
         assert_eq!(keys.check(id, 9, NOON_US - KEY_AHEAD_MAX_US), Ok(KeyState::New));
-        assert_eq!(keys.check(id, 9, NOON_US - KEY_AHEAD_MAX_US - 1).unwrap_err().code, Code::KeyInFuture);
+        assert_eq!(keys.check(id, 9, NOON_US - KEY_AHEAD_MAX_US - 1).unwrap_err().0.code, Code::KeyInFuture);
     }
 }

@@ -125,7 +125,7 @@ impl Rows {
         Ok(rows.slots.len() as u64 - 1)
     }
 
-    /// The claim at an index that [`Rows::add`] returned.
+    /// The claim at an index that adding it returned.
     pub fn claim(&self, prefix: Prefix, index: u64) -> Option<Claimed> {
         let rows = self.corpora.get(&prefix.get())?;
         let slot = rows.slots.get(index as usize)?;

@@ -209,6 +209,24 @@ fn every_row_of_the_table_happens_and_is_judged() {
 }
 
 #[test]
+fn a_file_that_was_cut_short_is_refused() {
+    let log = prefix();
+    let superblock = superblock();
+    let mut entropy = Entropy::from_seed_u64(2);
+    for bytes in
+        [GEOMETRY.file_bytes(SEGMENTS) - BLOCK_BYTES, GEOMETRY.file_bytes(1) + BLOCK_BYTES, GEOMETRY.file_offset(0)]
+    {
+        log.disk.truncate(bytes);
+        let walked = walk(&log.disk, &superblock, RecoveryOptions::default(), |_| Ok(()));
+        let result = log.disk.run(&mut entropy, u64::MAX, walked).unwrap();
+        assert!(
+            matches!(result, Err(RecoveryError::CutShort { found_bytes, .. }) if found_bytes == bytes),
+            "{result:?}"
+        );
+    }
+}
+
+#[test]
 fn damage_far_before_the_end_is_found_wherever_it_is() {
     let mut log = prefix();
     for _ in 0..12 {

@@ -131,6 +131,13 @@ impl SimDisk {
         state.visible[byte as usize] ^= 1 << bit;
     }
 
+    /// Cuts the stored file.
+    pub fn truncate(&self, bytes: u64) {
+        let mut state = self.0.borrow_mut();
+        state.durable.truncate(bytes as usize);
+        state.visible.truncate(bytes as usize);
+    }
+
     /// Overwrites stored bytes, durably.
     pub fn overwrite(&self, offset: u64, data: &[u8]) {
         let mut state = self.0.borrow_mut();
