@@ -30,7 +30,7 @@ pub struct DaemonProcess {
 impl DaemonProcess {
     /// Formats a ledger of one shard in `data` with the binary `claimd`, and serves it on `core`. Standard output and
     /// error go to a file beside it, so that no pipe can fill up. Returns when the socket accepts.
-    pub fn start(claimd: &Path, data: &Path, core: usize) -> Result<Self, BenchError> {
+    pub fn start(claimd: &Path, data: &Path, core: usize, poll_us: u64) -> Result<Self, BenchError> {
         let log = data.with_extension("log");
         let socket = data.join("claimd.sock");
         let format = command(claimd, &log)?.arg("format").arg("--data").arg(data).args(["--shards", "1"]).status();
@@ -39,7 +39,12 @@ impl DaemonProcess {
             return Err(failure(format!("`claimd format` ended with {status}"), &log));
         }
         let mut start = command(claimd, &log)?;
-        start.arg("start").arg("--data").arg(data).arg("--socket").arg(&socket).args(["--cores", &core.to_string()]);
+        start.arg("start").arg("--data").arg(data).arg("--socket").arg(&socket).args([
+            "--cores",
+            &core.to_string(),
+            "--poll-us",
+            &poll_us.to_string(),
+        ]);
         let child =
             start.spawn().map_err(|error| failure(format!("cannot run {}: {error}", claimd.display()), &log))?;
         let mut daemon = DaemonProcess { child, log, socket };
@@ -137,7 +142,8 @@ mod tests {
     fn check(body: &str, expected: &[&str]) {
         let directory = tempfile::tempdir().expect("a scratch directory");
         let claimd = script(directory.path(), body);
-        let error = DaemonProcess::start(&claimd, &directory.path().join("ledger"), 0).expect_err("it does not serve");
+        let error =
+            DaemonProcess::start(&claimd, &directory.path().join("ledger"), 0, 0).expect_err("it does not serve");
         let text = error.to_string();
         assert!(expected.iter().all(|part| text.contains(part)), "{text}");
     }
@@ -148,7 +154,7 @@ mod tests {
         check("echo no space >&2; exit 3", &["`claimd format` ended with exit status: 3", "no space"]);
         check("[ $1 = format ] || { echo no rings >&2; exit 1; }", &["ended with exit status: 1 before", "no rings"]);
         let directory = tempfile::tempdir().expect("a scratch directory");
-        let error = DaemonProcess::start(Path::new("/nonexistent/claimd"), &directory.path().join("ledger"), 0);
+        let error = DaemonProcess::start(Path::new("/nonexistent/claimd"), &directory.path().join("ledger"), 0, 0);
         assert!(error.expect_err("there is none").to_string().contains("/nonexistent/claimd"));
     }
 }

@@ -58,6 +58,9 @@ pub struct LadderArguments {
     /// The core that the daemon serves on.
     #[arg(long, default_value = "0")]
     daemon_core: usize,
+    /// Microseconds for which the daemon looks for work before it sleeps; see `claimd start --help`.
+    #[arg(long, default_value = "0")]
+    poll_us: u64,
     /// The core that the load comes from.
     #[arg(long, default_value = "1")]
     core: usize,
@@ -75,7 +78,12 @@ pub struct LadderArguments {
 /// Climbs and prints; an error when anything was refused.
 pub fn ladder(arguments: &LadderArguments) -> Result<(), BenchError> {
     let scratch = ScratchDirectory::make(&arguments.dir, arguments.keep)?;
-    let mut daemon = DaemonProcess::start(&arguments.claimd, &scratch.path.join("ledger"), arguments.daemon_core)?;
+    let mut daemon = DaemonProcess::start(
+        &arguments.claimd,
+        &scratch.path.join("ledger"),
+        arguments.daemon_core,
+        arguments.poll_us,
+    )?;
     // Pinned only now, for a child inherits the cores of its parent.
     let mut floor = measure_floor(arguments)?;
     affinity::pin_to(arguments.core)?;

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Orders that wait for an executor, at most.
 const CONTROL_MAX: usize = 16;
@@ -34,6 +34,8 @@ pub struct StartOptions {
     pub cores: Vec<usize>,
     /// Whether O_DIRECT is insisted on.
     pub direct: DirectIo,
+    /// How long an executor looks for work before it sleeps.
+    pub poll: Duration,
 }
 
 /// Serves until SIGTERM or SIGINT. The error is a sentence for the operator.
@@ -100,7 +102,7 @@ pub fn start(options: &StartOptions) -> Result<(), String> {
             ready: ready.clone(),
             seed: seed()?,
         };
-        handles.push(spawn(options.cores[executor], plan)?);
+        handles.push(spawn(options.cores[executor], options.poll, plan)?);
         controls.push(control);
         inboxes.push(accepted);
     }
@@ -167,10 +169,11 @@ fn allow_descriptors() {
     }
 }
 
-fn spawn(core: usize, plan: Plan) -> Result<ExecutorJoinHandle<()>, String> {
+fn spawn(core: usize, poll: Duration, plan: Plan) -> Result<ExecutorJoinHandle<()>, String> {
     LocalExecutorBuilder::new(Placement::Fixed(core))
         .name(&format!("claimd-{core}"))
         .io_memory(IO_MEMORY_BYTES)
+        .spin_before_park(poll)
         .spawn(move || executor::run(plan))
         .map_err(|e| format!("an executor on core {core} can't be started: {e}; name cores that exist with --cores"))
 }

@@ -11,8 +11,8 @@
 //!  48       durable position      8   known durable when this batch was submitted
 //!  56       durable batch         8   likewise
 //!  64       hash of the previous batch   32
-//!  96       hash of this batch           32   keyed BLAKE3 of everything but this field
-//!  128      records, then zeroes
+//!  96       hash of this batch           32   keyed BLAKE3 of header and records, without this field
+//!  128      records, then zeroes, which are checked to be zeroes instead of being hashed
 //! ```
 //!
 //! The hash is keyed with the ledger's random key, so that neither left-overs of another ledger nor bytes forged inside
@@ -104,15 +104,16 @@ pub fn seal(batch: &mut Vec<u8>, key: &Hash, header: &BatchHeader) -> Hash {
         hash: [0; 32],
     };
     batch[..BATCH_HEADER_BYTES].copy_from_slice(raw.as_bytes());
-    let hash = hash_of(batch, key);
+    let hash = hash_of(&batch[..content_bytes], key);
     batch[HASH_AT..BATCH_HEADER_BYTES].copy_from_slice(&hash);
     hash
 }
 
-fn hash_of(batch: &[u8], key: &Hash) -> Hash {
+/// `content` is header and records, without padding: a batch of one claim is mostly padding.
+fn hash_of(content: &[u8], key: &Hash) -> Hash {
     let mut hasher = blake3::Hasher::new_keyed(key);
-    hasher.update(&batch[..HASH_AT]);
-    hasher.update(&batch[BATCH_HEADER_BYTES..]);
+    hasher.update(&content[..HASH_AT]);
+    hasher.update(&content[BATCH_HEADER_BYTES..]);
     *hasher.finalize().as_bytes()
 }
 
@@ -155,7 +156,11 @@ pub fn find(bytes: &[u8], key: &Hash, shard: u16, batch_bytes_max: u64, check_ha
     let (Some(batch), Ok((raw, _))) = (bytes.get(..total as usize), RawHeader::read_from_prefix(bytes)) else {
         return Found::Invalid;
     };
-    if raw.shard.get() != shard || (check_hash && hash_of(batch, key) != raw.hash) {
+    let (content, padding) = batch.split_at(raw.content_bytes.get() as usize);
+    if raw.shard.get() != shard {
+        return Found::Invalid;
+    }
+    if check_hash && (hash_of(content, key) != raw.hash || padding.iter().any(|b| *b != 0)) {
         return Found::Invalid;
     }
     let header = BatchHeader {

@@ -23,9 +23,10 @@ pub const BATCH_BUFFERS_RANGE: std::ops::RangeInclusive<u64> = 16..=256;
 /// and for what shard 0 makes every shard log.
 const RESERVED_BATCHES: u64 = 1;
 /// Segments zeroed ahead of the one that is written.
-pub const SEGMENTS_AHEAD: u64 = 2;
-/// Zeroing goes in writes of this size.
-const ZEROING_BYTES: usize = 256 * 1024;
+pub const SEGMENTS_AHEAD: u64 = 3;
+/// Zeroing goes in writes of this size, one at a time: an executor under load comes round to it once in a millisecond or
+/// two, and must zero faster than batches fill.
+const ZEROING_BYTES: usize = 1024 * 1024;
 /// An idle log writes a mark after this long, so that what is durable is also known to be.
 pub const MARK_IDLE_US: i64 = 50_000;
 /// Growing is tried again this long after it failed.
