@@ -9,6 +9,7 @@
 //! | [`image`] | such a ledger file in memory, on which recovery runs |
 //! | [`check`] | the real recovery, and what it must find |
 //! | [`cuts`] | many images from one trace |
+//! | [`mutants`] | the deliberate bugs, and the kept traces in which they must be found |
 
 pub mod check;
 pub mod cuts;
@@ -17,5 +18,6 @@ pub mod disk;
 pub mod image;
 pub mod load;
 pub mod model;
+pub mod mutants;
 pub mod session;
 pub mod trace;
