@@ -10,7 +10,7 @@
 //! | [`socket`] | connections and frames |
 //! | [`mesh`], [`inbox`], [`message`] | messages between executors |
 //! | [`stall_guard`] | wakes an executor that sleeps over its work |
-//! | [`doctor`], [`inspect`], [`demo`] | what an operator asks |
+//! | [`doctor`], [`inspect`], [`verify`], [`demo`] | what an operator asks |
 //! | [`clock`] | the ledger's time and deadlines |
 
 pub mod clock;
@@ -30,3 +30,4 @@ pub mod socket;
 pub mod stall_guard;
 pub mod start;
 pub mod translate;
+pub mod verify;

@@ -306,7 +306,7 @@ impl<'a, S: Storage> Walker<'a, S> {
         let (here, place) = match self.find(at).await? {
             Found::Batch { header, hash } => {
                 let place = BatchPlace { header, hash, log_offset: at };
-                let here = match (self.chains(&header), has_segment) {
+                let here = match (self.end.is_continued_by(&header), has_segment) {
                     (true, true) => Here::Chained,
                     (true, false) => Here::ChainedWithoutSegment,
                     (false, _) => Here::Unchained,
@@ -319,27 +319,8 @@ impl<'a, S: Storage> Walker<'a, S> {
         Ok(if has_segment || here == Here::ChainedWithoutSegment { (here, place) } else { (Here::NoSegment, place) })
     }
 
-    fn chains(&self, header: &BatchHeader) -> bool {
-        let incarnation_allowed = if header.is_recovery {
-            header.incarnation > self.end.incarnation
-        } else {
-            header.incarnation == self.end.incarnation
-        };
-        header.number == self.end.next_number
-            && header.first_position == self.end.next_position
-            && header.previous_hash == self.end.previous_hash
-            && incarnation_allowed
-    }
-
     fn advance(&mut self, place: &BatchPlace) {
-        self.end = LogEnd {
-            next_batch_at: self.superblock.geometry.next_batch(place.log_offset, place.header.total_bytes.into()),
-            next_number: place.header.number + 1,
-            next_position: place.header.next_position(),
-            previous_hash: place.hash,
-            incarnation: place.header.incarnation,
-            segments_prepared: self.end.segments_prepared,
-        };
+        self.end = self.end.after(self.superblock.geometry, place);
     }
 
     /// Searches every block boundary of the rest of this segment, of as much of the next one as batches in flight can

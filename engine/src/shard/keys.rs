@@ -175,14 +175,14 @@ impl Keys {
         tables[table_of(hash)].get(&Slot { hash, id }).copied()
     }
 
-    /// Keeps what a key's operation did.
-    pub fn keep(&mut self, id: KeyId, kept: Kept) {
+    /// Keeps what a key's operation did. False when the key had been used already.
+    pub fn keep(&mut self, id: KeyId, kept: Kept) -> bool {
         let hash = id.hash(self.secret);
         let tables =
             self.buckets.entry(id.at_us() / HOUR_US).or_insert_with(|| (0..TABLES).map(|_| Table::default()).collect());
-        if tables[table_of(hash)].insert(Slot { hash, id }, kept).is_none() {
-            self.count += 1;
-        }
+        let is_new = tables[table_of(hash)].insert(Slot { hash, id }, kept).is_none();
+        self.count += u64::from(is_new);
+        is_new
     }
 
     /// Forgets what has left the window.

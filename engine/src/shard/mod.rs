@@ -79,6 +79,7 @@ pub struct Shard {
     registry: Registry,
     rows: Rows,
     keys: Keys,
+    keys_repeated: u64,
     effects: Vec<Effect>,
     /// Shard 0 keeps them all, for shards that missed some.
     globals: Vec<GlobalEntry>,
@@ -108,6 +109,7 @@ impl Shard {
             registry: Registry::default(),
             rows: Rows::default(),
             keys: Keys::new(secret),
+            keys_repeated: 0,
             effects: Vec::new(),
             globals: Vec::new(),
             globals_applied: 0,
@@ -142,6 +144,11 @@ impl Shard {
     /// How many idempotency keys are kept.
     pub fn key_count(&self) -> u64 {
         self.keys.count()
+    }
+
+    /// How many keys of the log were used a second time within their window: none, unless something is wrong.
+    pub fn keys_repeated(&self) -> u64 {
+        self.keys_repeated
     }
 
     /// The clock.
@@ -284,7 +291,8 @@ impl Shard {
         let is_copy = record.entry.global_sequence().is_some() && self.number != 0;
         if meta.idempotency_key != 0 && !is_copy {
             let id = KeyId::new(meta.corpus.map_or(0, Prefix::get), meta.idempotency_key, meta.item);
-            self.keys.keep(id, Kept { fingerprint: meta.fingerprint, position, effect });
+            let is_new = self.keys.keep(id, Kept { fingerprint: meta.fingerprint, position, effect });
+            self.keys_repeated += u64::from(!is_new);
         }
     }
 
