@@ -6,7 +6,7 @@
 //! made of. Unlike recovery neither stops at the first damage: after a hole the walk goes on at the next batch that
 //! verifies.
 
-use super::batch::{self, BatchHeader, Found};
+use super::batch::{self, BatchHeader, Found, is_zero};
 use super::entry::{Entry, Record};
 use super::layout::{
     BATCHES_IN_FLIGHT_MAX, BLOCK_BYTES, RECORD_BYTES_MAX, SEGMENT_HEADER_BYTES, SUPERBLOCK_AREA_BYTES,
@@ -685,13 +685,6 @@ fn extend(stretches: &mut Vec<Stretch>, block_at: u64, batch: Option<BatchHeader
         Some(last) if last.to == block_at && batch.is_none() => last.to += BLOCK_BYTES,
         _ => stretches.push(Stretch { from: block_at, to: block_at + BLOCK_BYTES, batch }),
     }
-}
-
-/// Whether all of it is zero; fast on long stretches.
-fn is_zero(bytes: &[u8]) -> bool {
-    let mut chunks = bytes.chunks_exact(128);
-    chunks.all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
-        && bytes.chunks_exact(128).remainder().iter().all(|byte| *byte == 0)
 }
 
 /// Where a record stands.
