@@ -34,6 +34,8 @@ pub struct StartOptions {
     pub cores: Vec<usize>,
     /// Whether O_DIRECT is insisted on.
     pub direct: DirectIo,
+    /// Bytes a second that scrubbing may read, all executors together; 0: none.
+    pub scrub_bytes_per_s: u64,
     /// How long an executor looks for work before it sleeps.
     pub poll: Duration,
 }
@@ -100,6 +102,7 @@ pub fn start(options: &StartOptions) -> Result<(), String> {
             accepted: accepted.clone(),
             control: control.clone(),
             ready: ready.clone(),
+            scrub_bytes_per_s: options.scrub_bytes_per_s.div_ceil(executors as u64),
             seed: seed()?,
         };
         handles.push(spawn(options.cores[executor], options.poll, plan)?);

@@ -160,22 +160,29 @@ pub fn verify(data: &Path, only: Option<u16>, bar: &ProgressBar) -> Result<Repor
     let mut shards = Vec::new();
     // Shard 0 decides the order that all share, so that it is ahead of what was read of the others before.
     for (shard, (path, expected)) in chosen.into_iter().rev() {
-        shards.push(verify_shard(&path, shard, expected.as_ref(), bar, None).map_err(|e| place(&path, &e))?);
+        let is_online = path.exists() && is_locked(&path).map_err(|e| place(&path, &e))?;
+        let report = verify_shard(&path, shard, expected.as_ref(), is_online, bar, None);
+        shards.push(report.map_err(|e| place(&path, &e))?);
     }
     bar.finish_and_clear();
     shards.reverse();
     if only.is_none() {
-        let globals: Vec<_> = shards.iter().map(|shard| &shard.globals).collect();
-        let whole: Vec<_> = shards.iter().map(ShardReport::is_whole).collect();
-        let differing = verify::compare_globals(&globals, &whole);
-        for finding in differing {
-            shards[usize::from(finding.shard)].findings.push(finding);
-        }
+        compare(&mut shards);
     }
     Ok(Report { shards })
 }
 
-fn place(path: &Path, error: &io::Error) -> String {
+/// Compares what the shards share.
+pub fn compare(shards: &mut [ShardReport]) {
+    let globals: Vec<_> = shards.iter().map(|shard| &shard.globals).collect();
+    let whole: Vec<_> = shards.iter().map(ShardReport::is_whole).collect();
+    for finding in verify::compare_globals(&globals, &whole) {
+        shards[usize::from(finding.shard)].findings.push(finding);
+    }
+}
+
+/// A read or write error with its file.
+pub fn place(path: &Path, error: &io::Error) -> String {
     format!("{}: {error}", path.display())
 }
 
@@ -188,6 +195,7 @@ pub fn verify_shard(
     path: &Path,
     shard: u16,
     expected: Option<&Superblock>,
+    is_online: bool,
     bar: &ProgressBar,
     each_record: Option<EachRecord<'_>>,
 ) -> io::Result<ShardReport> {
@@ -195,7 +203,7 @@ pub fn verify_shard(
         shard,
         path: path.to_owned(),
         superblock: None,
-        is_online: false,
+        is_online,
         walked: None,
         stopped_at: None,
         globals: BTreeMap::new(),
@@ -207,7 +215,6 @@ pub fn verify_shard(
         report.findings.push(Finding::damage(Structure::File, shard, 0, 0, what));
         return Ok(report);
     }
-    report.is_online = is_locked(path)?;
     let mut source = ReadAhead::open(path, *BATCH_BYTES_RANGE.end() as usize)?;
     report.file_bytes = source.file_bytes();
     let (superblock, findings) = verify::superblocks(&mut source, shard, expected)?;
@@ -222,7 +229,7 @@ pub fn verify_shard(
     if let Some(each) = each_record {
         content = content.on_record(each);
     }
-    let options = WalkOptions { is_online: report.is_online };
+    let options = WalkOptions { is_online };
     let (give, take) = sync_channel(BATCHES_AHEAD_MAX);
     let (walked, mut content) = std::thread::scope(|scope| {
         let looking = scope.spawn(move || {
@@ -250,7 +257,7 @@ pub fn verify_shard(
 }
 
 /// Whether a daemon has the file: it holds the lock for as long as it serves.
-fn is_locked(path: &Path) -> io::Result<bool> {
+pub fn is_locked(path: &Path) -> io::Result<bool> {
     match Flock::lock(File::open(path)?, FlockArg::LockSharedNonblock) {
         Ok(_) => Ok(false),
         Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(true),

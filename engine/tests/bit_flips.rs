@@ -28,7 +28,7 @@ use xxhash_rust::xxh3::xxh3_64;
 const FLIPS: u64 = 10_500;
 const THREADS: u64 = 2;
 const SHARDS: u16 = 2;
-const RUNS: u64 = 5;
+const RUNS: u64 = 6;
 const STEPS: u64 = 36;
 const GEOMETRY: Geometry = Geometry { segment_bytes: 1 << 20, batch_bytes_max: 400 << 10 };
 const CORPORA: [&str; 3] = ["alpha", "beta", "gamma"];
@@ -567,7 +567,7 @@ fn every_flip_is_harmless_or_named() {
             parts.segments,
             bytes.len()
         );
-        assert!(parts.batches > 100 && parts.segments > 2 && records.len() > 200);
+        assert!(parts.batches > 100 && parts.segments > 1 && records.len() > 200);
         globals.push(verified.globals);
         known.push(Known { image, parts, records, findings: verified.findings });
     }

@@ -15,7 +15,7 @@ use crate::command::{Corpus, Outcome, Request};
 use crate::corpus::Prefix;
 use crate::entropy::Entropy;
 use crate::id::EventId;
-use crate::log::entry::{Entry, Record};
+use crate::log::entry::{self, Entry, Record};
 use crate::log::record::RawRecord;
 use crate::log::superblock::{ClockMode, Superblock};
 use crate::log::writer::LogWriter;
@@ -266,6 +266,12 @@ impl Shard {
                 Effect::ClockConfirmed(meta.timestamp_us, global_sequence)
             }
             Entry::Recovery { .. } => return Ok(()),
+            Entry::Repair { floors, .. } => {
+                for (prefix, sequence) in entry::floors(floors) {
+                    self.rows.raise(prefix, self.quarter.0, sequence)?;
+                }
+                return Ok(());
+            }
         };
         self.effects.push(effect);
         self.keep(record, position, self.effects.len() as u64 - 1);
