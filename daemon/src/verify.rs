@@ -236,6 +236,7 @@ pub fn verify_shard(
             for step in take {
                 content.step(step);
             }
+            content.finish();
             content
         });
         let mut each = |step| {

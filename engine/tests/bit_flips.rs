@@ -363,6 +363,7 @@ fn verify_image(image: &Bytes, shard: u16) -> Verified {
     let mut content = Content::new(&superblock);
     let mut each = |step: Step| content.step(step);
     let walked = verify::walk(&mut source, &superblock, WalkOptions::default(), &mut each, &mut |_| {}).unwrap();
+    content.finish();
     findings.extend(content.take_findings());
     let is_whole = walked.holes == 0 && content.stopped_at().is_none();
     Verified { findings, globals: content.globals().clone(), is_whole }

@@ -15,8 +15,10 @@ use super::record::{self, RECORD_HEADER_BYTES};
 use super::recovery::{BatchPlace, Beyond, Here, Verdict, verdict};
 use super::superblock::{self, COPIES, Superblock, is_segment_header};
 use super::writer::LogEnd;
+use crate::corpus::Prefix;
 use crate::id::EventId;
 use crate::shard::Shard;
+use crate::shard::keys::KeyId;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -718,7 +720,9 @@ pub struct Content<'a> {
     globals: BTreeMap<u64, GlobalCopy>,
     /// Where the state machine stopped: log end before the batch that it could not take.
     stopped_at: Option<u64>,
-    keys_repeated: u64,
+    /// Hashes of the idempotency keys with the positions that used them, by the hash's first bit.
+    keys: [Vec<(u64, u64)>; 2],
+    secret: u64,
     findings: Vec<Finding>,
 }
 
@@ -736,13 +740,32 @@ impl<'a> Content<'a> {
     pub fn new(superblock: &'a Superblock) -> Content<'a> {
         Content {
             superblock,
-            shard: Some(Shard::new(superblock)),
+            shard: Some(Shard::without_keys(superblock)),
             proven: None,
             each_record: None,
             globals: BTreeMap::new(),
             stopped_at: None,
-            keys_repeated: 0,
+            keys: [Vec::new(), Vec::new()],
+            secret: u64::from_le_bytes(superblock.key[..8].try_into().expect("a key has 32 bytes")),
             findings: Vec::new(),
+        }
+    }
+
+    /// Ends the look at the records, with what can only be said of all of them: that no key has had two effects.
+    pub fn finish(&mut self) {
+        let [low, high] = &mut self.keys;
+        std::thread::scope(|scope| {
+            scope.spawn(|| low.sort_unstable());
+            high.sort_unstable();
+        });
+        for keys in std::mem::take(&mut self.keys) {
+            for pair in keys.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
+                let (first, second) = (pair[0].1, pair[1].1);
+                let what = format!("the entries at positions {first} and {second} have the same idempotency key");
+                let mut finding = Finding::damage(Structure::Index, self.superblock.shard, 0, 0, what);
+                finding.positions = Some((first, second));
+                self.findings.push(finding);
+            }
         }
     }
 
@@ -841,9 +864,12 @@ impl<'a> Content<'a> {
                     Err(format!("the claim of {} is of a corpus that does not live on this shard", claim.event_id));
             }
         }
-        if shard.keys_repeated() != self.keys_repeated {
-            self.keys_repeated = shard.keys_repeated();
-            result = result.and(Err("the entry's idempotency key has had its effect before".to_owned()));
+        let meta = &record.meta;
+        let is_minting = matches!(record.entry, Entry::PrefixAllocation { .. });
+        if meta.idempotency_key != 0 && !is_minting {
+            let id = KeyId::new(meta.corpus.map_or(0, Prefix::get), meta.idempotency_key, meta.item);
+            let hash = id.hash(self.secret);
+            self.keys[(hash >> 63) as usize].push((hash, raw.position));
         }
         if let Err(reason) = result {
             self.broken(Structure::Index, place, raw.position, log_offset, reason);

@@ -79,7 +79,8 @@ pub struct Shard {
     registry: Registry,
     rows: Rows,
     keys: Keys,
-    keys_repeated: u64,
+    /// False where nobody will ask for them again, and only what applies is of interest.
+    keeps_keys: bool,
     effects: Vec<Effect>,
     /// Shard 0 keeps them all, for shards that missed some.
     globals: Vec<GlobalEntry>,
@@ -109,7 +110,7 @@ impl Shard {
             registry: Registry::default(),
             rows: Rows::default(),
             keys: Keys::new(secret),
-            keys_repeated: 0,
+            keeps_keys: true,
             effects: Vec::new(),
             globals: Vec::new(),
             globals_applied: 0,
@@ -119,6 +120,11 @@ impl Shard {
             secret,
             scratch: Vec::new(),
         }
+    }
+
+    /// The same without its memory of idempotency keys, which are most of its work: for verification.
+    pub fn without_keys(superblock: &Superblock) -> Shard {
+        Shard { keeps_keys: false, ..Shard::new(superblock) }
     }
 
     /// Starts the clock; `ledger_last_us` is the greatest last entry's time over all shards.
@@ -144,11 +150,6 @@ impl Shard {
     /// How many idempotency keys are kept.
     pub fn key_count(&self) -> u64 {
         self.keys.count()
-    }
-
-    /// How many keys of the log were used a second time within their window: none, unless something is wrong.
-    pub fn keys_repeated(&self) -> u64 {
-        self.keys_repeated
     }
 
     /// The clock.
@@ -295,10 +296,9 @@ impl Shard {
         let meta = &record.meta;
         // The key of a global entry counts at shard 0, where the request was decided.
         let is_copy = record.entry.global_sequence().is_some() && self.number != 0;
-        if meta.idempotency_key != 0 && !is_copy {
+        if self.keeps_keys && meta.idempotency_key != 0 && !is_copy {
             let id = KeyId::new(meta.corpus.map_or(0, Prefix::get), meta.idempotency_key, meta.item);
-            let is_new = self.keys.keep(id, Kept { fingerprint: meta.fingerprint, position, effect });
-            self.keys_repeated += u64::from(!is_new);
+            self.keys.keep(id, Kept { fingerprint: meta.fingerprint, position, effect });
         }
     }
 
