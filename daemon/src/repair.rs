@@ -291,6 +291,18 @@ fn restore_globals(plans: &mut [Plan]) -> Result<(), String> {
             }
         }
     }
+    let mut corpora = BTreeSet::new();
+    for copy in known.values() {
+        if let Ok(Record { entry: Entry::Onboard { prefix, .. }, .. }) = Record::decode(copy.kind, &copy.body) {
+            corpora.insert(prefix);
+        }
+    }
+    // With one shard there is no other copy, and what can't be read may have been onboardings: their prefixes come next.
+    let last = corpora.last().map_or(0, |prefix| prefix.get());
+    let unread = if plans.len() == 1 { plans[0].seen.unreadable } else { 0 };
+    let to = u16::try_from(u64::from(last) + unread).unwrap_or(u16::MAX);
+    corpora.extend((last..to).filter_map(|before| Prefix::new(before + 1)));
+    plans.iter_mut().for_each(|plan| plan.seen.corpora.extend(&corpora));
     let Some(first) = plans.first_mut() else { return Ok(()) };
     let (shard, _) = state_at(first)?;
     let mut next = shard.globals_applied() + 1;

@@ -95,7 +95,7 @@ pub fn verdict(here: Here, beyond: Beyond) -> Verdict {
 #[error(
     "segment {segment}, file offset {file_offset}: batch {batch} (positions from {first_position}) is damaged ({here:?}), but \
      batch {witness} at file offset {witness_file_offset} records it as durable; positions {first_position} to \
-     {last_position} are concerned. Restore the file from a backup, or from a copy of the device"
+     {last_position} are concerned. `claimd verify` names the rows; restore the file from a backup, or see `claimd repair --help`"
 )]
 pub struct Damage {
     /// Where, as a segment.
