@@ -1,6 +1,7 @@
 //! The shard's driver: gives the engine its storage, and carries I/O between the two.
 
 use crate::clock;
+use crate::scrub::Scrubbed;
 use crate::stall_guard::Pulse;
 use claim_engine::engine::{Engine, Output};
 use claim_engine::log::layout::BLOCK_BYTES;
@@ -28,6 +29,7 @@ pub struct Driver {
     outlet: RefCell<Option<Outlet>>,
     outputs: RefCell<Vec<Output>>,
     is_delivering: Cell<bool>,
+    scrubbed: RefCell<Scrubbed>,
 }
 
 /// A record as read from disk.
@@ -51,7 +53,18 @@ impl Driver {
             outlet: RefCell::new(None),
             outputs: RefCell::new(Vec::new()),
             is_delivering: Cell::new(false),
+            scrubbed: RefCell::new(Scrubbed::default()),
         })
+    }
+
+    /// The shard's file.
+    pub fn storage(&self) -> &RealStorage {
+        &self.storage
+    }
+
+    /// What the scrubbing in the background has seen.
+    pub fn scrubbed(&self) -> &RefCell<Scrubbed> {
+        &self.scrubbed
     }
 
     /// Says where outputs go.

@@ -6,6 +6,7 @@ use crate::inbox::Inbox;
 use crate::ledger;
 use crate::mesh::{Mesh, MeshBuilder};
 use crate::message::Message;
+use crate::scrub;
 use crate::service::{Service, Shared};
 use crate::socket::limits::Limits;
 use crate::socket::listener::Accepted;
@@ -91,6 +92,8 @@ pub struct Plan {
     pub control: Inbox<Control>,
     /// Where to report.
     pub ready: Sender<Ready>,
+    /// Bytes a second that scrubbing may read on this executor; 0: none.
+    pub scrub_bytes_per_s: u64,
     /// Seeds the ids.
     pub seed: [u8; 32],
 }
@@ -168,8 +171,11 @@ async fn serve(plan: &Plan, drivers: Drivers, mesh: Mesh<Message>) {
     let handler = Rc::new(Rc::clone(&service));
     let serving = glommio::spawn_local(Rc::clone(&sockets).run(plan.accepted.clone(), handler)).detach();
     let ticking = glommio::spawn_local(tick(Rc::clone(&service)));
+    let drivers = service.local_drivers().cloned().collect();
+    let scrubbing = glommio::spawn_local(scrub::run(drivers, plan.scrub_bytes_per_s));
 
     while !matches!(next_order(&plan.control).await, Control::Stop) {}
+    scrubbing.cancel().await;
     service.stop();
     sockets.drain_all();
     let is_clean = until_idle(&service).await;

@@ -204,6 +204,7 @@ fn record(raw: RawRecord<'_>, file_offset: u64, out: &mut Printer<impl Write>) -
         Entry::PrefixAllocation { minted_to, .. } => format!("prefixes to {minted_to}"),
         Entry::ConfirmClock { .. } => "clock".to_owned(),
         Entry::Recovery { incarnation, .. } => format!("incarnation {incarnation}"),
+        Entry::Repair { given_up_to, .. } => format!("given up to {given_up_to}"),
     };
     let fields = json!({
         "position": raw.position, "file_offset": file_offset, "operation": record.entry.operation(),

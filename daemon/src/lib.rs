@@ -9,8 +9,9 @@
 //! | [`service`], [`gather`], [`reading`], [`translate`] | from a frame to a reply |
 //! | [`socket`] | connections and frames |
 //! | [`mesh`], [`inbox`], [`message`] | messages between executors |
+//! | [`scrub`] | reads the log again in the background |
 //! | [`stall_guard`] | wakes an executor that sleeps over its work |
-//! | [`doctor`], [`inspect`], [`demo`] | what an operator asks |
+//! | [`doctor`], [`inspect`], [`verify`], [`repair`], [`demo`] | what an operator asks |
 //! | [`clock`] | the ledger's time and deadlines |
 
 pub mod clock;
@@ -25,8 +26,11 @@ pub mod ledger;
 pub mod mesh;
 pub mod message;
 pub mod reading;
+pub mod repair;
+pub mod scrub;
 pub mod service;
 pub mod socket;
 pub mod stall_guard;
 pub mod start;
 pub mod translate;
+pub mod verify;

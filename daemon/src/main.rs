@@ -7,7 +7,9 @@ use claim_engine::mutant::Mutation;
 use claim_engine::storage::DirectIo;
 use claimd::inspect::{Depth, InspectOptions};
 use claimd::ledger::{self, FormatOptions};
+use claimd::repair::{self, RepairOptions};
 use claimd::start::{self, StartOptions};
+use claimd::verify::{self, VerifyOptions};
 use claimd::{demo, doctor, inspect};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::io::IsTerminal;
@@ -44,6 +46,16 @@ enum Command {
     /// Print what is on disk: superblocks, segments, batches, records.
     #[command(after_help = "Example:\n  claimd inspect --data /var/lib/claimd --depth records | tail")]
     Inspect(InspectArgs),
+    /// Read a whole ledger, and name what is damaged: hashes, chain, records, indexes, unused space.
+    #[command(
+        after_help = "Examples:\n  claimd verify --data /var/lib/claimd\n  claimd verify --data /var/lib/claimd --json | jq 'select(.what == \"damage\")'\n\nIt works beside a daemon too. Exit status: 0 sound, 1 damaged, 2 usage, 3 it could not be read."
+    )]
+    Verify(VerifyArgs),
+    /// Make a damaged ledger openable again: keeps what is proven, gives up the rest, and writes down what that was.
+    #[command(
+        after_help = "Examples:\n  claimd repair --data /var/lib/claimd                  say what would be given up\n  claimd repair --data /var/lib/claimd --accept-loss    do it\n\nThe damaged files stay beside the new ones; repair-<time>.ndjson in the data directory names what was given up.\nExit status: 0 sound or repaired, 1 damaged and left as it is, 2 usage, 3 it could not be read or written."
+    )]
+    Repair(RepairArgs),
     /// See a ledger take real events, be killed, and lose nothing; takes less than a minute.
     #[command(after_help = "Example:\n  claimd demo --data ./demo")]
     Demo(DemoArgs),
@@ -102,6 +114,9 @@ struct StartArgs {
     /// ledger's largest batch. K, M and G are understood.
     #[arg(long, value_parser = bytes)]
     batch_fill_bytes: Option<u64>,
+    /// MiB a second that are read again in the background, to find damage before it is needed; 0: none.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(..=100_000))]
+    scrub_mib_per_s: u64,
 }
 
 #[derive(Debug, Args)]
@@ -126,6 +141,35 @@ struct InspectArgs {
     #[arg(long)]
     shard: Option<u16>,
     /// Print one JSON object per line.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct VerifyArgs {
+    /// Directory of the ledger.
+    #[arg(long, default_value = DATA)]
+    data: PathBuf,
+    /// Only this shard; what the shards share is then not compared.
+    #[arg(long)]
+    shard: Option<u16>,
+    /// Print one JSON object per finding, and one for the whole.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct RepairArgs {
+    /// Directory of the ledger.
+    #[arg(long, default_value = DATA)]
+    data: PathBuf,
+    /// Do it: entries behind the first damage are given up.
+    #[arg(long)]
+    accept_loss: bool,
+    /// Take a file system without O_DIRECT, such as tmpfs: for trials only, a power cut may lose everything.
+    #[arg(long)]
+    unsafe_no_direct: bool,
+    /// Print one JSON object.
     #[arg(long)]
     json: bool,
 }
@@ -189,6 +233,11 @@ fn main() -> ExitCode {
         Command::Inspect(args) => {
             let options = InspectOptions { depth: args.depth, json: args.json, shard: args.shard };
             report(inspect::inspect(&args.data, &options))
+        }
+        Command::Verify(args) => verify::run(&VerifyOptions { data: args.data, shard: args.shard, json: args.json }),
+        Command::Repair(args) => {
+            let direct = direct(args.unsafe_no_direct);
+            repair::run(&RepairOptions { data: args.data, accept_loss: args.accept_loss, json: args.json, direct })
         }
         Command::Demo(args) => {
             let data = args.data.unwrap_or_else(|| PathBuf::from(format!("./claimd-demo-{}", std::process::id())));
@@ -297,6 +346,7 @@ fn serve(args: &StartArgs) -> Result<(), String> {
     }
     let socket = args.socket.clone().unwrap_or_else(|| data.join("claimd.sock"));
     let poll = Duration::from_micros(args.poll_us);
+    let scrub_bytes_per_s = args.scrub_mib_per_s << 20;
     let open = OpenOptions { fill_bytes: args.batch_fill_bytes, mutation: mutation()? };
-    start::start(&StartOptions { data, socket, cores, direct, open, poll })
+    start::start(&StartOptions { data, socket, cores, direct, open, scrub_bytes_per_s, poll })
 }

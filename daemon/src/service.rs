@@ -487,7 +487,10 @@ impl Service {
         if matches!(request.operation, Operation::Status) {
             let status = driver.engine.borrow().status();
             let core = self.shared.cores[self.executor] as u16;
-            self.finish_part(&reply_to, Part::Status { shard: translate::status(status, core) });
+            self.finish_part(
+                &reply_to,
+                Part::Status { shard: translate::status(status, driver.scrubbed().borrow().clone(), core) },
+            );
             return;
         }
         let pending = Pending { reply_to: reply_to.clone(), request_id: request.request_id, shard, is_part };

@@ -37,6 +37,8 @@ pub struct StartOptions {
     pub direct: DirectIo,
     /// How the shards' engines are opened.
     pub open: OpenOptions,
+    /// Bytes a second that scrubbing may read, all executors together; 0: none.
+    pub scrub_bytes_per_s: u64,
     /// How long an executor looks for work before it sleeps.
     pub poll: Duration,
 }
@@ -104,6 +106,7 @@ pub fn start(options: &StartOptions) -> Result<(), String> {
             accepted: accepted.clone(),
             control: control.clone(),
             ready: ready.clone(),
+            scrub_bytes_per_s: options.scrub_bytes_per_s.div_ceil(executors as u64),
             seed: seed()?,
         };
         handles.push(spawn(options.cores[executor], options.poll, plan)?);

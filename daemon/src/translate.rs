@@ -1,5 +1,6 @@
 //! Between the wire's words and the engine's: codes, enums, ids, rows. No decision is taken here.
 
+use crate::scrub::Scrubbed;
 use claim_engine::command::{self, Claimed, Corpus};
 use claim_engine::engine::EngineStatus;
 use claim_engine::error::{Certainty, Code, Refusal};
@@ -110,7 +111,7 @@ pub fn corpus(corpus: &Corpus, claims: u64) -> wire::reply::CorpusInfo {
 }
 
 /// One shard's part of a status report.
-pub fn status(status: EngineStatus, core: u16) -> wire::reply::ShardStatus {
+pub fn status(status: EngineStatus, scrubbed: Scrubbed, core: u16) -> wire::reply::ShardStatus {
     wire::reply::ShardStatus {
         shard: status.shard,
         core,
@@ -130,6 +131,10 @@ pub fn status(status: EngineStatus, core: u16) -> wire::reply::ShardStatus {
         clock_suspect: status.clock_suspect,
         no_space: status.no_space,
         failed: status.failed,
+        scrubbed_bytes: scrubbed.bytes,
+        scrub_rounds: scrubbed.rounds,
+        scrub_damaged: scrubbed.damaged,
+        scrub_first: scrubbed.first,
     }
 }
 
@@ -179,6 +184,7 @@ pub fn entry(record: &Record<'_>, position: LogPosition, corpus: &str) -> wire::
         Entry::PrefixAllocation { .. } => (wire::AuditOperation::ShardPrefixAllocation, None, None),
         Entry::ConfirmClock { .. } => (wire::AuditOperation::ConfirmClock, None, None),
         Entry::Recovery { .. } => (wire::AuditOperation::Recovery, None, None),
+        Entry::Repair { .. } => (wire::AuditOperation::Repair, None, None),
     };
     let meta = &record.meta;
     let uuid = |n: u128| (n != 0).then(|| Uuid::from_u128(n));

@@ -7,7 +7,7 @@ use crate::error::{Certainty, Code, Refusal};
 use crate::log::entry::{Entry, Meta, Principal, Record};
 use crate::log::recovery::{self, RecoveryError, RecoveryOptions, Visit};
 use crate::log::superblock::Superblock;
-use crate::log::writer::{Io, IoDone, LogWriter, perform};
+use crate::log::writer::{Durable, Io, IoDone, LogWriter, perform};
 use crate::mutant::{Mutant, Mutation};
 use crate::shard::{Decision, GlobalEntry, Shard};
 use crate::storage::Storage;
@@ -214,6 +214,11 @@ impl Engine {
     /// The state machine, for reading.
     pub fn shard(&self) -> &Shard {
         &self.shard
+    }
+
+    /// What is durable.
+    pub fn durable(&self) -> Durable {
+        self.log.durable()
     }
 
     /// What the ledger file is.

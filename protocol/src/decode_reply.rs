@@ -241,5 +241,9 @@ fn decode_shard_status(table: &wire::ShardStatus<'_>) -> ShardStatus {
         clock_suspect: table.clock_suspect(),
         no_space: table.no_space(),
         failed: table.failed().map(str::to_owned),
+        scrubbed_bytes: table.scrubbed_bytes(),
+        scrub_rounds: table.scrub_rounds(),
+        scrub_damaged: table.scrub_damaged(),
+        scrub_first: table.scrub_first().map(str::to_owned),
     }
 }

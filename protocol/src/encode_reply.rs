@@ -335,6 +335,7 @@ fn encode_status<'b>(builder: &mut Builder, report: &StatusReport) -> WIPOffset<
 
 fn encode_shard_status<'b>(builder: &mut Builder, shard: &ShardStatus) -> WIPOffset<wire::ShardStatus<'b>> {
     let failed = shard.failed.as_ref().map(|failed| builder.create_string(failed));
+    let scrub_first = shard.scrub_first.as_ref().map(|first| builder.create_string(first));
     let table = wire::ShardStatus::create(
         builder,
         &wire::ShardStatusArgs {
@@ -356,6 +357,10 @@ fn encode_shard_status<'b>(builder: &mut Builder, shard: &ShardStatus) -> WIPOff
             clock_suspect: shard.clock_suspect,
             no_space: shard.no_space,
             failed,
+            scrubbed_bytes: shard.scrubbed_bytes,
+            scrub_rounds: shard.scrub_rounds,
+            scrub_damaged: shard.scrub_damaged,
+            scrub_first,
         },
     );
     WIPOffset::new(table.value())

@@ -159,6 +159,14 @@ pub struct ShardStatus {
     pub no_space: bool,
     /// Why the shard stopped.
     pub failed: Option<String>,
+    /// Read again and verified in the background since start.
+    pub scrubbed_bytes: u64,
+    /// Times that the whole log was gone over since start.
+    pub scrub_rounds: u64,
+    /// Places that did not verify since start.
+    pub scrub_damaged: u64,
+    /// The first of them.
+    pub scrub_first: Option<String>,
 }
 
 /// The state of the daemon.

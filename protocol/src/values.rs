@@ -202,6 +202,8 @@ wire_enum! {
         ConfirmClock = 6 => "confirm_clock",
         /// The shard was recovered and began a new incarnation.
         Recovery = 7 => "recovery",
+        /// An operator gave up what was damaged, and what stood behind it.
+        Repair = 8 => "repair",
     }
 }
 

@@ -266,7 +266,15 @@ fn entry() -> Entry {
 
 #[test]
 fn every_result() {
-    let shard = ShardStatus { shard: 1, rows: 5, no_space: true, failed: Some("EIO".to_owned()), ..Default::default() };
+    let shard = ShardStatus {
+        shard: 1,
+        rows: 5,
+        no_space: true,
+        failed: Some("EIO".to_owned()),
+        scrub_damaged: 2,
+        scrub_first: Some("there".to_owned()),
+        ..Default::default()
+    };
     let bare_row = Row {
         metadata: vec![],
         canonical_id: None,

@@ -51,6 +51,13 @@ impl Daemon {
         Daemon::spawn(data, command)
     }
 
+    /// The same with further arguments.
+    pub fn start_more(data: &Path, more: &[&str]) -> Daemon {
+        let mut command = claimd();
+        command.args(["start", "--data"]).arg(data).args(more);
+        Daemon::spawn(data, command)
+    }
+
     /// `claimd start` without arguments, in a directory that the command is told.
     pub fn start_here(dir: &Path, mut command: Command) -> Daemon {
         command.arg("start");
@@ -138,4 +145,28 @@ pub fn options() -> RequestOptions {
 /// Runs `claimd` with arguments to its end.
 pub fn run(args: &[&str]) -> Output {
     claimd().args(args).output().expect("claimd runs")
+}
+
+/// Runs `claimd` with `--data` and `--json`; the exit code, and each line of its output as an object.
+pub fn run_json(command: &str, data: &Path, more: &[&str]) -> (i32, Vec<serde_json::Value>) {
+    let output = claimd().args([command, "--json", "--data"]).arg(data).args(more).output().expect("claimd runs");
+    let text = String::from_utf8(output.stdout).expect("JSON is UTF-8");
+    let lines = text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    if !errors.is_empty() {
+        println!("{command}: {errors}");
+    }
+    (output.status.code().expect("an exit code"), lines)
+}
+
+/// Flips a bit of a shard's file.
+pub fn flip(data: &Path, shard: u16, byte: u64, bit: u32) {
+    use std::os::unix::fs::FileExt;
+    let path = claimd::ledger::shard_path(data, shard);
+    let file = std::fs::File::options().read(true).write(true).open(path).expect("the file is there");
+    let mut buffer = [0];
+    file.read_exact_at(&mut buffer, byte).expect("a byte");
+    buffer[0] ^= 1 << bit;
+    file.write_all_at(&buffer, byte).expect("a byte");
+    file.sync_all().expect("a flush");
 }

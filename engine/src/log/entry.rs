@@ -19,6 +19,7 @@
 //! | 17 | shard-prefix-allocation | global sequence 8, last prefix minted 2 |
 //! | 18 | confirm-clock | global sequence 8 |
 //! | 32 | recovery | incarnation 8, log offset of the cut 8 |
+//! | 33 | repair | log offset of the cut 8, last position given up 8, floors 4, reserved 4; each floor: corpus prefix 2, claim sequence 8 |
 //!
 //! Kinds are never renumbered; a new one is added, so that old ledgers stay readable.
 
@@ -141,6 +142,31 @@ pub enum Entry<'a> {
         /// The log offset at which the log before it ends.
         cut_at: u64,
     },
+    /// `claimd repair` gave up what stood behind here. Its timestamp is above every one that was given up.
+    Repair {
+        /// The log offset from which on batches were given up.
+        cut_at: u64,
+        /// The last position given up; positions from here on are used again.
+        given_up_to: u64,
+        /// What corpora may not be given again; see [`encode_floors`].
+        floors: &'a [u8],
+    },
+}
+
+/// Corpora whose slots go on above a claim sequence, in the quarter of the repair.
+pub fn encode_floors(floors: &[(Prefix, u64)]) -> Vec<u8> {
+    let raw = floors
+        .iter()
+        .map(|(prefix, sequence)| RawFloor { prefix: prefix.get().into(), claim_sequence: (*sequence).into() });
+    raw.flat_map(|raw| raw.as_bytes().to_vec()).collect()
+}
+
+/// Reads what [`encode_floors`] wrote.
+pub fn floors(bytes: &[u8]) -> impl Iterator<Item = (Prefix, u64)> + '_ {
+    bytes.chunks_exact(size_of::<RawFloor>()).filter_map(|bytes| {
+        let raw = RawFloor::read_from_bytes(bytes).ok()?;
+        Some((Prefix::new(raw.prefix.get())?, raw.claim_sequence.get()))
+    })
 }
 
 /// A whole record.
@@ -234,6 +260,22 @@ struct RawRecovery {
     cut_at: U64,
 }
 
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawRepair {
+    cut_at: U64,
+    given_up_to: U64,
+    floors: U32,
+    reserved: [u8; 4],
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawFloor {
+    prefix: U16,
+    claim_sequence: U64,
+}
+
 impl Entry<'_> {
     /// The number under which the entry stands in the log.
     pub fn kind(&self) -> u16 {
@@ -246,6 +288,7 @@ impl Entry<'_> {
             Entry::PrefixAllocation { .. } => 17,
             Entry::ConfirmClock { .. } => 18,
             Entry::Recovery { .. } => 32,
+            Entry::Repair { .. } => 33,
         }
     }
 
@@ -260,6 +303,7 @@ impl Entry<'_> {
             Entry::PrefixAllocation { .. } => "shard-prefix-allocation",
             Entry::ConfirmClock { .. } => "confirm-clock",
             Entry::Recovery { .. } => "recovery",
+            Entry::Repair { .. } => "repair",
         }
     }
 
@@ -349,6 +393,17 @@ impl Record<'_> {
                 let raw = RawRecovery { incarnation: (*incarnation).into(), cut_at: (*cut_at).into() };
                 out.extend_from_slice(raw.as_bytes());
             }
+            Entry::Repair { cut_at, given_up_to, floors } => {
+                let count = floors.len() / size_of::<RawFloor>();
+                let raw = RawRepair {
+                    cut_at: (*cut_at).into(),
+                    given_up_to: (*given_up_to).into(),
+                    floors: (count as u32).into(),
+                    reserved: [0; 4],
+                };
+                out.extend_from_slice(raw.as_bytes());
+                out.extend_from_slice(&floors[..count * size_of::<RawFloor>()]);
+            }
         }
         out.extend_from_slice(m.rationale.as_bytes());
     }
@@ -404,6 +459,11 @@ impl Record<'_> {
             32 => {
                 let r: RawRecovery = fields.fixed("recovery")?;
                 Entry::Recovery { incarnation: r.incarnation.get(), cut_at: r.cut_at.get() }
+            }
+            33 => {
+                let r: RawRepair = fields.fixed("repair")?;
+                let floors = fields.bytes(r.floors.get() as usize * size_of::<RawFloor>(), "floors")?;
+                Entry::Repair { cut_at: r.cut_at.get(), given_up_to: r.given_up_to.get(), floors }
             }
             other => return Err(EntryError::Kind(other)),
         };
@@ -483,6 +543,7 @@ mod tests {
             Entry::PrefixAllocation { global_sequence: 8, minted_to: 100 },
             Entry::ConfirmClock { global_sequence: 9 },
             Entry::Recovery { incarnation: 2, cut_at: 4096 },
+            Entry::Repair { cut_at: 4096, given_up_to: 7, floors: &[1, 0, 9, 0, 0, 0, 0, 0, 0, 0] },
         ]
     }
 

@@ -1,5 +1,6 @@
 //! The log is the database: bytes ([`layout`], [`superblock`], [`batch`], [`record`], [`entry`]), then order ([`writer`]),
-//! then the proof of it after a crash ([`recovery`]). Each can be tested alone.
+//! then the proof of it after a crash ([`recovery`]) or at an operator's wish ([`verify`]). Each can be tested
+//! alone.
 
 pub mod batch;
 pub mod entry;
@@ -7,4 +8,5 @@ pub mod layout;
 pub mod record;
 pub mod recovery;
 pub mod superblock;
+pub mod verify;
 pub mod writer;

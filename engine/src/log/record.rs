@@ -82,6 +82,12 @@ pub fn record_bytes(bytes: &[u8]) -> Option<usize> {
     Some(padded(raw.body_bytes.get() as usize))
 }
 
+/// Position, kind and body bytes as the header at the start of `bytes` says them, unverified.
+pub fn peek(bytes: &[u8]) -> Option<(u64, u16, usize)> {
+    let (raw, _) = RawHeader::read_from_prefix(bytes).ok()?;
+    Some((raw.position.get(), raw.kind.get(), raw.body_bytes.get() as usize))
+}
+
 /// Reads the record at the start of `bytes` and returns it with its length on disk.
 pub fn read(bytes: &[u8]) -> Result<(RawRecord<'_>, usize), RecordError> {
     let (raw, _) = RawHeader::read_from_prefix(bytes).map_err(|_| RecordError::Short)?;

@@ -96,7 +96,7 @@ pub fn verdict(here: Here, beyond: Beyond) -> Verdict {
 #[error(
     "segment {segment}, file offset {file_offset}: batch {batch} (positions from {first_position}) is damaged ({here:?}), but \
      batch {witness} at file offset {witness_file_offset} records it as durable; positions {first_position} to \
-     {last_position} are concerned. Restore the file from a backup, or from a copy of the device"
+     {last_position} are concerned. `claimd verify` names the rows; restore the file from a backup, or see `claimd repair --help`"
 )]
 pub struct Damage {
     /// Where, as a segment.
@@ -301,7 +301,7 @@ impl<'a, S: Storage> Walker<'a, S> {
         let (here, place) = match self.find(at).await? {
             Found::Batch { header, hash } => {
                 let place = BatchPlace { header, hash, log_offset: at };
-                let here = match (self.chains(&header), has_segment) {
+                let here = match (self.end.is_continued_by(&header, self.options.mutation), has_segment) {
                     (true, true) => Here::Chained,
                     (true, false) => Here::ChainedWithoutSegment,
                     (false, _) => Here::Unchained,
@@ -314,28 +314,8 @@ impl<'a, S: Storage> Walker<'a, S> {
         Ok(if has_segment || here == Here::ChainedWithoutSegment { (here, place) } else { (Here::NoSegment, place) })
     }
 
-    fn chains(&self, header: &BatchHeader) -> bool {
-        let incarnation_allowed = if header.is_recovery {
-            let is_new = header.incarnation > self.end.incarnation;
-            is_new || (self.options.mutation.is(Mutant::NoIncarnation) && header.incarnation == self.end.incarnation)
-        } else {
-            header.incarnation == self.end.incarnation
-        };
-        header.number == self.end.next_number
-            && header.first_position == self.end.next_position
-            && header.previous_hash == self.end.previous_hash
-            && incarnation_allowed
-    }
-
     fn advance(&mut self, place: &BatchPlace) {
-        self.end = LogEnd {
-            next_batch_at: self.superblock.geometry.next_batch(place.log_offset, place.header.total_bytes.into()),
-            next_number: place.header.number + 1,
-            next_position: place.header.next_position(),
-            previous_hash: place.hash,
-            incarnation: place.header.incarnation,
-            segments_prepared: self.end.segments_prepared,
-        };
+        self.end = self.end.after(self.superblock.geometry, place);
     }
 
     /// Goes on at a batch beyond a hole, as if nothing were missing: a deliberate bug.

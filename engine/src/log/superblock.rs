@@ -26,6 +26,11 @@ pub const COPIES: u64 = 4;
 const COPY_STRIDE_BYTES: u64 = 16 * 1024;
 const CHECKSUM_AT: usize = BLOCK_BYTES as usize - 32;
 
+/// Where a copy lies in the file.
+pub const fn copy_offset(copy: u64) -> u64 {
+    copy * COPY_STRIDE_BYTES
+}
+
 /// Where a ledger's time comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClockMode {

@@ -8,6 +8,7 @@ use super::batch::{self, BATCH_HEADER_BYTES, BatchHeader, Hash};
 use super::entry::Record;
 use super::layout::{BATCHES_IN_FLIGHT_MAX, Geometry, RECORD_BYTES_MAX, SEGMENT_HEADER_BYTES, pad_to_block};
 use super::record;
+use super::recovery::BatchPlace;
 use super::superblock::{Superblock, encode_segment_header};
 use crate::mutant::{Mutant, Mutation};
 use crate::storage::{Durability, Storage};
@@ -141,6 +142,32 @@ impl LogEnd {
             previous_hash: genesis,
             incarnation: 0,
             segments_prepared,
+        }
+    }
+
+    /// Whether a batch with this header goes on from here.
+    pub fn is_continued_by(&self, header: &BatchHeader, mutation: Mutation) -> bool {
+        let incarnation_allowed = if header.is_recovery {
+            let is_same = header.incarnation == self.incarnation;
+            header.incarnation > self.incarnation || (is_same && mutation.is(Mutant::NoIncarnation))
+        } else {
+            header.incarnation == self.incarnation
+        };
+        header.number == self.next_number
+            && header.first_position == self.next_position
+            && header.previous_hash == self.previous_hash
+            && incarnation_allowed
+    }
+
+    /// The end once `place` is part of the log.
+    pub fn after(self, geometry: Geometry, place: &BatchPlace) -> LogEnd {
+        LogEnd {
+            next_batch_at: geometry.next_batch(place.log_offset, place.header.total_bytes.into()),
+            next_number: place.header.number + 1,
+            next_position: place.header.next_position(),
+            previous_hash: place.hash,
+            incarnation: place.header.incarnation,
+            segments_prepared: self.segments_prepared,
         }
     }
 }

@@ -37,7 +37,7 @@ impl KeyId {
 
     /// A spread over tables and slots. The bits are the client's choice; a client that picks colliding ones slows its
     /// own corpus's keys and is bounded by the window.
-    fn hash(self, secret: u64) -> u64 {
+    pub fn hash(self, secret: u64) -> u64 {
         let mut h = (self.high ^ secret).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         h = (h ^ self.low ^ (h >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         h = (h ^ u64::from(self.scope_and_item) ^ (h >> 32)).wrapping_mul(0x94d0_49bb_1331_11eb);

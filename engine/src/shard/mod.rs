@@ -15,7 +15,7 @@ use crate::command::{Corpus, Outcome, Request};
 use crate::corpus::Prefix;
 use crate::entropy::Entropy;
 use crate::id::EventId;
-use crate::log::entry::{Entry, Record};
+use crate::log::entry::{self, Entry, Record};
 use crate::log::record::RawRecord;
 use crate::log::superblock::{ClockMode, Superblock};
 use crate::log::writer::LogWriter;
@@ -79,6 +79,8 @@ pub struct Shard {
     registry: Registry,
     rows: Rows,
     keys: Keys,
+    /// False where nobody will ask for them again, and only what applies is of interest.
+    keeps_keys: bool,
     effects: Vec<Effect>,
     /// Shard 0 keeps them all, for shards that missed some.
     globals: Vec<GlobalEntry>,
@@ -108,6 +110,7 @@ impl Shard {
             registry: Registry::default(),
             rows: Rows::default(),
             keys: Keys::new(secret),
+            keeps_keys: true,
             effects: Vec::new(),
             globals: Vec::new(),
             globals_applied: 0,
@@ -117,6 +120,11 @@ impl Shard {
             secret,
             scratch: Vec::new(),
         }
+    }
+
+    /// The same without its memory of idempotency keys, which are most of its work: for verification.
+    pub fn without_keys(superblock: &Superblock) -> Shard {
+        Shard { keeps_keys: false, ..Shard::new(superblock) }
     }
 
     /// Starts the clock; `ledger_last_us` is the greatest last entry's time over all shards.
@@ -259,6 +267,12 @@ impl Shard {
                 Effect::ClockConfirmed(meta.timestamp_us, global_sequence)
             }
             Entry::Recovery { .. } => return Ok(()),
+            Entry::Repair { floors, .. } => {
+                for (prefix, sequence) in entry::floors(floors) {
+                    self.rows.raise(prefix, self.quarter.0, sequence)?;
+                }
+                return Ok(());
+            }
         };
         self.effects.push(effect);
         self.keep(record, position, self.effects.len() as u64 - 1);
@@ -282,7 +296,7 @@ impl Shard {
         let meta = &record.meta;
         // The key of a global entry counts at shard 0, where the request was decided.
         let is_copy = record.entry.global_sequence().is_some() && self.number != 0;
-        if meta.idempotency_key != 0 && !is_copy {
+        if self.keeps_keys && meta.idempotency_key != 0 && !is_copy {
             let id = KeyId::new(meta.corpus.map_or(0, Prefix::get), meta.idempotency_key, meta.item);
             self.keys.keep(id, Kept { fingerprint: meta.fingerprint, position, effect });
         }

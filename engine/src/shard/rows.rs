@@ -43,8 +43,17 @@ pub struct Claimed {
 #[derive(Debug, Default)]
 struct CorpusRows {
     slots: Vec<Slot>,
-    /// The index of each quarter's first row.
-    quarters: Vec<(Quarter, usize)>,
+    /// Rows whose slots follow one another without a gap: those of a quarter, and what a repair left of one.
+    runs: Vec<Run>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    quarter: Quarter,
+    /// The index of its first row.
+    first: usize,
+    /// The slot before its first.
+    slot_before: u64,
 }
 
 /// What the entries after its claim made of a row.
@@ -95,10 +104,20 @@ impl Rows {
     /// The slot number of a corpus's next claim in `quarter`.
     pub fn next_sequence(&self, prefix: Prefix, quarter: Quarter) -> u64 {
         let Some(rows) = self.corpora.get(&prefix.get()) else { return 1 };
-        match rows.quarters.last() {
-            Some((last, first)) if *last == quarter => (rows.slots.len() - first) as u64 + 1,
+        match rows.runs.last() {
+            Some(run) if run.quarter == quarter => run.slot_before + (rows.slots.len() - run.first) as u64 + 1,
             _ => 1,
         }
+    }
+
+    /// Takes slots up to `sequence` out of what is to be given: a repair gave up the rows that had them.
+    pub(super) fn raise(&mut self, prefix: Prefix, quarter: Quarter, sequence: u64) -> Result<(), String> {
+        if sequence + 1 < self.next_sequence(prefix, quarter) {
+            return Err(format!("slot {sequence} of prefix {prefix} is below what was given"));
+        }
+        let rows = self.corpora.entry(prefix.get()).or_default();
+        rows.runs.push(Run { quarter, first: rows.slots.len(), slot_before: sequence });
+        Ok(())
     }
 
     /// Takes a claim in. The error says which rule it breaks.
@@ -112,7 +131,7 @@ impl Rows {
         }
         let rows = self.corpora.entry(prefix.get()).or_default();
         if claim.claim_sequence == 1 {
-            rows.quarters.push((quarter, rows.slots.len()));
+            rows.runs.push(Run { quarter, first: rows.slots.len(), slot_before: 0 });
         }
         rows.slots.push(Slot {
             id_high: (claim.event_id.as_u128() >> 64) as u64,
@@ -129,11 +148,11 @@ impl Rows {
     pub fn claim(&self, prefix: Prefix, index: u64) -> Option<Claimed> {
         let rows = self.corpora.get(&prefix.get())?;
         let slot = rows.slots.get(index as usize)?;
-        let (_, first) = rows.quarters[rows.quarters.partition_point(|(_, first)| *first <= index as usize) - 1];
+        let run = rows.runs[rows.runs.partition_point(|run| run.first <= index as usize) - 1];
         Some(Claimed {
             event_id: slot.event_id(),
             claim_timestamp_us: slot.claim_timestamp_us,
-            claim_sequence: (index as usize - first) as u64 + 1,
+            claim_sequence: run.slot_before + (index as usize - run.first) as u64 + 1,
             claim_at: slot.claim_at,
             position: slot.position,
         })

@@ -3,7 +3,9 @@
 #[cfg(test)]
 pub(crate) mod sim;
 
+mod read_ahead;
 mod real;
+pub use read_ahead::ReadAhead;
 pub use real::{DirectIo, OpenError, RealStorage};
 
 use std::io;

@@ -526,10 +526,10 @@ impl ::flatbuffers::SimpleToVerifyInSlice for ClockMode {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_AUDIT_OPERATION: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_AUDIT_OPERATION: u8 = 7;
+pub const ENUM_MAX_AUDIT_OPERATION: u8 = 8;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_AUDIT_OPERATION: [AuditOperation; 8] = [
+pub const ENUM_VALUES_AUDIT_OPERATION: [AuditOperation; 9] = [
   AuditOperation::claim,
   AuditOperation::reference,
   AuditOperation::tombstone,
@@ -538,6 +538,7 @@ pub const ENUM_VALUES_AUDIT_OPERATION: [AuditOperation; 8] = [
   AuditOperation::shard_prefix_allocation,
   AuditOperation::confirm_clock,
   AuditOperation::recovery,
+  AuditOperation::repair,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -553,9 +554,10 @@ impl AuditOperation {
   pub const shard_prefix_allocation: Self = Self(5);
   pub const confirm_clock: Self = Self(6);
   pub const recovery: Self = Self(7);
+  pub const repair: Self = Self(8);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 7;
+  pub const ENUM_MAX: u8 = 8;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::claim,
     Self::reference,
@@ -565,6 +567,7 @@ impl AuditOperation {
     Self::shard_prefix_allocation,
     Self::confirm_clock,
     Self::recovery,
+    Self::repair,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -577,6 +580,7 @@ impl AuditOperation {
       Self::shard_prefix_allocation => Some("shard_prefix_allocation"),
       Self::confirm_clock => Some("confirm_clock"),
       Self::recovery => Some("recovery"),
+      Self::repair => Some("repair"),
       _ => None,
     }
   }
@@ -6108,6 +6112,10 @@ impl<'a> ShardStatus<'a> {
   pub const VT_CLOCK_SUSPECT: ::flatbuffers::VOffsetT = 34;
   pub const VT_NO_SPACE: ::flatbuffers::VOffsetT = 36;
   pub const VT_FAILED: ::flatbuffers::VOffsetT = 38;
+  pub const VT_SCRUBBED_BYTES: ::flatbuffers::VOffsetT = 40;
+  pub const VT_SCRUB_ROUNDS: ::flatbuffers::VOffsetT = 42;
+  pub const VT_SCRUB_DAMAGED: ::flatbuffers::VOffsetT = 44;
+  pub const VT_SCRUB_FIRST: ::flatbuffers::VOffsetT = 46;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -6119,6 +6127,9 @@ impl<'a> ShardStatus<'a> {
     args: &'args ShardStatusArgs<'args>
   ) -> ::flatbuffers::WIPOffset<ShardStatus<'bldr>> {
     let mut builder = ShardStatusBuilder::new(_fbb);
+    builder.add_scrub_damaged(args.scrub_damaged);
+    builder.add_scrub_rounds(args.scrub_rounds);
+    builder.add_scrubbed_bytes(args.scrubbed_bytes);
     builder.add_clock_held_us(args.clock_held_us);
     builder.add_incarnation(args.incarnation);
     builder.add_segment_bytes(args.segment_bytes);
@@ -6129,6 +6140,7 @@ impl<'a> ShardStatus<'a> {
     builder.add_rows(args.rows);
     builder.add_durable_position(args.durable_position);
     builder.add_position(args.position);
+    if let Some(x) = args.scrub_first { builder.add_scrub_first(x); }
     if let Some(x) = args.failed { builder.add_failed(x); }
     builder.add_segments_prepared(args.segments_prepared);
     builder.add_segments_used(args.segments_used);
@@ -6267,6 +6279,34 @@ impl<'a> ShardStatus<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ShardStatus::VT_FAILED, None)}
   }
+  #[inline]
+  pub fn scrubbed_bytes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ShardStatus::VT_SCRUBBED_BYTES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn scrub_rounds(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ShardStatus::VT_SCRUB_ROUNDS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn scrub_damaged(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ShardStatus::VT_SCRUB_DAMAGED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn scrub_first(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ShardStatus::VT_SCRUB_FIRST, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for ShardStatus<'_> {
@@ -6293,6 +6333,10 @@ impl ::flatbuffers::Verifiable for ShardStatus<'_> {
      .visit_field::<bool>("clock_suspect", Self::VT_CLOCK_SUSPECT, false)?
      .visit_field::<bool>("no_space", Self::VT_NO_SPACE, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("failed", Self::VT_FAILED, false)?
+     .visit_field::<u64>("scrubbed_bytes", Self::VT_SCRUBBED_BYTES, false)?
+     .visit_field::<u64>("scrub_rounds", Self::VT_SCRUB_ROUNDS, false)?
+     .visit_field::<u64>("scrub_damaged", Self::VT_SCRUB_DAMAGED, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("scrub_first", Self::VT_SCRUB_FIRST, false)?
      .finish();
     Ok(())
   }
@@ -6316,6 +6360,10 @@ pub struct ShardStatusArgs<'a> {
     pub clock_suspect: bool,
     pub no_space: bool,
     pub failed: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub scrubbed_bytes: u64,
+    pub scrub_rounds: u64,
+    pub scrub_damaged: u64,
+    pub scrub_first: Option<::flatbuffers::WIPOffset<&'a str>>,
 }
 impl<'a> Default for ShardStatusArgs<'a> {
   #[inline]
@@ -6339,6 +6387,10 @@ impl<'a> Default for ShardStatusArgs<'a> {
       clock_suspect: false,
       no_space: false,
       failed: None,
+      scrubbed_bytes: 0,
+      scrub_rounds: 0,
+      scrub_damaged: 0,
+      scrub_first: None,
     }
   }
 }
@@ -6421,6 +6473,22 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ShardStatusBuilder<'a, 'b, A>
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ShardStatus::VT_FAILED, failed);
   }
   #[inline]
+  pub fn add_scrubbed_bytes(&mut self, scrubbed_bytes: u64) {
+    self.fbb_.push_slot::<u64>(ShardStatus::VT_SCRUBBED_BYTES, scrubbed_bytes, 0);
+  }
+  #[inline]
+  pub fn add_scrub_rounds(&mut self, scrub_rounds: u64) {
+    self.fbb_.push_slot::<u64>(ShardStatus::VT_SCRUB_ROUNDS, scrub_rounds, 0);
+  }
+  #[inline]
+  pub fn add_scrub_damaged(&mut self, scrub_damaged: u64) {
+    self.fbb_.push_slot::<u64>(ShardStatus::VT_SCRUB_DAMAGED, scrub_damaged, 0);
+  }
+  #[inline]
+  pub fn add_scrub_first(&mut self, scrub_first: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ShardStatus::VT_SCRUB_FIRST, scrub_first);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ShardStatusBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     ShardStatusBuilder {
@@ -6456,6 +6524,10 @@ impl ::core::fmt::Debug for ShardStatus<'_> {
       ds.field("clock_suspect", &self.clock_suspect());
       ds.field("no_space", &self.no_space());
       ds.field("failed", &self.failed());
+      ds.field("scrubbed_bytes", &self.scrubbed_bytes());
+      ds.field("scrub_rounds", &self.scrub_rounds());
+      ds.field("scrub_damaged", &self.scrub_damaged());
+      ds.field("scrub_first", &self.scrub_first());
       ds.finish()
   }
 }

@@ -42,6 +42,10 @@ struct ShardJson<'a> {
     clock_suspect: bool,
     no_space: bool,
     failed: Option<&'a str>,
+    scrubbed_bytes: u64,
+    scrub_rounds: u64,
+    scrub_damaged: u64,
+    scrub_first: Option<&'a str>,
 }
 
 impl<'a> ShardJson<'a> {
@@ -65,6 +69,10 @@ impl<'a> ShardJson<'a> {
             clock_suspect: shard.clock_suspect,
             no_space: shard.no_space,
             failed: shard.failed.as_deref(),
+            scrubbed_bytes: shard.scrubbed_bytes,
+            scrub_rounds: shard.scrub_rounds,
+            scrub_damaged: shard.scrub_damaged,
+            scrub_first: shard.scrub_first.as_deref(),
         }
     }
 }
@@ -94,8 +102,20 @@ pub fn status(session: &Session, output: &mut Output) -> Result<(), Failure> {
         ("stall wakes", report.stall_wakes.to_string()),
     ])?;
     output.line("")?;
-    let head =
-        ["shard", "core", "state", "rows", "corpora", "durable/applied", "held", "keys", "batches", "MiB", "segments"];
+    let head = [
+        "shard",
+        "core",
+        "state",
+        "rows",
+        "corpora",
+        "durable/applied",
+        "held",
+        "keys",
+        "batches",
+        "MiB",
+        "segments",
+        "scrubbed",
+    ];
     output.table(&head, report.shards.iter().map(shard_row).collect())
 }
 
@@ -107,6 +127,10 @@ fn clock(report: &StatusReport) -> String {
 fn shard_row(shard: &ShardStatus) -> Vec<String> {
     let state = match (&shard.failed, shard.clock_suspect, shard.no_space) {
         (Some(reason), ..) => format!("failed: {reason}"),
+        _ if shard.scrub_damaged > 0 => {
+            let first = shard.scrub_first.as_deref().unwrap_or_default();
+            format!("damaged in {} places: {first}; see `claimd verify`", shard.scrub_damaged)
+        }
         (None, true, _) => "clock suspect: see confirm-clock".to_owned(),
         (None, false, true) => "no space: reads only".to_owned(),
         (None, false, false) => "serving".to_owned(),
@@ -123,5 +147,6 @@ fn shard_row(shard: &ShardStatus) -> Vec<String> {
         shard.batches_written.to_string(),
         format!("{:.1}", shard.bytes_written as f64 / f64::from(1 << 20)),
         format!("{} + {}", shard.segments_used, shard.segments_prepared),
+        format!("{:.0} MiB, {} rounds", shard.scrubbed_bytes as f64 / f64::from(1 << 20), shard.scrub_rounds),
     ]
 }
