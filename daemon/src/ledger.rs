@@ -250,7 +250,7 @@ fn prepare_devices(devices: &[PathBuf], geometry: Geometry, overwrite: bool) -> 
         candidates.push(candidate);
     }
     for candidate in &candidates {
-        candidate.clear().map_err(|e| error(&candidate.path)(e.into()))?;
+        candidate.clear().map_err(error(&candidate.path))?;
     }
     Ok(candidates.into_iter().map(|candidate| candidate.path).collect())
 }
