@@ -6,7 +6,7 @@ use claim_engine::engine::{Engine, Output};
 use claim_engine::log::layout::BLOCK_BYTES;
 use claim_engine::log::record::{self, RECORD_HEADER_BYTES};
 use claim_engine::log::writer::perform;
-use claim_engine::storage::{Durability, RealStorage, Storage};
+use claim_engine::storage::{RealStorage, Storage};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -66,7 +66,7 @@ impl Driver {
             let Some(io) = io else { break };
             let this = Rc::clone(self);
             glommio::spawn_local(async move {
-                let done = perform(&*this.storage, io, Durability::Durable).await;
+                let done = perform(&*this.storage, io).await;
                 this.pulse.beat();
                 this.engine.borrow_mut().complete(clock::now(), done);
                 this.pump();

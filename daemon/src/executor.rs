@@ -14,7 +14,7 @@ use crate::stall_guard::Pulse;
 use claim_engine::engine::{Engine, OpenOptions};
 use claim_engine::entropy::Entropy;
 use claim_engine::log::superblock::Superblock;
-use claim_engine::storage::{DirectIo, Durability, OpenError, RealStorage};
+use claim_engine::storage::{DirectIo, OpenError, RealStorage};
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -75,6 +75,8 @@ pub struct Plan {
     pub superblocks: Vec<Superblock>,
     /// Whether O_DIRECT is insisted on.
     pub direct: DirectIo,
+    /// How the shards' engines are opened.
+    pub open: OpenOptions,
     /// What every executor knows.
     pub shared: Arc<Shared>,
     /// Bounds of the sockets.
@@ -118,9 +120,8 @@ async fn open_shards(plan: &Plan) -> Result<(Drivers, Vec<ShardOpened>), String>
     for superblock in &plan.superblocks {
         let path = ledger::shard_path(&plan.data, superblock.shard);
         let storage = open_storage(&path, plan.direct).await.map_err(|e| e.to_string())?;
-        let (engine, found) = Engine::open(&storage, superblock, Durability::Durable, OpenOptions::default())
-            .await
-            .map_err(|e| format!("{}: {e}", path.display()))?;
+        let (engine, found) =
+            Engine::open(&storage, superblock, plan.open).await.map_err(|e| format!("{}: {e}", path.display()))?;
         opened.push(ShardOpened {
             shard: superblock.shard,
             last_us: engine.shard().last_us(),

@@ -1,7 +1,9 @@
 //! `claimd`: the daemon and its operator's commands.
 
+use claim_engine::engine::OpenOptions;
 use claim_engine::log::layout::Geometry;
 use claim_engine::log::superblock::ClockMode;
+use claim_engine::mutant::Mutation;
 use claim_engine::storage::DirectIo;
 use claimd::inspect::{Depth, InspectOptions};
 use claimd::ledger::{self, FormatOptions};
@@ -105,6 +107,10 @@ struct StartArgs {
     /// uses, the disk's completions included (`claimd doctor` says where those run).
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=10_000))]
     poll_us: u64,
+    /// Bytes from which a batch that waits is written beside others in flight, and not only after them; by default, the
+    /// ledger's largest batch. K, M and G are understood.
+    #[arg(long, value_parser = bytes)]
+    batch_fill_bytes: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -266,6 +272,22 @@ fn format(args: &FormatArgs) -> Result<(), String> {
     Ok(())
 }
 
+#[cfg(not(feature = "mutants"))]
+#[allow(clippy::unnecessary_wraps, reason = "the build with mutants can fail here")]
+fn mutation() -> Result<Mutation, String> {
+    Ok(Mutation::NONE)
+}
+
+/// The deliberate bug that `CLAIMD_MUTANT` names, in a build that has them.
+#[cfg(feature = "mutants")]
+fn mutation() -> Result<Mutation, String> {
+    use claim_engine::mutant::Mutant;
+    let Ok(name) = std::env::var("CLAIMD_MUTANT") else { return Ok(Mutation::NONE) };
+    let mutant = Mutant::from_name(&name).ok_or_else(|| format!("CLAIMD_MUTANT: there is no mutant {name}"))?;
+    tracing::warn!(mutant = name, "this daemon has a deliberate bug and loses data");
+    Ok(Mutation::new(Some(mutant)))
+}
+
 fn serve(args: &StartArgs) -> Result<(), String> {
     let data = args.data.clone().unwrap_or_else(|| PathBuf::from(DATA));
     let cores = args.cores.clone().map_or_else(allowed_cores, |cores| cores.0);
@@ -292,5 +314,6 @@ fn serve(args: &StartArgs) -> Result<(), String> {
     }
     let socket = args.socket.clone().unwrap_or_else(|| data.join("claimd.sock"));
     let poll = Duration::from_micros(args.poll_us);
-    start::start(&StartOptions { data, socket, cores, direct, poll })
+    let open = OpenOptions { fill_bytes: args.batch_fill_bytes, mutation: mutation()? };
+    start::start(&StartOptions { data, socket, cores, direct, open, poll })
 }

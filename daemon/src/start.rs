@@ -9,6 +9,7 @@ use crate::service::{self, Shared};
 use crate::socket::limits::Limits;
 use crate::socket::listener::{Acceptor, PATH_BYTES_MAX, Routes, SocketPaths, bind_all};
 use crate::stall_guard::{GuardTimes, Pulse, StallGuard};
+use claim_engine::engine::OpenOptions;
 use claim_engine::log::superblock::ClockMode;
 use claim_engine::storage::DirectIo;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
@@ -34,6 +35,8 @@ pub struct StartOptions {
     pub cores: Vec<usize>,
     /// Whether O_DIRECT is insisted on.
     pub direct: DirectIo,
+    /// How the shards' engines are opened.
+    pub open: OpenOptions,
     /// How long an executor looks for work before it sleeps.
     pub poll: Duration,
 }
@@ -93,6 +96,7 @@ pub fn start(options: &StartOptions) -> Result<(), String> {
                 .cloned()
                 .collect(),
             direct: options.direct,
+            open: options.open,
             shared: Arc::clone(&shared),
             limits: limits.clone(),
             pulse: Arc::clone(pulse),

@@ -8,8 +8,9 @@ use crate::log::entry::{Entry, Meta, Principal, Record};
 use crate::log::recovery::{self, RecoveryError, RecoveryOptions, Visit};
 use crate::log::superblock::Superblock;
 use crate::log::writer::{Io, IoDone, LogWriter, perform};
+use crate::mutant::{Mutant, Mutation};
 use crate::shard::{Decision, GlobalEntry, Shard};
-use crate::storage::{Durability, Storage};
+use crate::storage::Storage;
 use crate::time::Now;
 use std::collections::VecDeque;
 
@@ -111,8 +112,7 @@ pub struct Engine {
     /// At shard 0: how far each shard is in the global order, and up to where it has been sent.
     peers: Vec<Peer>,
     out: Vec<Output>,
-    #[cfg(test)]
-    pub(crate) mutant: Option<Mutant>,
+    mutation: Mutation,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -123,41 +123,13 @@ struct Peer {
     has_failed: bool,
 }
 
-/// Deliberate bugs that the simulator must catch.
-#[cfg(test)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mutant {
-    AckBeforeDurable,
-    AckOutOfOrder,
-    NoHashCheck,
-    NoFlushBeforeServing,
-}
-
-/// Settings of [`Engine::open`]; all of them are for tests.
+/// Settings of [`Engine::open`].
 #[derive(Debug, Clone, Copy, Default)]
 pub struct OpenOptions {
-    #[cfg(test)]
-    pub(crate) mutant: Option<Mutant>,
-}
-
-impl OpenOptions {
-    fn recovery(self) -> RecoveryOptions {
-        RecoveryOptions {
-            #[cfg(test)]
-            skip_hash_check: self.mutant == Some(Mutant::NoHashCheck),
-        }
-    }
-
-    #[cfg(test)]
-    fn flushes(self) -> bool {
-        self.mutant != Some(Mutant::NoFlushBeforeServing)
-    }
-
-    #[cfg(not(test))]
-    #[allow(clippy::unused_self, reason = "the test build has a switch here")]
-    fn flushes(self) -> bool {
-        true
-    }
+    /// A batch that waits is written beside others in flight once it has this many bytes; by default the largest batch.
+    pub fill_bytes: Option<u64>,
+    /// A deliberate bug.
+    pub mutation: Mutation,
 }
 
 impl Engine {
@@ -167,12 +139,12 @@ impl Engine {
     pub async fn open(
         storage: &impl Storage,
         superblock: &Superblock,
-        durability: Durability,
         options: OpenOptions,
     ) -> Result<(Engine, Opened), RecoveryError> {
+        let OpenOptions { fill_bytes, mutation } = options;
         let mut shard = Shard::new(superblock);
         let (mut batches, mut records) = (0, 0);
-        let end = recovery::walk(storage, superblock, options.recovery(), |visit| {
+        let end = recovery::walk(storage, superblock, RecoveryOptions { mutation }, |visit| {
             match visit {
                 Visit::Batch(_) => batches += 1,
                 Visit::Record(raw, log_offset) => {
@@ -183,33 +155,25 @@ impl Engine {
             Ok(())
         })
         .await?;
-        if options.flushes() {
+        if !mutation.is(Mutant::NoFlushBeforeServing) {
             storage.flush().await.map_err(|e| RecoveryError::Write(format!("the flush before serving: {e}")))?;
         }
         let opened = Opened { batches, records, cut_at: end.next_batch_at };
         let mut engine = Engine {
             superblock: superblock.clone(),
-            log: LogWriter::new(superblock, end),
+            log: LogWriter::new(superblock, end, fill_bytes, mutation),
             held: VecDeque::new(),
             waiting_for_peers: Vec::new(),
             peers: vec![Peer::default(); usize::from(superblock.shard_count)],
             out: Vec::new(),
             shard,
-            #[cfg(test)]
-            mutant: options.mutant,
+            mutation,
         };
-        #[cfg(test)]
-        engine.log.set_out_of_order(options.mutant == Some(Mutant::AckOutOfOrder));
-        engine.write_recovery_batch(storage, durability, end.next_batch_at).await?;
+        engine.write_recovery_batch(storage, end.next_batch_at).await?;
         Ok((engine, opened))
     }
 
-    async fn write_recovery_batch(
-        &mut self,
-        storage: &impl Storage,
-        durability: Durability,
-        cut_at: u64,
-    ) -> Result<(), RecoveryError> {
+    async fn write_recovery_batch(&mut self, storage: &impl Storage, cut_at: u64) -> Result<(), RecoveryError> {
         let meta = Meta {
             timestamp_us: self.shard.last_us(),
             idempotency_key: 0,
@@ -229,7 +193,7 @@ impl Engine {
                 let reason = self.log.failed().unwrap_or("the ledger cannot grow: make room on its file system");
                 return Err(RecoveryError::Write(reason.to_owned()));
             };
-            let done = perform(storage, io, durability).await;
+            let done = perform(storage, io).await;
             self.log.complete(done, 0);
         }
         Ok(())
@@ -368,8 +332,7 @@ impl Engine {
 
     fn hold(&mut self, held: Held) {
         let is_free = held.release_at <= self.log.durable().position && held.global_sequence == 0;
-        #[cfg(test)]
-        let is_free = is_free || self.mutant == Some(Mutant::AckBeforeDurable);
+        let is_free = is_free || self.mutation.is(Mutant::AckBeforeDurable);
         if is_free {
             self.out.extend(held.output);
         } else {

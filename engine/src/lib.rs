@@ -8,6 +8,7 @@
 //! | [`storage`] | the real file, and in tests a simulated disk |
 //! | [`id`], [`time`], [`corpus`], [`row`] | the words that the rest is written in |
 //! | [`command`], [`error`] | what is asked and what is answered |
+//! | [`mutant`] | deliberate bugs that the proofs must catch; no build has them by itself |
 //! | [`device`] | what the disk below can do |
 //!
 //! There is no flatbuffers here, no socket and no clock: time and entropy come in with each event.
@@ -20,6 +21,7 @@ pub mod entropy;
 pub mod error;
 pub mod id;
 pub mod log;
+pub mod mutant;
 pub mod row;
 pub mod shard;
 pub mod storage;

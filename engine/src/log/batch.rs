@@ -19,6 +19,7 @@
 //! a client's metadata verify, and chained, so that it is checksum and audit chain in one.
 
 use super::layout::{BLOCK_BYTES, pad_to_block};
+use crate::mutant::{Mutant, Mutation};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -84,7 +85,7 @@ impl BatchHeader {
 }
 
 /// Pads `batch` (header space and records) with zeroes, writes the header, and returns the batch's hash.
-pub fn seal(batch: &mut Vec<u8>, key: &Hash, header: &BatchHeader) -> Hash {
+pub fn seal(batch: &mut Vec<u8>, key: &Hash, header: &BatchHeader, mutation: Mutation) -> Hash {
     debug_assert!(batch.len() >= BATCH_HEADER_BYTES);
     let content_bytes = batch.len();
     batch.resize(pad_to_block(content_bytes as u64) as usize, 0);
@@ -104,16 +105,19 @@ pub fn seal(batch: &mut Vec<u8>, key: &Hash, header: &BatchHeader) -> Hash {
         hash: [0; 32],
     };
     batch[..BATCH_HEADER_BYTES].copy_from_slice(raw.as_bytes());
-    let hash = hash_of(&batch[..content_bytes], key);
+    let hash = hash_of(&batch[..content_bytes], key, mutation);
     batch[HASH_AT..BATCH_HEADER_BYTES].copy_from_slice(&hash);
     hash
 }
 
 /// `content` is header and records, without padding: a batch of one claim is mostly padding.
-fn hash_of(content: &[u8], key: &Hash) -> Hash {
+fn hash_of(content: &[u8], key: &Hash, mutation: Mutation) -> Hash {
+    let key = if mutation.is(Mutant::NoKey) { &[0; 32] } else { key };
     let mut hasher = blake3::Hasher::new_keyed(key);
     hasher.update(&content[..HASH_AT]);
-    hasher.update(&content[BATCH_HEADER_BYTES..]);
+    if !mutation.is(Mutant::HashOfHeaderOnly) {
+        hasher.update(&content[BATCH_HEADER_BYTES..]);
+    }
     *hasher.finalize().as_bytes()
 }
 
@@ -148,7 +152,7 @@ pub fn claimed_bytes(block: &[u8], batch_bytes_max: u64) -> Option<u64> {
 }
 
 /// Verifies the batch at the start of `bytes`. The slice may be longer than the batch, or cut short.
-pub fn find(bytes: &[u8], key: &Hash, shard: u16, batch_bytes_max: u64, check_hash: bool) -> Found {
+pub fn find(bytes: &[u8], key: &Hash, shard: u16, batch_bytes_max: u64, mutation: Mutation) -> Found {
     if bytes.iter().take(BLOCK_BYTES as usize).all(|b| *b == 0) {
         return Found::Zeroes;
     }
@@ -160,7 +164,8 @@ pub fn find(bytes: &[u8], key: &Hash, shard: u16, batch_bytes_max: u64, check_ha
     if raw.shard.get() != shard {
         return Found::Invalid;
     }
-    if check_hash && (hash_of(content, key) != raw.hash || padding.iter().any(|b| *b != 0)) {
+    let verifies = || hash_of(content, key, mutation) == raw.hash && padding.iter().all(|b| *b == 0);
+    if !mutation.is(Mutant::NoHashCheck) && !verifies() {
         return Found::Invalid;
     }
     let header = BatchHeader {
@@ -208,7 +213,7 @@ mod tests {
     fn sealed(key: &Hash) -> Vec<u8> {
         let mut batch = vec![0; BATCH_HEADER_BYTES];
         batch.extend_from_slice(b"two records, as far as a batch knows");
-        seal(&mut batch, key, &header());
+        seal(&mut batch, key, &header(), Mutation::NONE);
         batch
     }
 
@@ -216,7 +221,9 @@ mod tests {
     fn a_sealed_batch_is_found_again() {
         let batch = sealed(&[1; 32]);
         assert_eq!(batch.len(), 4096);
-        let Found::Batch { header: found, .. } = find(&batch, &[1; 32], 3, 1 << 20, true) else { panic!("not found") };
+        let Found::Batch { header: found, .. } = find(&batch, &[1; 32], 3, 1 << 20, Mutation::NONE) else {
+            panic!("not found")
+        };
         assert_eq!((found.number, found.first_position, found.next_position()), (7, 40, 42));
         assert_eq!(&batch[records(&batch, &found)], b"two records, as far as a batch knows");
     }
@@ -227,16 +234,16 @@ mod tests {
         for bit in 0..batch.len() * 8 {
             let mut broken = batch.clone();
             broken[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(find(&broken, &[1; 32], 3, 1 << 20, true), Found::Invalid, "bit {bit}");
+            assert_eq!(find(&broken, &[1; 32], 3, 1 << 20, Mutation::NONE), Found::Invalid, "bit {bit}");
         }
     }
 
     #[test]
     fn other_ledgers_other_shards_and_cut_batches_are_not_ours() {
         let batch = sealed(&[1; 32]);
-        assert_eq!(find(&batch, &[2; 32], 3, 1 << 20, true), Found::Invalid);
-        assert_eq!(find(&batch, &[1; 32], 4, 1 << 20, true), Found::Invalid);
-        assert_eq!(find(&batch[..4095], &[1; 32], 3, 1 << 20, true), Found::Invalid);
-        assert_eq!(find(&[0; 4096], &[1; 32], 3, 1 << 20, true), Found::Zeroes);
+        assert_eq!(find(&batch, &[2; 32], 3, 1 << 20, Mutation::NONE), Found::Invalid);
+        assert_eq!(find(&batch, &[1; 32], 4, 1 << 20, Mutation::NONE), Found::Invalid);
+        assert_eq!(find(&batch[..4095], &[1; 32], 3, 1 << 20, Mutation::NONE), Found::Invalid);
+        assert_eq!(find(&[0; 4096], &[1; 32], 3, 1 << 20, Mutation::NONE), Found::Zeroes);
     }
 }

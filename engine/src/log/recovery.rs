@@ -8,6 +8,7 @@ use super::layout::{BATCHES_IN_FLIGHT_MAX, BLOCK_BYTES, Geometry};
 use super::record::{self, RawRecord};
 use super::superblock::{Superblock, is_segment_header};
 use super::writer::LogEnd;
+use crate::mutant::{Mutant, Mutation};
 use crate::storage::Storage;
 use std::io;
 
@@ -163,22 +164,8 @@ pub enum RecoveryError {
 /// Deliberate bugs, for the tests that must catch them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RecoveryOptions {
-    /// Take batches whose hash does not match.
-    #[cfg(test)]
-    pub skip_hash_check: bool,
-}
-
-impl RecoveryOptions {
-    #[cfg(test)]
-    fn check_hash(self) -> bool {
-        !self.skip_hash_check
-    }
-
-    #[cfg(not(test))]
-    #[allow(clippy::unused_self, reason = "the test build has a switch here")]
-    fn check_hash(self) -> bool {
-        true
-    }
+    /// Which.
+    pub mutation: Mutation,
 }
 
 /// Where a batch lies, for those who list them.
@@ -214,7 +201,10 @@ pub async fn walk<S: Storage>(
         let (beyond, witness) = walker.look_beyond().await?;
         match verdict(here, beyond) {
             Verdict::Replay => unreachable!("only a chained batch is replayed"),
-            Verdict::Cut => return Ok(walker.end),
+            Verdict::Cut => match witness.filter(|_| options.mutation.is(Mutant::ReplayPastHole)) {
+                Some(place) => walker.skip_to(&place),
+                None => return Ok(walker.end),
+            },
             Verdict::Corrupt => return Err(walker.damage(here, witness.or(found))),
         }
     }
@@ -289,19 +279,24 @@ impl<'a, S: Storage> Walker<'a, S> {
         if found_bytes < expected_bytes {
             return Err(RecoveryError::CutShort { found_bytes, expected_bytes });
         }
-        Ok(Walker { superblock, options, reader, end: LogEnd::of_empty(superblock, segments_prepared) })
+        Ok(Walker {
+            superblock,
+            options,
+            reader,
+            end: LogEnd::of_empty(superblock, segments_prepared, options.mutation),
+        })
     }
 
     async fn find(&mut self, at: u64) -> Result<Found, RecoveryError> {
         let superblock = self.superblock;
         let batch_bytes_max = superblock.geometry.batch_bytes_max;
-        let check_hash = self.options.check_hash();
+        let mutation = self.options.mutation;
         let block = self.reader.bytes(at, BLOCK_BYTES as usize).await?;
         let Some(total) = batch::claimed_bytes(block, batch_bytes_max) else {
-            return Ok(batch::find(block, &superblock.key, superblock.shard, batch_bytes_max, check_hash));
+            return Ok(batch::find(block, &superblock.key, superblock.shard, batch_bytes_max, mutation));
         };
         let bytes = self.reader.bytes(at, total as usize).await?;
-        Ok(batch::find(bytes, &superblock.key, superblock.shard, batch_bytes_max, check_hash))
+        Ok(batch::find(bytes, &superblock.key, superblock.shard, batch_bytes_max, mutation))
     }
 
     async fn look_here(&mut self) -> Result<(Here, Option<BatchPlace>), RecoveryError> {
@@ -325,7 +320,8 @@ impl<'a, S: Storage> Walker<'a, S> {
 
     fn chains(&self, header: &BatchHeader) -> bool {
         let incarnation_allowed = if header.is_recovery {
-            header.incarnation > self.end.incarnation
+            let is_new = header.incarnation > self.end.incarnation;
+            is_new || (self.options.mutation.is(Mutant::NoIncarnation) && header.incarnation == self.end.incarnation)
         } else {
             header.incarnation == self.end.incarnation
         };
@@ -341,6 +337,18 @@ impl<'a, S: Storage> Walker<'a, S> {
             next_number: place.header.number + 1,
             next_position: place.header.next_position(),
             previous_hash: place.hash,
+            incarnation: place.header.incarnation,
+            segments_prepared: self.end.segments_prepared,
+        };
+    }
+
+    /// Goes on at a batch beyond a hole, as if nothing were missing: a deliberate bug.
+    fn skip_to(&mut self, place: &BatchPlace) {
+        self.end = LogEnd {
+            next_batch_at: place.log_offset,
+            next_number: place.header.number,
+            next_position: place.header.first_position,
+            previous_hash: place.header.previous_hash,
             incarnation: place.header.incarnation,
             segments_prepared: self.end.segments_prepared,
         };

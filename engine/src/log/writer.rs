@@ -9,6 +9,7 @@ use super::entry::Record;
 use super::layout::{BATCHES_IN_FLIGHT_MAX, Geometry, RECORD_BYTES_MAX, SEGMENT_HEADER_BYTES, pad_to_block};
 use super::record;
 use super::superblock::{Superblock, encode_segment_header};
+use crate::mutant::{Mutant, Mutation};
 use crate::storage::{Durability, Storage};
 use std::collections::VecDeque;
 use std::io;
@@ -35,7 +36,7 @@ pub const GROW_RETRY_US: i64 = 1_000_000;
 /// Work for the storage. [`perform`] does it, [`LogWriter::complete`] takes the result.
 #[derive(Debug)]
 pub enum Io {
-    /// Write a batch durably.
+    /// Write a batch.
     Write {
         /// Its number.
         number: u64,
@@ -43,6 +44,8 @@ pub enum Io {
         file_offset: u64,
         /// The sealed batch.
         batch: Vec<u8>,
+        /// Durable, in every build without a deliberate bug.
+        durability: Durability,
     },
     /// Zero a segment and give it its header.
     Prepare {
@@ -79,9 +82,9 @@ pub enum IoDone {
 }
 
 /// Does one piece of work.
-pub async fn perform(storage: &impl Storage, io: Io, durability: Durability) -> IoDone {
+pub async fn perform(storage: &impl Storage, io: Io) -> IoDone {
     match io {
-        Io::Write { number, file_offset, batch } => {
+        Io::Write { number, file_offset, batch, durability } => {
             let result = storage.write_at(file_offset, &batch, durability).await;
             IoDone::Write { number, batch, result }
         }
@@ -126,12 +129,16 @@ pub struct LogEnd {
 
 impl LogEnd {
     /// The end of a log in which nothing has been written.
-    pub fn of_empty(superblock: &Superblock, segments_prepared: u64) -> LogEnd {
+    pub fn of_empty(superblock: &Superblock, segments_prepared: u64, mutation: Mutation) -> LogEnd {
+        let mut genesis = *blake3::keyed_hash(&superblock.key, superblock.ledger.as_bytes()).as_bytes();
+        if mutation.is(Mutant::NoKey) {
+            genesis = [0; 32];
+        }
         LogEnd {
             next_batch_at: superblock.geometry.first_batch(),
             next_number: 1,
             next_position: 1,
-            previous_hash: *blake3::keyed_hash(&superblock.key, superblock.ledger.as_bytes()).as_bytes(),
+            previous_hash: genesis,
             incarnation: 0,
             segments_prepared,
         }
@@ -172,6 +179,7 @@ struct InFlight {
     last_position: u64,
     is_mark: bool,
     done: bool,
+    durability: Durability,
 }
 
 /// See the module.
@@ -198,20 +206,30 @@ pub struct LogWriter {
     prepare_again_at_us: Option<i64>,
     failed: Option<String>,
     counts: WriterCounts,
-    #[cfg(test)]
-    out_of_order: bool,
+    /// A batch that waits is written beside others in flight once it has this many bytes.
+    fill_bytes: u64,
+    mutation: Mutation,
+    /// The last batch as it was written, for [`Mutant::ReuseOfAckedBlock`].
+    last: Option<Last>,
+}
+
+#[derive(Debug)]
+struct Last {
+    content: Vec<u8>,
+    header: BatchHeader,
+    log_offset: u64,
 }
 
 impl LogWriter {
     /// A writer that goes on after `end` as a new incarnation.
-    pub fn new(superblock: &Superblock, end: LogEnd) -> LogWriter {
+    pub fn new(superblock: &Superblock, end: LogEnd, fill_bytes: Option<u64>, mutation: Mutation) -> LogWriter {
         let geometry = superblock.geometry;
         let buffers = REQUEST_LOG_BYTES_MAX / usable_bytes(geometry) + 2;
         let buffers = buffers.clamp(*BATCH_BUFFERS_RANGE.start(), *BATCH_BUFFERS_RANGE.end());
         let buffer_bytes = (geometry.batch_bytes_max + RECORD_BYTES_MAX) as usize;
         LogWriter {
             superblock: superblock.clone(),
-            incarnation: end.incarnation + 1,
+            incarnation: end.incarnation + u64::from(!mutation.is(Mutant::NoIncarnation)),
             next_batch_at: end.next_batch_at,
             next_number: end.next_number,
             next_position: end.next_position,
@@ -229,15 +247,10 @@ impl LogWriter {
             prepare_again_at_us: None,
             failed: None,
             counts: WriterCounts::default(),
-            #[cfg(test)]
-            out_of_order: false,
+            fill_bytes: fill_bytes.unwrap_or(geometry.batch_bytes_max),
+            mutation,
+            last: None,
         }
-    }
-
-    /// A deliberate bug: a batch counts as durable when it is written, whatever is missing before it.
-    #[cfg(test)]
-    pub(crate) fn set_out_of_order(&mut self, on: bool) {
-        self.out_of_order = on;
     }
 
     fn geometry(&self) -> Geometry {
@@ -308,6 +321,9 @@ impl LogWriter {
     }
 
     fn open_batch(&mut self) -> &mut Batch {
+        if self.mutation.is(Mutant::ReuseOfAckedBlock) && self.open.is_none() {
+            self.take_back();
+        }
         if self.open.is_none() {
             let mut buffer = self.pool.pop().unwrap_or_default();
             buffer.clear();
@@ -393,7 +409,10 @@ impl LogWriter {
         if self.in_flight.len() >= BATCHES_IN_FLIGHT_MAX {
             return None;
         }
-        if self.full.is_empty() && self.in_flight.is_empty() {
+        let covers = self.mutation.is(Mutant::OneDsyncCoversEarlier);
+        let alone = if covers { self.in_flight.iter().all(|batch| batch.done) } else { self.in_flight.is_empty() };
+        let is_filled = self.open.as_ref().is_some_and(|batch| batch.buffer.len() as u64 >= self.fill_bytes);
+        if self.full.is_empty() && (alone || is_filled) {
             self.close_batch();
         }
         let segment = self.geometry().segment_of(self.full.front()?.log_offset);
@@ -416,26 +435,69 @@ impl LogWriter {
             durable_batch: self.durable.batch,
             previous_hash: self.previous_hash,
         };
-        self.previous_hash = batch::seal(&mut batch.buffer, &self.superblock.key, &header);
+        if self.mutation.is(Mutant::ReuseOfAckedBlock) {
+            self.last = Some(Last { content: batch.buffer.clone(), header, log_offset: batch.log_offset });
+        }
+        self.previous_hash = batch::seal(&mut batch.buffer, &self.superblock.key, &header, self.mutation);
+        let durability = self.durability_of_next();
         self.in_flight.push_back(InFlight {
             number,
             last_position: header.next_position() - 1,
             is_mark: batch.is_mark,
             done: false,
+            durability,
         });
         self.is_marked = false;
         self.counts.batches += 1;
         self.counts.bytes += batch.buffer.len() as u64;
-        Some(Io::Write { number, file_offset: self.geometry().file_offset(batch.log_offset), batch: batch.buffer })
+        Some(Io::Write {
+            number,
+            file_offset: self.geometry().file_offset(batch.log_offset),
+            batch: batch.buffer,
+            durability,
+        })
+    }
+
+    /// Durable, but for deliberate bugs.
+    fn durability_of_next(&self) -> Durability {
+        let more_waits = !self.full.is_empty() || self.open.is_some();
+        let last_is_durable = self.in_flight.back().is_none_or(|batch| batch.durability == Durability::Durable);
+        let is_covered = self.mutation.is(Mutant::OneDsyncCoversEarlier) && more_waits && last_is_durable;
+        if self.mutation.is(Mutant::NoDsync) || is_covered { Durability::Cached } else { Durability::Durable }
+    }
+
+    /// A deliberate bug: takes the last batch, which is acknowledged, back to put more records into its block.
+    fn take_back(&mut self) {
+        let is_small = |last: &Last| last.content.len() < 3 * 1024 && !last.header.is_recovery;
+        if !self.in_flight.is_empty() || !self.full.is_empty() {
+            self.last = None;
+        }
+        if let Some(last) = self.last.take().filter(is_small) {
+            self.next_number = last.header.number;
+            self.previous_hash = last.header.previous_hash;
+            self.next_batch_at = last.log_offset;
+            self.open = Some(Batch {
+                buffer: last.content,
+                log_offset: last.log_offset,
+                first_position: last.header.first_position,
+                record_count: last.header.record_count,
+                is_recovery: false,
+                is_mark: false,
+            });
+        }
     }
 
     fn next_prepare(&mut self) -> Option<Io> {
-        let wanted = self.geometry().segment_of(self.next_batch_at) + 1 + SEGMENTS_AHEAD;
+        let is_late = self.mutation.is(Mutant::SegmentBeforeZeroed);
+        let ahead = if is_late { 0 } else { SEGMENTS_AHEAD };
+        let wanted = self.geometry().segment_of(self.next_batch_at) + 1 + ahead;
         if self.is_preparing || self.prepare_again_at_us.is_some() || self.segments_prepared >= wanted {
             return None;
         }
         self.is_preparing = true;
-        Some(self.prepare_io(self.segments_prepared))
+        let io = self.prepare_io(self.segments_prepared);
+        self.segments_prepared += u64::from(is_late);
+        Some(io)
     }
 
     fn prepare_io(&self, segment: u64) -> Io {
@@ -494,13 +556,15 @@ impl LogWriter {
         for batch in &mut self.in_flight {
             batch.done |= batch.number == number;
         }
-        #[cfg(test)]
-        if self.out_of_order
+        if self.mutation.is(Mutant::AckOutOfOrder)
             && let Some(batch) = self.in_flight.iter().rfind(|batch| batch.done)
         {
             self.durable.position = self.durable.position.max(batch.last_position);
         }
-        while self.in_flight.front().is_some_and(|batch| batch.done) {
+        // Only with a deliberate bug is there a batch that is written and waits for a later one to cover it.
+        let is_durable = |batch: &InFlight| batch.done && batch.durability == Durability::Durable;
+        let waits = self.mutation.is(Mutant::OneDsyncCoversEarlier) && !self.in_flight.iter().any(is_durable);
+        while !waits && self.in_flight.front().is_some_and(|batch| batch.done) {
             if let Some(batch) = self.in_flight.pop_front() {
                 self.durable = Durable { position: batch.last_position, batch: batch.number };
                 self.is_marked = batch.is_mark;

@@ -2,7 +2,7 @@
 
 use super::client::{Clients, SentClaim};
 use crate::command::{Claim, Claimed, Operation, Outcome, Reply, Request, Token};
-use crate::engine::{Engine, Mutant, OpenOptions, Output, PeerMessage};
+use crate::engine::{Engine, OpenOptions, Output, PeerMessage};
 use crate::entropy::Entropy;
 use crate::error::{Certainty, Code};
 use crate::id::EventId;
@@ -11,9 +11,10 @@ use crate::log::layout::Geometry;
 use crate::log::record;
 use crate::log::superblock::{ClockMode, Superblock};
 use crate::log::writer::{self, IoDone, perform};
+use crate::mutant::{Mutant, Mutation};
 use crate::row::{Lifecycle, ReasonCode, RowView};
+use crate::storage::Storage;
 use crate::storage::sim::SimDisk;
-use crate::storage::{Durability, Storage};
 use crate::time::{Now, SECOND_US};
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
@@ -194,7 +195,7 @@ impl Cluster {
             }
             while let Some(io) = engine.next_io() {
                 let disk = node.disk.clone();
-                let mut future: Io = Box::pin(async move { perform(&disk, io, Durability::Durable).await });
+                let mut future: Io = Box::pin(async move { perform(&disk, io).await });
                 // The first poll submits it.
                 assert!(future.as_mut().poll(&mut context).is_pending(), "simulated I/O never completes at once");
                 node.ios.push(future);
@@ -522,7 +523,7 @@ impl Cluster {
 
     /// Opens every shard; with `ops`, the recovery itself is cut short after so many operations of the disk.
     fn recover(&mut self, ops: Option<u64>) -> Result<(), String> {
-        let options = OpenOptions { mutant: self.mutant };
+        let options = OpenOptions { mutation: Mutation::new(self.mutant), ..OpenOptions::default() };
         for node in &mut self.nodes {
             let superblock = node
                 .disk
@@ -532,7 +533,7 @@ impl Cluster {
             if superblock != node.superblock {
                 return Err("the superblock changed".into());
             }
-            let open = Engine::open(&node.disk, &superblock, Durability::Durable, options);
+            let open = Engine::open(&node.disk, &superblock, options);
             match node.disk.run(&mut self.entropy, ops.unwrap_or(u64::MAX), open) {
                 Some(Ok((engine, _))) => node.engine = Some(engine),
                 Some(Err(error)) => return Err(format!("recovery refuses: {error}")),

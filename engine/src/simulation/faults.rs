@@ -8,7 +8,6 @@ use crate::log::entry::Principal;
 use crate::log::layout::Geometry;
 use crate::log::superblock::{ClockMode, Superblock};
 use crate::log::writer::{self, GROW_RETRY_US, Io, IoDone, perform};
-use crate::storage::Durability;
 use crate::storage::sim::SimDisk;
 use crate::time::Now;
 use std::io;
@@ -38,7 +37,7 @@ impl Bench {
             first_segment: 0,
         };
         disk.run(&mut entropy, u64::MAX, writer::format(&disk, &superblock)).unwrap().unwrap();
-        let open = Engine::open(&disk, &superblock, Durability::Durable, OpenOptions::default());
+        let open = Engine::open(&disk, &superblock, OpenOptions::default());
         let (mut engine, _) = disk.run(&mut entropy, u64::MAX, open).unwrap().unwrap();
         engine.start(now, 0);
         let mut bench = Bench { disk, entropy, engine, now, keys: 0 };
@@ -106,7 +105,7 @@ impl Bench {
     }
 
     fn perform(&mut self, io: Io) {
-        let done = self.disk.run(&mut self.entropy, u64::MAX, perform(&self.disk, io, Durability::Durable)).unwrap();
+        let done = self.disk.run(&mut self.entropy, u64::MAX, perform(&self.disk, io)).unwrap();
         self.engine.complete(self.now, done);
     }
 

@@ -6,7 +6,7 @@ mod cluster;
 mod faults;
 mod recovery_table;
 
-use crate::engine::Mutant;
+use crate::mutant::Mutant;
 use cluster::Cluster;
 
 /// Runs of the ordinary test: what the project promises.

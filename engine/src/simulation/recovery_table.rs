@@ -9,6 +9,7 @@ use crate::log::layout::{BLOCK_BYTES, Geometry};
 use crate::log::recovery::{Beyond, Here, RecoveryError, RecoveryOptions, VERDICTS, Verdict, walk};
 use crate::log::superblock::{ClockMode, Superblock};
 use crate::log::writer::{self, Io, IoDone, LogEnd, LogWriter};
+use crate::mutant::Mutation;
 use crate::storage::sim::SimDisk;
 use std::collections::BTreeSet;
 use uuid::Uuid;
@@ -58,14 +59,15 @@ impl Log {
         let (disk, mut entropy) = (SimDisk::default(), Entropy::from_seed_u64(1));
         let superblock = superblock();
         disk.run(&mut entropy, u64::MAX, writer::format(&disk, &superblock)).unwrap().unwrap();
-        let writer = LogWriter::new(&superblock, LogEnd::of_empty(&superblock, 1));
+        let writer =
+            LogWriter::new(&superblock, LogEnd::of_empty(&superblock, 1, Mutation::NONE), None, Mutation::NONE);
         let mut log = Log { disk, entropy, writer, batches: Vec::new() };
         log.writer.append_recovery(&record(Entry::Recovery { incarnation: 1, cut_at: 4096 }));
         log.write(1);
         log.land_all();
         while log.writer.segments().1 < SEGMENTS {
             let Some(io @ Io::Prepare { .. }) = log.writer.next_io() else { panic!("a segment is due") };
-            let work = writer::perform(&log.disk, io, crate::storage::Durability::Durable);
+            let work = writer::perform(&log.disk, io);
             let done = log.disk.run(&mut log.entropy, u64::MAX, work).unwrap();
             log.writer.complete(done, 0);
         }
@@ -91,7 +93,7 @@ impl Log {
     /// Submits up to `count` batches; they are on disk, and the writer does not know it yet.
     fn write(&mut self, count: usize) {
         for _ in 0..count {
-            let Some(Io::Write { number, file_offset, batch }) = self.writer.next_io() else {
+            let Some(Io::Write { number, file_offset, batch, .. }) = self.writer.next_io() else {
                 panic!("a batch is due")
             };
             self.disk.overwrite(file_offset, &batch);
@@ -150,7 +152,7 @@ fn image(here: Here, beyond: Beyond) -> (Log, u64) {
                 previous_hash: [1; 32],
             };
             let mut sibling = vec![0; crate::log::batch::BATCH_HEADER_BYTES];
-            seal(&mut sibling, &superblock().key, &header);
+            seal(&mut sibling, &superblock().key, &header, Mutation::NONE);
             log.disk.overwrite(after + BLOCK_BYTES, &sibling);
         }
     }
@@ -179,7 +181,7 @@ fn image(here: Here, beyond: Beyond) -> (Log, u64) {
                 previous_hash: [2; 32],
             };
             let mut other = vec![0; crate::log::batch::BATCH_HEADER_BYTES];
-            seal(&mut other, &superblock().key, &header);
+            seal(&mut other, &superblock().key, &header, Mutation::NONE);
             log.zero(at, batch.len() as u64);
             log.disk.overwrite(at, &other);
         }

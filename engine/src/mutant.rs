@@ -1,0 +1,93 @@
+//! Deliberate bugs, each of which the simulator or the power-cut checker must catch. No build has one unless it is made for
+//! tests or with the feature `mutants`: otherwise [`Mutation::is`] is constantly false.
+
+/// A deliberate bug.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mutant {
+    /// Replies leave before their batch is durable.
+    AckBeforeDurable,
+    /// A batch counts as durable when it is written, whatever is missing before it.
+    AckOutOfOrder,
+    /// Batches are written without O_DSYNC.
+    NoDsync,
+    /// While more waits, a batch goes without O_DSYNC, and the next one with it is taken to cover it.
+    OneDsyncCoversEarlier,
+    /// The batch hash covers the header alone.
+    HashOfHeaderOnly,
+    /// A batch's hash is not checked at all.
+    NoHashCheck,
+    /// A small batch is written again in place, with new records behind the acknowledged ones.
+    ReuseOfAckedBlock,
+    /// Recovery goes on behind a missing batch.
+    ReplayPastHole,
+    /// A restart goes on with the incarnation that it found.
+    NoIncarnation,
+    /// Recovery serves what it read without flushing it first.
+    NoFlushBeforeServing,
+    /// A segment takes batches while it is being zeroed.
+    SegmentBeforeZeroed,
+    /// Batches are hashed without the ledger's key.
+    NoKey,
+}
+
+impl Mutant {
+    /// All of them, with their names.
+    pub const ALL: [(Mutant, &'static str); 12] = [
+        (Mutant::AckBeforeDurable, "ack-before-durable"),
+        (Mutant::AckOutOfOrder, "ack-out-of-order"),
+        (Mutant::NoDsync, "no-dsync"),
+        (Mutant::OneDsyncCoversEarlier, "one-dsync-covers-earlier"),
+        (Mutant::HashOfHeaderOnly, "hash-of-header-only"),
+        (Mutant::NoHashCheck, "no-hash-check"),
+        (Mutant::ReuseOfAckedBlock, "reuse-of-acked-block"),
+        (Mutant::ReplayPastHole, "replay-past-hole"),
+        (Mutant::NoIncarnation, "no-incarnation"),
+        (Mutant::NoFlushBeforeServing, "no-flush-before-serving"),
+        (Mutant::SegmentBeforeZeroed, "segment-before-zeroed"),
+        (Mutant::NoKey, "no-key"),
+    ];
+
+    /// The mutant of a name.
+    pub fn from_name(name: &str) -> Option<Mutant> {
+        Mutant::ALL.iter().find(|(_, known)| *known == name).map(|(mutant, _)| *mutant)
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        Mutant::ALL.iter().find(|(mutant, _)| *mutant == self).map_or("", |(_, name)| name)
+    }
+}
+
+/// The bug of this build, if it has one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Mutation {
+    #[cfg(any(test, feature = "mutants"))]
+    mutant: Option<Mutant>,
+}
+
+impl Mutation {
+    /// No bug.
+    pub const NONE: Mutation = Mutation {
+        #[cfg(any(test, feature = "mutants"))]
+        mutant: None,
+    };
+
+    /// A bug, or none.
+    #[cfg(any(test, feature = "mutants"))]
+    pub const fn new(mutant: Option<Mutant>) -> Mutation {
+        Mutation { mutant }
+    }
+
+    /// Whether this is the bug.
+    #[cfg(any(test, feature = "mutants"))]
+    pub fn is(self, mutant: Mutant) -> bool {
+        self.mutant == Some(mutant)
+    }
+
+    /// Whether this is the bug: no.
+    #[cfg(not(any(test, feature = "mutants")))]
+    #[allow(clippy::unused_self, reason = "the build with mutants has a field here")]
+    pub const fn is(self, _: Mutant) -> bool {
+        false
+    }
+}
