@@ -392,7 +392,7 @@ impl<'a, S: Storage> Walker<'a, S> {
             Some(total) => self.reader.peek(at, total as usize).await?,
             None => block,
         };
-        Ok(batch::find(&bytes, key, *shard, geometry.batch_bytes_max, self.options.check_hash()))
+        Ok(batch::find(&bytes, key, *shard, geometry.batch_bytes_max, self.options.mutation))
     }
 
     fn damage(&self, here: Here, witness: Option<BatchPlace>) -> RecoveryError {
