@@ -12,7 +12,7 @@ use crate::mutant::{Mutant, Mutation};
 use crate::storage::Storage;
 use std::io;
 
-/// Sequential reads go in pieces of this size, or the largest batch if that is more.
+/// Sequential reads go in pieces of this size, or of a segment if that is less, or of the largest batch if that is more.
 const READ_AHEAD_BYTES: u64 = 4 << 20;
 /// Later segments whose first batch is looked for beyond the end of the log. A file ends with its last segment, of which at
 /// most [`SEGMENTS_AHEAD`](super::writer::SEGMENTS_AHEAD) are ahead; a device goes on, and is not read to its end at every
@@ -444,7 +444,7 @@ impl<'a, S: Storage> Reader<'a, S> {
     async fn bytes(&mut self, at: u64, bytes: usize) -> Result<&[u8], RecoveryError> {
         let buffered = at >= self.buffer_at && at + bytes as u64 <= self.buffer_at + self.buffer.len() as u64;
         if !buffered {
-            let wanted = READ_AHEAD_BYTES.max(bytes as u64);
+            let wanted = READ_AHEAD_BYTES.min(self.geometry.segment_bytes).max(bytes as u64);
             let wanted = wanted.min(self.log_bytes.saturating_sub(at) / BLOCK_BYTES * BLOCK_BYTES);
             self.buffer = if wanted == 0 { Vec::new() } else { self.peek(at, wanted as usize).await? };
             self.buffer_at = at;

@@ -1,0 +1,280 @@
+//! Runs the real recovery on a crash image, and holds what it finds against what clients were told.
+//!
+//! Of every image: recovery succeeds; recovery that is itself cut short, at any of its writes, succeeds the next time; a
+//! second recovery changes nothing; recovery writes nothing below the log's end. Of what it recovers: every acknowledged
+//! operation is there with what was acknowledged, every row that was shown is there, nothing is there that no client sent,
+//! nothing twice. Positions, sequences, ids and hashes are checked by recovery itself, which is the code that the daemon runs.
+
+use crate::image::{Image, run};
+use crate::load::metadata;
+use crate::trace::{Event, Mark, Op, Sent, Trace};
+use claim_engine::engine::{Engine, OpenOptions};
+use claim_engine::entropy::Entropy;
+use claim_engine::log::batch::{self, Found};
+use claim_engine::log::entry::{Entry, Record};
+use claim_engine::log::layout::SUPERBLOCK_AREA_BYTES;
+use claim_engine::log::recovery::{RecoveryOptions, Visit, walk};
+use claim_engine::log::superblock::Superblock;
+use claim_engine::mutant::Mutation;
+use std::collections::{HashMap, HashSet};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// The most writes and flushes of a recovery between which it is cut.
+const RECOVERY_OPERATIONS_MAX: u64 = 8;
+/// The key of what a daemon does by itself.
+const NO_KEY: u128 = 0;
+
+struct Acknowledged {
+    instant: usize,
+    key: u128,
+    item: u16,
+    event_id: u128,
+    sequence: u64,
+}
+
+/// What a trace's clients did, by instant.
+pub struct Expectations<'a> {
+    sent: HashMap<u128, (usize, &'a Sent)>,
+    metadata: HashMap<(u128, u16), u64>,
+    acknowledged: Vec<Acknowledged>,
+    seen: Vec<(usize, u128)>,
+    /// By shard: the incarnations of batches that are no recovery batches, with the instant of the first submission.
+    incarnations: Vec<Vec<(usize, u64)>>,
+}
+
+impl<'a> Expectations<'a> {
+    /// Reads a trace's marks, and the incarnations that its batches show.
+    pub fn of(trace: &'a Trace, superblocks: &[(usize, Superblock)], mutation: Mutation) -> Expectations<'a> {
+        let mut all = Expectations {
+            sent: HashMap::new(),
+            metadata: HashMap::new(),
+            acknowledged: Vec::new(),
+            seen: Vec::new(),
+            incarnations: vec![Vec::new(); superblocks.len()],
+        };
+        let mut seen = HashSet::new();
+        for (instant, event) in trace.events.iter().enumerate() {
+            match event {
+                Event::Client(Mark::Sent { key, operation }) => {
+                    all.sent.entry(*key).or_insert((instant, operation));
+                    if let Sent::Claim { items, .. } = operation {
+                        for (n, item) in (0..).zip(items) {
+                            let expected = || xxh3_64(&metadata(&item.event_key, item.metadata_bytes));
+                            all.metadata.entry((*key, n)).or_insert_with(expected);
+                        }
+                    }
+                }
+                Event::Client(Mark::Acknowledged { key, item, event_id, sequence }) => {
+                    let (key, item, event_id, sequence) = (*key, *item, *event_id, *sequence);
+                    all.acknowledged.push(Acknowledged { instant, key, item, event_id, sequence });
+                }
+                Event::Client(Mark::Seen { event_id }) if seen.insert(*event_id) => all.seen.push((instant, *event_id)),
+                Event::Submitted(Op::Write { file, data, .. }) => {
+                    let shard = superblocks.iter().position(|(index, _)| *index == *file as usize);
+                    if let Some(shard) = shard {
+                        let superblock = &superblocks[shard].1;
+                        let largest = superblock.geometry.batch_bytes_max;
+                        let found = batch::find(data, &superblock.key, superblock.shard, largest, mutation);
+                        if let Found::Batch { header, .. } = found
+                            && !header.is_recovery
+                            && all.incarnations[shard].last().is_none_or(|(_, last)| *last < header.incarnation)
+                        {
+                            all.incarnations[shard].push((instant, header.incarnation));
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        all
+    }
+
+    /// Operations that were acknowledged.
+    pub fn acknowledged(&self) -> usize {
+        self.acknowledged.len()
+    }
+}
+
+/// The shards' files of a trace and their superblocks, in the shards' order.
+pub fn superblocks(trace: &Trace) -> Result<Vec<(usize, Superblock)>, String> {
+    let mut found = Vec::new();
+    for (index, file) in trace.files.iter().enumerate().filter(|(_, file)| file.name.ends_with(".ledger")) {
+        let superblock = run(Superblock::read(&Image::of(&file.content))).map_err(|e| format!("{}: {e}", file.name))?;
+        found.push((index, superblock));
+    }
+    found.sort_by_key(|(_, superblock)| superblock.shard);
+    if found.is_empty() { Err("the trace has no ledger file".into()) } else { Ok(found) }
+}
+
+/// What a record of a recovered log amounts to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FoundRecord {
+    shard: u16,
+    event_id: u128,
+    sequence: u64,
+}
+
+/// What a recovered shard holds.
+#[derive(Debug, PartialEq, Eq)]
+struct Recovered {
+    rows: u64,
+    corpora: usize,
+    keys: u64,
+    last_position: u64,
+    globals: u64,
+    incarnation: u64,
+}
+
+fn recovered(engine: &Engine) -> Recovered {
+    let shard = engine.shard();
+    Recovered {
+        rows: shard.rows().count(),
+        corpora: shard.registry().corpora().len(),
+        keys: shard.key_count(),
+        last_position: shard.last_position(),
+        globals: shard.globals_applied(),
+        incarnation: engine.status().incarnation,
+    }
+}
+
+/// Checks the images of all shards at an instant. The error is a sentence: what is violated.
+pub fn check(
+    images: &[&Image<'_>],
+    superblocks: &[(usize, Superblock)],
+    expectations: &Expectations<'_>,
+    instant: usize,
+    mutation: Mutation,
+    entropy: &mut Entropy,
+) -> Result<(), String> {
+    let mut records = HashMap::new();
+    let mut ids = HashSet::new();
+    let mut onboarded: Vec<HashSet<String>> = Vec::new();
+    for (number, (image, (_, expected))) in images.iter().zip(superblocks).enumerate() {
+        let fail = |what: &str, error: String| format!("shard {number}: {what}: {error}");
+        let superblock = run(Superblock::read(*image)).map_err(|e| fail("superblock", e.to_string()))?;
+        if superblock != *expected {
+            return Err(fail("superblock", "it is another one".into()));
+        }
+        let options = OpenOptions { mutation, ..OpenOptions::default() };
+        // A recovery that is cut short…
+        let open = || run(Engine::open(*image, &superblock, options));
+        let is_cut = entropy.below(3) == 0;
+        if is_cut {
+            image.cut_after(entropy.below(RECOVERY_OPERATIONS_MAX));
+            let _ = open();
+            image.after_cut(entropy);
+        }
+        // …one that is not…
+        let (engine, opened) = open().map_err(|e| fail("recovery", e.to_string()))?;
+        let first = recovered(&engine);
+        let below = image.lowest_written().filter(|lowest| {
+            let end = superblock.geometry.file_offset(opened.cut_at);
+            !is_cut && (SUPERBLOCK_AREA_BYTES..end).contains(lowest)
+        });
+        if let Some(lowest) = below {
+            return Err(fail("recovery", format!("it wrote at {lowest}, below the log's end")));
+        }
+        let earlier = expectations.incarnations[number].iter().filter(|(at, _)| *at < instant);
+        if let Some((_, earlier)) = earlier.max_by_key(|(_, incarnation)| incarnation)
+            && first.incarnation <= *earlier
+        {
+            let text = format!("it goes on as incarnation {}, which batches on the disk have", first.incarnation);
+            return Err(fail("recovery", text));
+        }
+        // …what it found…
+        let mut names = HashSet::new();
+        let end = run(walk(*image, &superblock, RecoveryOptions { mutation }, |visit| match visit {
+            Visit::Record(raw, _) => {
+                let record = Record::decode(raw.kind, raw.body).map_err(|e| e.to_string())?;
+                match_record(&record, number as u16, expectations, instant, &mut records, &mut ids, &mut names)
+            }
+            Visit::Batch(_) => Ok(()),
+        }))
+        .map_err(|e| fail("content", e.to_string()))?;
+        onboarded.push(names);
+        drop(engine);
+        // …and a second one.
+        let (engine, again) = open().map_err(|e| fail("second recovery", e.to_string()))?;
+        let second = recovered(&engine);
+        let (last_position, incarnation) = (first.last_position + 1, first.incarnation + 1);
+        let expected = Recovered { last_position, incarnation, ..first };
+        if second != expected || again.cut_at != end.next_batch_at {
+            return Err(fail("second recovery", format!("it found {second:?}, the first one {expected:?}")));
+        }
+    }
+    for acked in expectations.acknowledged.iter().take_while(|acked| acked.instant < instant) {
+        let Acknowledged { key, item, event_id, sequence, .. } = *acked;
+        let (_, sent) = expectations.sent[&key];
+        if let Sent::Onboard { name } = sent {
+            if let Some(shard) = onboarded.iter().position(|names| !names.contains(name)) {
+                return Err(format!("shard {shard}: the acknowledged corpus {name} is lost"));
+            }
+            continue;
+        }
+        match records.get(&(key, item)) {
+            None => return Err(format!("{sent:?} item {item} was acknowledged as {event_id:032x} and is lost")),
+            Some(found) if event_id != 0 && (found.event_id, found.sequence) != (event_id, sequence) => {
+                return Err(format!(
+                    "{sent:?} item {item} was acknowledged as {event_id:032x} {sequence}, and is {found:?}"
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+    for (_, event_id) in expectations.seen.iter().take_while(|(at, _)| *at < instant) {
+        if !ids.contains(event_id) {
+            return Err(format!("row {event_id:032x} was shown to a client and is lost"));
+        }
+    }
+    Ok(())
+}
+
+/// Holds a record against what clients sent.
+fn match_record(
+    record: &Record<'_>,
+    shard: u16,
+    expectations: &Expectations<'_>,
+    instant: usize,
+    records: &mut HashMap<(u128, u16), FoundRecord>,
+    ids: &mut HashSet<u128>,
+    names: &mut HashSet<String>,
+) -> Result<(), String> {
+    let (key, item) = (record.meta.idempotency_key, record.meta.item);
+    // What a daemon does by itself; the minting of prefixes carries the key of the onboarding that needed them.
+    if key == NO_KEY || matches!(record.entry, Entry::PrefixAllocation { .. }) {
+        return Ok(());
+    }
+    let sent = expectations.sent.get(&key).filter(|(at, _)| *at < instant).map(|(_, sent)| *sent);
+    let unsent = || format!("key {key:032x} item {item}: {:?} was never sent", record.entry);
+    let Some(sent) = sent else { return Err(unsent()) };
+    let mut found = FoundRecord { shard, event_id: 0, sequence: 0 };
+    let is_right = match (&record.entry, sent) {
+        (Entry::Claim(claim), Sent::Claim { items, .. }) => {
+            found.event_id = claim.event_id.as_u128();
+            found.sequence = claim.claim_sequence;
+            if !ids.insert(found.event_id) {
+                return Err(format!("{:032x} stands for two rows", found.event_id));
+            }
+            items.get(usize::from(item)).is_some_and(|sent| sent.event_key == claim.event_key)
+                && expectations.metadata.get(&(key, item)) == Some(&xxh3_64(claim.metadata))
+        }
+        (Entry::Reference { event_id, .. }, Sent::Reference { event_id: sent, .. })
+        | (Entry::Tombstone { event_id, .. }, Sent::Retract { event_id: sent })
+        | (Entry::Reactivate { event_id }, Sent::Reactivate { event_id: sent }) => event_id.as_u128() == *sent,
+        (Entry::Onboard { name, .. }, Sent::Onboard { name: sent }) => {
+            names.insert((*name).to_owned());
+            // Every shard logs it.
+            return if name == sent { Ok(()) } else { Err(unsent()) };
+        }
+        _ => false,
+    };
+    if !is_right {
+        return Err(format!("{} For that key {sent:?} was sent.", unsent()));
+    }
+    match records.insert((key, item), found) {
+        None => Ok(()),
+        Some(first) => {
+            Err(format!("key {key:032x} item {item} has had its effect twice: {first:?}, {found:?}, {sent:?}"))
+        }
+    }
+}

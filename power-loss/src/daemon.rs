@@ -1,0 +1,108 @@
+//! The unmodified `claimd` binary as a child process.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// How long a daemon may take to serve, and to end.
+const PATIENCE: Duration = Duration::from_secs(60);
+const GLANCE: Duration = Duration::from_millis(2);
+
+/// How a daemon is run.
+#[derive(Debug, Clone)]
+pub struct Binary {
+    /// The program.
+    pub claimd: PathBuf,
+    /// More arguments of `claimd start`.
+    pub arguments: Vec<String>,
+    /// The deliberate bug, for a build that has them.
+    pub mutant: Option<&'static str>,
+}
+
+impl Binary {
+    /// Formats a ledger.
+    pub fn format(&self, data: &Path, arguments: &[&str]) -> Result<(), String> {
+        let output = Command::new(&self.claimd)
+            .args(["format", "--data"])
+            .arg(data)
+            .args(arguments)
+            .output()
+            .map_err(|e| format!("cannot run {}: {e}", self.claimd.display()))?;
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(format!("claimd format: {}", String::from_utf8_lossy(&output.stderr).trim()))
+        }
+    }
+
+    /// Starts it on a ledger and waits until it serves; its log is appended to `log`.
+    pub fn start(&self, data: &Path, socket: &Path, log: &Path) -> Result<Daemon, String> {
+        let open = || File::options().create(true).append(true).open(log);
+        let stderr = open().map_err(|e| format!("{}: {e}", log.display()))?;
+        let mut command = Command::new(&self.claimd);
+        command.args(["start", "--data"]).arg(data).arg("--socket").arg(socket).args(&self.arguments);
+        command.envs(self.mutant.map(|name| ("CLAIMD_MUTANT", name)));
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(stderr)
+            .spawn()
+            .map_err(|e| format!("cannot run {}: {e}", self.claimd.display()))?;
+        let stdout = child.stdout.take().expect("the pipe was asked for");
+        let (said, heard) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            let _ = BufReader::new(stdout).read_line(&mut line);
+            let _ = said.send(line);
+        });
+        let daemon = Daemon { child, socket: socket.to_owned() };
+        match heard.recv_timeout(PATIENCE) {
+            Ok(line) if line.starts_with("ready ") => Ok(daemon),
+            _ => {
+                let log = std::fs::read_to_string(log).unwrap_or_default();
+                let last = log.lines().last().unwrap_or("it said nothing");
+                Err(format!("claimd does not serve: {last}"))
+            }
+        }
+    }
+}
+
+/// A running daemon; it is killed when this goes.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    /// Where it serves.
+    pub socket: PathBuf,
+}
+
+impl Daemon {
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// SIGTERM, and its exit status.
+    pub fn stop(&mut self) -> Result<ExitStatus, String> {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).map_err(|e| format!("SIGTERM: {e}"))?;
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE {
+            if let Some(status) = self.child.try_wait().map_err(|e| format!("waiting for claimd: {e}"))? {
+                return Ok(status);
+            }
+            std::thread::sleep(GLANCE);
+        }
+        Err(format!("claimd does not end within {} s of SIGTERM", PATIENCE.as_secs()))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

@@ -1,0 +1,605 @@
+//! A disk with a volatile cache, as a FUSE file system of one flat directory: it keeps several requests under way, completes
+//! them out of order, fails one of them if told to, and writes down everything that happens.
+//!
+//! Reads see what has completed. Nothing is ever lost while the disk runs: what a power cut would have lost is worked out
+//! afterwards, from the trace.
+
+use crate::trace::{BaseFile, Event, Mark, Op, Trace};
+use claim_engine::entropy::Entropy;
+use fuser::{
+    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, Session, SessionACL,
+    TimeOrNow, WriteFlags,
+};
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Requests under way at once; more wait in line.
+pub const UNDER_WAY_MAX: usize = 8;
+/// The largest write that arrives in one request.
+const WRITE_BYTES_MAX: u32 = 1 << 20;
+/// Space that statfs reports.
+const DISK_BLOCKS: u64 = 1 << 20;
+const BLOCK_BYTES: u32 = 4096;
+/// What the kernel may remember of names and attributes: nothing.
+const TTL: Duration = Duration::ZERO;
+
+/// What can be made to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// Opening a file for writing.
+    Open,
+    /// A read.
+    Read,
+    /// A write.
+    Write,
+    /// fdatasync or fsync.
+    Flush,
+    /// fallocate.
+    Grow,
+}
+
+/// How it fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// EIO; of a write, half is in the cache.
+    Io,
+    /// ENOSPC.
+    NoSpace,
+    /// A write or read of half the bytes.
+    Short,
+    /// It takes this long, and then succeeds.
+    Hang(Duration),
+}
+
+/// The `nth` call of its kind from now on, counted from 1, fails once.
+#[derive(Debug, Clone, Copy)]
+pub struct Fault {
+    /// Which kind.
+    pub call: Call,
+    /// Which of them.
+    pub nth: u64,
+    /// How.
+    pub failure: Failure,
+}
+
+/// How long requests take.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// Each takes a random time up to this; zero: they complete at once and in order.
+    pub delay_max: Duration,
+}
+
+struct Pending {
+    op: u32,
+    due: Instant,
+    what: What,
+}
+
+enum What {
+    Write { file: usize, offset: u64, data: Vec<u8>, reply: ReplyWrite, failure: Option<Failure> },
+    Flush { reply: ReplyEmpty, failure: Option<Failure> },
+}
+
+struct DiskFile {
+    name: String,
+    content: Vec<u8>,
+    is_there: bool,
+}
+
+struct State {
+    files: Vec<DiskFile>,
+    waiting: Vec<Pending>,
+    entropy: Entropy,
+    pace: Pace,
+    fault: Option<Fault>,
+    fault_happened: bool,
+    /// Present while a trace is made.
+    trace: Option<Trace>,
+    submitted: u32,
+    is_over: bool,
+}
+
+/// The part that file system, completer and harness share.
+pub struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes down what a client did.
+    pub fn mark(&self, mark: Mark) {
+        self.event(Event::Client(mark));
+    }
+
+    /// Writes down that something happened.
+    pub fn event(&self, event: Event) {
+        if let Some(trace) = &mut self.lock().trace {
+            trace.events.push(event);
+        }
+    }
+}
+
+impl State {
+    fn record(&mut self, event: Event) {
+        if let Some(trace) = &mut self.trace {
+            trace.events.push(event);
+        }
+    }
+
+    fn find(&self, name: &OsStr) -> Option<usize> {
+        self.files.iter().position(|file| file.is_there && OsStr::new(&file.name) == name)
+    }
+
+    fn attributes(&self, index: usize) -> FileAttr {
+        attributes(INodeNo(index as u64 + 2), FileType::RegularFile, self.files[index].content.len() as u64)
+    }
+
+    /// Whether this call is the one that fails.
+    fn failure_of(&mut self, call: Call) -> Option<Failure> {
+        let fault = self.fault.as_mut().filter(|fault| fault.call == call)?;
+        fault.nth -= 1;
+        if fault.nth > 0 {
+            return None;
+        }
+        let failure = fault.failure;
+        self.fault = None;
+        self.fault_happened = true;
+        Some(failure)
+    }
+
+    fn resize(&mut self, index: usize, bytes: u64) {
+        self.files[index].content.resize(bytes as usize, 0);
+        self.record(Event::Resized { file: index as u32, bytes });
+    }
+
+    fn submit(&mut self, op: impl FnOnce() -> Op, what: What, failure: Option<Failure>) {
+        let number = self.submitted;
+        if self.trace.is_some() {
+            self.submitted += 1;
+            let op = op();
+            self.record(Event::Submitted(op));
+        }
+        let most = self.pace.delay_max.as_micros() as u64;
+        let mut delay = Duration::from_micros(if most == 0 { 0 } else { self.entropy.below(most) });
+        if let Some(Failure::Hang(time)) = failure {
+            delay += time;
+        }
+        self.waiting.push(Pending { op: number, due: Instant::now() + delay, what });
+    }
+
+    /// Lets one request take effect.
+    fn land(&mut self, pending: &mut Pending) -> Outcome {
+        let (event, outcome) = match &mut pending.what {
+            What::Write { file, offset, data, failure, .. } => {
+                let landed = match failure {
+                    Some(Failure::Io | Failure::Short) => data.len() / 2 / BLOCK_BYTES as usize * BLOCK_BYTES as usize,
+                    Some(Failure::NoSpace) => 0,
+                    Some(Failure::Hang(_)) | None => data.len(),
+                };
+                let end = *offset as usize + landed;
+                let file = &mut self.files[*file];
+                if file.content.len() < end {
+                    file.content.resize(end, 0);
+                }
+                file.content[*offset as usize..end].copy_from_slice(&data[..landed]);
+                match failure {
+                    Some(Failure::Io) => (Event::Failed(pending.op), Outcome::Error(Errno::EIO)),
+                    Some(Failure::NoSpace) => (Event::Failed(pending.op), Outcome::Error(Errno::ENOSPC)),
+                    Some(Failure::Short) => (Event::Failed(pending.op), Outcome::Done(landed)),
+                    Some(Failure::Hang(_)) | None => (Event::Completed(pending.op), Outcome::Done(landed)),
+                }
+            }
+            What::Flush { failure: Some(Failure::Io | Failure::Short), .. } => {
+                (Event::Failed(pending.op), Outcome::Error(Errno::EIO))
+            }
+            What::Flush { failure: Some(Failure::NoSpace), .. } => {
+                (Event::Failed(pending.op), Outcome::Error(Errno::ENOSPC))
+            }
+            What::Flush { .. } => (Event::Completed(pending.op), Outcome::Done(0)),
+        };
+        self.record(event);
+        outcome
+    }
+}
+
+enum Outcome {
+    Done(usize),
+    Error(Errno),
+}
+
+/// Completes what is due, out of order. Replies go out without the lock.
+fn complete(shared: &Shared) {
+    let mut state = shared.lock();
+    loop {
+        let now = Instant::now();
+        let under_way = state.waiting.len().min(UNDER_WAY_MAX);
+        let next = (0..under_way).min_by_key(|i| state.waiting[*i].due);
+        match next {
+            Some(i) if state.waiting[i].due <= now => {
+                let mut pending = state.waiting.remove(i);
+                let outcome = state.land(&mut pending);
+                drop(state);
+                match (pending.what, outcome) {
+                    (What::Write { reply, .. }, Outcome::Done(bytes)) => reply.written(bytes as u32),
+                    (What::Write { reply, .. }, Outcome::Error(errno)) => reply.error(errno),
+                    (What::Flush { reply, .. }, Outcome::Done(_)) => reply.ok(),
+                    (What::Flush { reply, .. }, Outcome::Error(errno)) => reply.error(errno),
+                }
+                state = shared.lock();
+            }
+            Some(i) => {
+                let wait = state.waiting[i].due - now;
+                state = shared.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+            }
+            None if state.is_over => return,
+            None => state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+        }
+    }
+}
+
+fn attributes(ino: INodeNo, kind: FileType, bytes: u64) -> FileAttr {
+    FileAttr {
+        ino,
+        size: bytes,
+        blocks: bytes.div_ceil(512),
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind,
+        perm: if kind == FileType::Directory { 0o755 } else { 0o640 },
+        nlink: 1,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: BLOCK_BYTES,
+        flags: 0,
+    }
+}
+
+struct FlakyFs(Arc<Shared>);
+
+impl FlakyFs {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock()
+    }
+}
+
+fn index(ino: INodeNo) -> usize {
+    ino.0 as usize - 2
+}
+
+const OPENED: FopenFlags = FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES);
+
+impl Filesystem for FlakyFs {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let _ = config.set_max_write(WRITE_BYTES_MAX);
+        let _ = config.add_capabilities(InitFlags::FUSE_ASYNC_DIO);
+        let _ = config.set_max_background(64);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let state = self.lock();
+        match state.find(name) {
+            Some(index) => reply.entry(&TTL, &state.attributes(index), Generation(0)),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        if ino == INodeNo::ROOT {
+            return reply.attr(&TTL, &attributes(ino, FileType::Directory, 0));
+        }
+        reply.attr(&TTL, &self.lock().attributes(index(ino)));
+    }
+
+    fn setattr(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u32>,
+        size: Option<u64>,
+        _: Option<TimeOrNow>,
+        _: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<fuser::BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        if ino == INodeNo::ROOT {
+            return reply.attr(&TTL, &attributes(ino, FileType::Directory, 0));
+        }
+        let mut state = self.lock();
+        if let Some(bytes) = size {
+            state.resize(index(ino), bytes);
+        }
+        reply.attr(&TTL, &state.attributes(index(ino)));
+    }
+
+    fn unlink(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let mut state = self.lock();
+        match state.find(name) {
+            Some(index) => {
+                state.files[index].is_there = false;
+                reply.ok();
+            }
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        name: &OsStr,
+        _: INodeNo,
+        new_name: &OsStr,
+        _: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let mut state = self.lock();
+        let Some(from) = state.find(name) else { return reply.error(Errno::ENOENT) };
+        if let Some(replaced) = state.find(new_name) {
+            state.files[replaced].is_there = false;
+        }
+        state.files[from].name = new_name.to_string_lossy().into_owned();
+        reply.ok();
+    }
+
+    fn open(&self, _: &Request, _: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let is_write = flags.0 & libc::O_ACCMODE != libc::O_RDONLY;
+        match is_write.then(|| self.lock().failure_of(Call::Open)).flatten() {
+            Some(Failure::NoSpace) => reply.error(Errno::ENOSPC),
+            Some(_) => reply.error(Errno::EIO),
+            None => reply.opened(FileHandle(0), OPENED),
+        }
+    }
+
+    fn create(&self, _: &Request, _: INodeNo, name: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
+        let mut state = self.lock();
+        let index = state.find(name).unwrap_or_else(|| {
+            let name = name.to_string_lossy().into_owned();
+            state.files.push(DiskFile { name, content: Vec::new(), is_there: true });
+            state.files.len() - 1
+        });
+        reply.created(&TTL, &state.attributes(index), Generation(0), FileHandle(0), OPENED);
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let mut state = self.lock();
+        let failure = state.failure_of(Call::Read);
+        let content = &state.files[index(ino)].content;
+        let start = (offset as usize).min(content.len());
+        let end = (start + size as usize).min(content.len());
+        match failure {
+            Some(Failure::Io | Failure::NoSpace) => reply.error(Errno::EIO),
+            Some(Failure::Short) => reply.data(&content[start..start + (end - start) / 2]),
+            Some(Failure::Hang(time)) => {
+                let data = content[start..end].to_vec();
+                drop(state);
+                std::thread::spawn(move || {
+                    std::thread::sleep(time);
+                    reply.data(&data);
+                });
+            }
+            None => reply.data(&content[start..end]),
+        }
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _: WriteFlags,
+        flags: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let mut state = self.lock();
+        let failure = state.failure_of(Call::Write);
+        let file = index(ino);
+        let is_durable = flags.0 & libc::O_DSYNC != 0;
+        let op = || Op::Write { file: file as u32, offset, data: data.to_vec(), is_durable };
+        let what = What::Write { file, offset, data: data.to_vec(), reply, failure };
+        state.submit(op, what, failure);
+        drop(state);
+        self.0.changed.notify_all();
+    }
+
+    fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        let mut state = self.lock();
+        let failure = state.failure_of(Call::Flush);
+        let file = index(ino) as u32;
+        state.submit(|| Op::Flush { file }, What::Flush { reply, failure }, failure);
+        drop(state);
+        self.0.changed.notify_all();
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn readdir(&self, _: &Request, _: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let state = self.lock();
+        for (i, file) in state.files.iter().enumerate().skip(offset as usize).filter(|(_, file)| file.is_there) {
+            if reply.add(INodeNo(i as u64 + 2), i as u64 + 1, FileType::RegularFile, &file.name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        reply.statfs(DISK_BLOCKS, DISK_BLOCKS, DISK_BLOCKS, 1 << 20, 1 << 20, BLOCK_BYTES, 255, BLOCK_BYTES);
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let mut state = self.lock();
+        let failure = state.failure_of(Call::Grow);
+        match failure {
+            Some(Failure::NoSpace) => return reply.error(Errno::ENOSPC),
+            Some(Failure::Hang(time)) => {
+                drop(state);
+                std::thread::sleep(time);
+                state = self.lock();
+            }
+            Some(_) => return reply.error(Errno::EIO),
+            None => {}
+        }
+        if mode != 0 {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
+        let bytes = (offset + length).max(state.files[index(ino)].content.len() as u64);
+        state.resize(index(ino), bytes);
+        reply.ok();
+    }
+}
+
+/// A mounted flaky disk; it is unmounted when this goes.
+pub struct Disk {
+    shared: Arc<Shared>,
+    mount: PathBuf,
+    session: Option<BackgroundSession>,
+    completer: Option<JoinHandle<()>>,
+}
+
+impl Disk {
+    /// Mounts an empty disk on the directory `mount`.
+    pub fn mount(mount: &Path, seed: u64) -> io::Result<Disk> {
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                files: Vec::new(),
+                waiting: Vec::new(),
+                entropy: Entropy::from_seed_u64(seed),
+                pace: Pace { delay_max: Duration::ZERO },
+                fault: None,
+                fault_happened: false,
+                trace: None,
+                submitted: 0,
+                is_over: false,
+            }),
+            changed: Condvar::new(),
+        });
+        let mut config = Config::default();
+        config.mount_options = vec![MountOption::FSName("flaky-disk".into()), MountOption::DefaultPermissions];
+        config.acl = SessionACL::All;
+        let session = Session::new(FlakyFs(Arc::clone(&shared)), mount, &config)?.spawn()?;
+        let completer = {
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new().name("flaky-disk".into()).spawn(move || complete(&shared))?
+        };
+        Ok(Disk { shared, mount: mount.to_owned(), session: Some(session), completer: Some(completer) })
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.mount
+    }
+
+    /// For marks.
+    pub fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+
+    /// Sets how long requests take from now on.
+    pub fn set_pace(&self, pace: Pace) {
+        self.shared.lock().pace = pace;
+    }
+
+    /// Makes one call fail; `None` takes the last order back.
+    pub fn set_fault(&self, fault: Option<Fault>) {
+        let mut state = self.shared.lock();
+        state.fault = fault;
+        state.fault_happened = false;
+    }
+
+    /// Whether the last fault has happened.
+    pub fn fault_happened(&self) -> bool {
+        self.shared.lock().fault_happened
+    }
+
+    /// Begins a trace: everything on the disk is taken to be durable, files are numbered in the order of their names.
+    pub fn begin_trace(&self) {
+        let mut state = self.shared.lock();
+        assert!(state.waiting.is_empty(), "nothing is under way when a trace begins");
+        // Inodes are indices, so files that are gone keep their place, with nothing in it.
+        let files = state.files.iter().map(|file| BaseFile {
+            name: if file.is_there { file.name.clone() } else { String::new() },
+            content: if file.is_there { file.content.clone() } else { Vec::new() },
+        });
+        let files = files.collect();
+        state.trace = Some(Trace { mutant: None, files, events: Vec::new() });
+        state.submitted = 0;
+    }
+
+    /// Ends the trace and hands it out.
+    pub fn end_trace(&self) -> Trace {
+        self.shared.lock().trace.take().unwrap_or_default()
+    }
+
+    /// The present content of a file.
+    pub fn content(&self, name: &str) -> Option<Vec<u8>> {
+        let state = self.shared.lock();
+        state.find(OsStr::new(name)).map(|index| state.files[index].content.clone())
+    }
+
+    /// Puts a file on the disk, as it were from outside: all of it is there at once.
+    pub fn put(&self, name: &str, content: Vec<u8>) {
+        let mut state = self.shared.lock();
+        match state.find(OsStr::new(name)) {
+            Some(index) => state.files[index].content = content,
+            None => state.files.push(DiskFile { name: name.to_owned(), content, is_there: true }),
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if let Some(session) = self.session.take() {
+            let _ = session.umount_and_join();
+        }
+        self.shared.lock().is_over = true;
+        self.shared.changed.notify_all();
+        if let Some(completer) = self.completer.take() {
+            let _ = completer.join();
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! Cuts the power under claimd at every instant, and looks whether anything acknowledged is lost.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`disk`] | a disk with a volatile cache, as a FUSE file system that traces everything |
+//! | [`trace`] | what happened on it, and what clients sent and were told |
+//! | [`load`], [`daemon`], [`session`] | the real daemon under load, killed and started again |
+//! | [`model`] | what a cut at an instant leaves: durable for certain, or in any part |
+//! | [`image`] | such a ledger file in memory, on which recovery runs |
+//! | [`check`] | the real recovery, and what it must find |
+//! | [`cuts`] | many images from one trace |
+
+pub mod check;
+pub mod cuts;
+pub mod daemon;
+pub mod disk;
+pub mod image;
+pub mod load;
+pub mod model;
+pub mod session;
+pub mod trace;

@@ -1,0 +1,298 @@
+//! What a power cut leaves: the part of the trace before an instant that is durable for certain, and the writes of which any
+//! part may be there.
+//!
+//! Durable at an instant is every write with O_DSYNC that completed before it, and every write that completed before the
+//! *submission* of a flush that completed before it. Of everything else any subset is there, each write whole or torn
+//! between sectors. A size is durable once a flush, or a durable write beyond the old size, made it so. What a killed process
+//! had under way promises nothing.
+
+use crate::image::Image;
+use crate::trace::{Event, Op, Trace};
+use claim_engine::entropy::Entropy;
+
+/// A write that a power cut may lose.
+#[derive(Debug, Clone, Copy)]
+struct Volatile<'a> {
+    op: u32,
+    offset: u64,
+    data: &'a [u8],
+    is_completed: bool,
+    promises: bool,
+}
+
+#[derive(Debug)]
+struct FileState<'a> {
+    durable: Vec<u8>,
+    /// The size that is durable.
+    durable_bytes: u64,
+    /// The size that the running system sees.
+    bytes: u64,
+    /// Completed ones in the order of their completion, then those under way.
+    volatile: Vec<Volatile<'a>>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Flush {
+    file: usize,
+    covers: Vec<u32>,
+    bytes: u64,
+    promises: bool,
+}
+
+/// The state of the disk at an instant, moved forward through a trace.
+#[derive(Debug)]
+pub struct Model<'a> {
+    trace: &'a Trace,
+    instant: usize,
+    next_op: u32,
+    files: Vec<FileState<'a>>,
+    /// By operation: the file of a write.
+    writes: Vec<Option<usize>>,
+    flushes: Vec<(u32, Flush)>,
+    /// Goes up whenever what is durable, or what may be there, changes.
+    version: u64,
+}
+
+impl<'a> Model<'a> {
+    /// The disk at the beginning of a trace.
+    pub fn new(trace: &'a Trace) -> Model<'a> {
+        let state = |content: &Vec<u8>| FileState {
+            durable: content.clone(),
+            durable_bytes: content.len() as u64,
+            bytes: content.len() as u64,
+            volatile: Vec::new(),
+        };
+        let files = trace.files.iter().map(|file| state(&file.content)).collect();
+        Model { trace, instant: 0, next_op: 0, files, writes: Vec::new(), flushes: Vec::new(), version: 0 }
+    }
+
+    /// Events passed.
+    pub fn instant(&self) -> usize {
+        self.instant
+    }
+
+    /// Changes with every event after which images differ from those before.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Writes that a cut now may lose.
+    pub fn volatile_writes(&self) -> usize {
+        self.files.iter().map(|file| file.volatile.len()).sum()
+    }
+
+    /// Writes under way.
+    pub fn in_flight(&self) -> usize {
+        self.files.iter().flat_map(|file| &file.volatile).filter(|write| !write.is_completed).count()
+    }
+
+    /// Passes one event; false at the end of the trace.
+    pub fn advance(&mut self) -> bool {
+        let Some(event) = self.trace.events.get(self.instant) else { return false };
+        self.instant += 1;
+        match event {
+            Event::Submitted(op) => self.submitted(op),
+            Event::Completed(op) => self.completed(*op),
+            Event::Failed(op) => {
+                if let Some(file) = self.writes[*op as usize] {
+                    self.files[file].settle(*op);
+                }
+                self.flushes.retain(|(number, _)| number != op);
+            }
+            Event::Resized { file, bytes } => {
+                let file = &mut self.files[*file as usize];
+                file.bytes = *bytes;
+                if *bytes < file.durable_bytes {
+                    // Shrinking is taken to be durable at once: nobody here relies on more.
+                    file.durable.truncate(*bytes as usize);
+                    file.durable_bytes = *bytes;
+                }
+                self.version += 1;
+            }
+            Event::Killed => {
+                self.files.iter_mut().flat_map(|file| &mut file.volatile).for_each(|write| write.promises = false);
+                self.flushes.iter_mut().for_each(|(_, flush)| flush.promises = false);
+            }
+            Event::Client(_) => {}
+        }
+        true
+    }
+
+    fn submitted(&mut self, op: &'a Op) {
+        let number = self.next_op;
+        self.next_op += 1;
+        match op {
+            Op::Write { file, offset, data, is_durable } => {
+                let index = *file as usize;
+                self.writes.push(Some(index));
+                self.files[index].volatile.push(Volatile {
+                    op: number,
+                    offset: *offset,
+                    data,
+                    is_completed: false,
+                    promises: *is_durable,
+                });
+                self.version += 1;
+            }
+            Op::Flush { file } => {
+                self.writes.push(None);
+                let index = *file as usize;
+                let file = &self.files[index];
+                let covers = file.volatile.iter().filter(|write| write.is_completed).map(|write| write.op).collect();
+                self.flushes.push((number, Flush { file: index, covers, bytes: file.bytes, promises: true }));
+            }
+        }
+    }
+
+    fn completed(&mut self, op: u32) {
+        if let Some(index) = self.writes[op as usize] {
+            let file = &mut self.files[index];
+            let write = file.settle(op);
+            file.bytes = file.bytes.max(write.offset + write.data.len() as u64);
+            if write.promises {
+                file.volatile.pop();
+                file.supersede(write.offset, write.data.len() as u64);
+                file.put_durable(write.offset, write.data);
+                self.version += 1;
+            }
+            return;
+        }
+        let place = self.flushes.iter().position(|(number, _)| *number == op).expect("a flush that was submitted");
+        let (_, flush) = self.flushes.remove(place);
+        if !flush.promises {
+            return;
+        }
+        let file = &mut self.files[flush.file];
+        let (covered, rest) = file.volatile.iter().partition(|write| flush.covers.contains(&write.op));
+        file.volatile = rest;
+        for write in Vec::<Volatile<'_>>::into_iter(covered) {
+            file.put_durable(write.offset, write.data);
+        }
+        file.durable_bytes = file.durable_bytes.max(flush.bytes.min(file.bytes));
+        let bytes = file.durable_bytes as usize;
+        if file.durable.len() < bytes {
+            file.durable.resize(bytes, 0);
+        }
+        self.version += 1;
+    }
+
+    /// Draws one image of each file. `tear_bytes` is the unit between which a write may be torn. The number tells images of
+    /// the same version apart: equal numbers mean equal images.
+    pub fn image(&self, entropy: &mut Entropy, tear_bytes: u64) -> (Vec<Image<'_>>, u128) {
+        let temper = entropy.below(6);
+        let mut fingerprint = xxhash_rust::xxh3::Xxh3::new();
+        fingerprint.update(&self.version.to_le_bytes());
+        let images = self.files.iter().map(|file| file.image(entropy, temper, tear_bytes, &mut fingerprint)).collect();
+        (images, fingerprint.digest128())
+    }
+
+    /// What is durable for certain, and the size of each file, without anything else: for layers above this one.
+    pub fn durable(&self, file: usize) -> &[u8] {
+        &self.files[file].durable
+    }
+}
+
+impl<'a> FileState<'a> {
+    /// Moves a write from those under way to those completed, and returns it.
+    fn settle(&mut self, op: u32) -> Volatile<'a> {
+        let place = self.volatile.iter().position(|write| write.op == op).expect("a write that was submitted");
+        let mut write = self.volatile.remove(place);
+        write.is_completed = true;
+        let under_way = self.volatile.iter().position(|write| !write.is_completed).unwrap_or(self.volatile.len());
+        if write.promises {
+            // The caller takes it from the end again.
+            self.volatile.push(write);
+        } else {
+            self.volatile.insert(under_way, write);
+        }
+        write
+    }
+
+    /// A durable write replaces what older, completed writes to the same place would have left.
+    fn supersede(&mut self, offset: u64, bytes: u64) {
+        let end = offset + bytes;
+        let pieces = |write: Volatile<'a>| {
+            let write_end = write.offset + write.data.len() as u64;
+            if !write.is_completed || write_end <= offset || write.offset >= end {
+                return [Some(write), None];
+            }
+            let before = (write.offset < offset)
+                .then(|| Volatile { data: &write.data[..(offset - write.offset) as usize], ..write });
+            let after = (write_end > end).then(|| Volatile {
+                offset: end,
+                data: &write.data[(end - write.offset) as usize..],
+                ..write
+            });
+            [before, after]
+        };
+        self.volatile = std::mem::take(&mut self.volatile).into_iter().flat_map(pieces).flatten().collect();
+    }
+
+    fn put_durable(&mut self, offset: u64, data: &[u8]) {
+        let end = offset as usize + data.len();
+        if self.durable.len() < end {
+            self.durable.resize(end, 0);
+        }
+        self.durable[offset as usize..end].copy_from_slice(data);
+        self.durable_bytes = self.durable_bytes.max(end as u64);
+    }
+
+    fn image(
+        &self,
+        entropy: &mut Entropy,
+        temper: u64,
+        tear_bytes: u64,
+        fingerprint: &mut xxhash_rust::xxh3::Xxh3,
+    ) -> Image<'_> {
+        let keeps_size = entropy.below(2) == 0;
+        let mut bytes = if keeps_size { self.bytes } else { self.durable_bytes };
+        let mut patches = Vec::new();
+        for write in &self.volatile {
+            // Lose all, keep all, or decide write by write, and of some sector by sector.
+            let fate = match temper {
+                0 => 0,
+                1 => 1,
+                2 | 3 => entropy.below(2),
+                _ => entropy.below(4),
+            };
+            let start = patches.len();
+            match fate {
+                0 => {}
+                1 => patches.push((write.offset, write.data)),
+                _ => tear(write, entropy, tear_bytes, &mut patches),
+            }
+            for (offset, data) in &patches[start..] {
+                fingerprint.update(&write.op.to_le_bytes());
+                fingerprint.update(&offset.to_le_bytes());
+                fingerprint.update(&(data.len() as u64).to_le_bytes());
+                bytes = bytes.max(offset + data.len() as u64);
+            }
+        }
+        fingerprint.update(&bytes.to_le_bytes());
+        Image::new(&self.durable, bytes, patches)
+    }
+}
+
+/// A part of a write: its beginning, its end, or any of its sectors.
+fn tear<'a>(write: &Volatile<'a>, entropy: &mut Entropy, tear_bytes: u64, patches: &mut Vec<(u64, &'a [u8])>) {
+    let unit = tear_bytes as usize;
+    let count = write.data.len().div_ceil(unit);
+    let at = entropy.below(count as u64 + 1) as usize;
+    match entropy.below(3) {
+        0 => patches.push((write.offset, &write.data[..(at * unit).min(write.data.len())])),
+        1 => {
+            let start = (at * unit).min(write.data.len());
+            patches.push((write.offset + start as u64, &write.data[start..]));
+        }
+        _ => {
+            // Long writes are torn into pieces of many sectors, so that an image has a bounded number of patches.
+            let piece = unit * count.div_ceil(64).max(1);
+            for (i, data) in write.data.chunks(piece).enumerate() {
+                if entropy.below(2) == 0 {
+                    patches.push((write.offset + (i * piece) as u64, data));
+                }
+            }
+        }
+    }
+    patches.retain(|(_, data)| !data.is_empty());
+}

@@ -1,0 +1,83 @@
+//! Makes a trace: one ledger on a flaky disk, several runs of the daemon under load, each but the last ended by SIGKILL.
+
+use crate::daemon::Binary;
+use crate::disk::{Disk, Pace};
+use crate::load::{self, Memory, Weight};
+use crate::trace::{Event, Trace};
+use claim_engine::entropy::Entropy;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Segments as small as they can be, so that logs roll and images stay small.
+const FORMAT: [&str; 6] = ["--segment-bytes", "1M", "--batch-bytes-max", "128K", "--shards", "2"];
+
+/// What a session does.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// Repeats its random choices, though not the operating system's.
+    pub seed: u64,
+    /// Runs of the daemon.
+    pub runs: u64,
+    /// How long a run is under load, at most.
+    pub run_ms_max: u64,
+    /// Requests to the disk take up to this.
+    pub delay_us_max: u64,
+    /// What the clients do.
+    pub weight: Weight,
+}
+
+/// Runs a session in `scratch`. The error is a sentence; the trace up to there comes with it.
+pub fn record(binary: &Binary, plan: &Plan, scratch: &Path) -> Result<Trace, (String, Trace)> {
+    let early = |e: String| (e, Trace::default());
+    let mount = scratch.join("disk");
+    std::fs::create_dir_all(&mount).map_err(|e| early(format!("{}: {e}", mount.display())))?;
+    let disk = Disk::mount(&mount, plan.seed).map_err(|e| early(format!("mounting the flaky disk: {e}")))?;
+    binary.format(&mount, &FORMAT).map_err(early)?;
+    disk.begin_trace();
+    disk.set_pace(Pace { delay_max: Duration::from_micros(plan.delay_us_max) });
+    let result = runs(binary, plan, scratch, &disk);
+    let mut trace = disk.end_trace();
+    trace.mutant = binary.mutant.map(str::to_owned);
+    match result {
+        Ok(()) => Ok(trace),
+        Err(message) => Err((message, trace)),
+    }
+}
+
+fn runs(binary: &Binary, plan: &Plan, scratch: &Path, disk: &Disk) -> Result<(), String> {
+    let shared = disk.shared();
+    let memory = Memory::default();
+    let mut entropy = Entropy::from_seed_u64(plan.seed);
+    let (socket, log) = (scratch.join("claimd.sock"), scratch.join("claimd.log"));
+    for run in 0..plan.runs {
+        let mut daemon = binary.start(disk.path(), &socket, &log)?;
+        if run == 0 {
+            load::onboard(&socket, &shared, plan.weight.connections)?;
+        } else {
+            load::read_back(&socket, &shared, plan.weight.connections)?;
+        }
+        let clients = load::connect_all(&socket, plan.weight.connections)?;
+        let over = AtomicBool::new(false);
+        let time = Duration::from_millis(plan.run_ms_max / 4 + entropy.below(plan.run_ms_max * 3 / 4));
+        let is_last = run + 1 == plan.runs;
+        std::thread::scope(|scope| {
+            let load = scope.spawn(|| load::run(clients, &shared, &memory, plan.weight, run, plan.seed, &over));
+            std::thread::sleep(time);
+            if !is_last {
+                // From here on what is under way promises nothing.
+                shared.event(Event::Killed);
+                daemon.kill();
+            }
+            over.store(true, Ordering::Relaxed);
+            load.join().expect("the load does not panic")
+        })?;
+        if is_last {
+            let status = daemon.stop()?;
+            if !status.success() {
+                return Err(format!("claimd ended with {status}"));
+            }
+        }
+    }
+    Ok(())
+}
