@@ -3,6 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 use power_loss::cuts::{self, Counts};
 use power_loss::daemon::Binary;
+use power_loss::deep;
 use power_loss::load::Weight;
 use power_loss::session::{self, Plan};
 use power_loss::trace::Trace;
@@ -24,6 +25,9 @@ enum Command {
     /// The real daemon on a flaky disk: record traces, and check crash images of them.
     #[command(after_help = "Example:\n  power-loss cuts --images 50000")]
     Cuts(CutsArgs),
+    /// The same under real kernels with a real NVMe driver, in QEMU.
+    #[command(after_help = "Example:\n  power-loss deep --images 1000 --kills 20 --kernel 6.12")]
+    Deep(deep::Arguments),
     /// Check one image of a kept trace again, as a violation names it.
     #[command(after_help = "Example:\n  power-loss replay target/power-loss/failed.trace.gz --instant 412 --draw 3")]
     Replay(ReplayArgs),
@@ -77,6 +81,7 @@ fn main() -> ExitCode {
     keep_memory();
     let result = match Cli::parse().command {
         Command::Cuts(args) => cuts(&args),
+        Command::Deep(args) => deep::run(&args),
         Command::Replay(args) => replay(&args),
     };
     match result {
