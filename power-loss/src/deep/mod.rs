@@ -51,9 +51,11 @@ const SHARD_BYTES: u64 = 256 << 20;
 /// Runs of the daemon in one guest, of which each but the last is killed.
 const DAEMON_RUNS: u64 = 3;
 /// The load of one run in a guest that is logged, at most.
-const RUN_MS_MAX: u64 = 1_500;
+const RUN_MS_MAX: u64 = 2_500;
 /// Images that are drawn from one log, about; more come from more guests.
 const IMAGES_PER_LOG: u64 = 500;
+/// Images that are drawn beyond those wanted: some turn out to have been drawn before.
+const IMAGES_SPARE: u64 = 20;
 /// The load that a kill of QEMU ends, in any case: the kill comes first.
 const LIVE_MS_MAX: u64 = 60_000;
 /// How long after the daemon serves QEMU is killed, at most.
@@ -302,7 +304,7 @@ impl Bench<'_> {
             if counts.fua == 0 && trace.mutant.is_none() {
                 return Err(format!("the log of kernel {} has no write with FUA: the device lost it", row.kernel));
             }
-            let wanted = IMAGES_PER_LOG.min(self.arguments.images - row.images);
+            let wanted = IMAGES_PER_LOG.min(self.arguments.images - row.images) + IMAGES_SPARE;
             let (checked, violation) = cuts::cut(&trace, wanted, self.mutation, |done| bar.inc(done))?;
             row.runs += 1;
             row.log.add(counts);
