@@ -36,6 +36,10 @@ impl Machine {
         folder: &Path,
     ) -> Result<Machine, String> {
         let (notes, console) = (folder.join("notes"), folder.join("console"));
+        // What an earlier guest said is not this one's.
+        for path in [&notes, &console] {
+            let _ = fs::remove_file(path);
+        }
         let complaints = folder.join("qemu");
         let open = File::create(&complaints).map_err(|e| format!("{}: {e}", complaints.display()))?;
         let mut command = qemu.command();

@@ -98,7 +98,7 @@ pub fn bring(folder: &Path, say: &dyn Fn(&str)) -> Result<(Qemu, Vec<Kernel>), S
 
 fn missing_tools() -> Result<(), String> {
     let is_missing = |tool: &&str| Command::new(tool).arg("--version").output().is_err();
-    let missing: Vec<_> = TOOLS.into_iter().filter(|tool| is_missing(&tool)).collect();
+    let missing: Vec<_> = TOOLS.into_iter().filter(|tool| is_missing(tool)).collect();
     if missing.is_empty() {
         return Ok(());
     }
