@@ -8,8 +8,8 @@
 //! An entry stands where its write completed, if that was durable by itself (FUA); a plain write stands right before the
 //! flush that was submitted after its completion and has completed. Marks stand where they were made. So the log has no
 //! submissions, and the trace takes the earliest that are certain to be possible: a plain write may have been under way since
-//! the flush before; a batch since the completion of the batch that it records as durable, since its clients' requests, and
-//! since shard 0 had what it repeats.
+//! the flush before; a batch since the completion of the batch that it records as durable, since its segment had its header,
+//! since its clients' requests, and since shard 0 had what it repeats.
 
 use super::note::Note;
 use crate::image::{Image, run};
@@ -17,7 +17,7 @@ use crate::trace::{BaseFile, Event, Mark, Op, Trace};
 use claim_engine::log::batch::{self, BatchHeader, Found};
 use claim_engine::log::entry::Record;
 use claim_engine::log::record;
-use claim_engine::log::superblock::Superblock;
+use claim_engine::log::superblock::{Superblock, is_segment_header};
 use claim_engine::mutant::Mutation;
 use serde::Serialize;
 use std::collections::HashMap;
@@ -157,11 +157,19 @@ fn number(block: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(block[at..at + 8].try_into().expect("eight bytes"))
 }
 
-/// A batch that was written with FUA.
+/// A write that is a batch: with FUA, unless the daemon has a deliberate bug.
 struct Batch {
-    shard: usize,
     header: BatchHeader,
     keys: Vec<u128>,
+}
+
+/// What a write is to the log of its shard.
+struct Place {
+    shard: usize,
+    segment: u64,
+    /// `None` for what is no batch: zeroes, and the headers of segments.
+    batch: Option<Batch>,
+    is_segment_header: bool,
 }
 
 /// What the log and the guest's notes say, from the moment at which the ledger was formatted. `device_bytes` is the length
@@ -178,8 +186,8 @@ pub fn trace(entries: &[Entry], notes: &[Note], device_bytes: u64, shards: usize
         superblocks.push(found.map_err(|e| format!("{} after the format: {e}", file.name))?);
     }
     let place = |offset: u64| ((offset / shard_bytes) as usize, offset % shard_bytes);
-    let batches = batches(&entries[start..], start, &superblocks, place);
-    let submitted_at = submissions(entries, start, &batches, &notes_at);
+    let places = places(&entries[start..], start, &superblocks, place);
+    let submitted_at = submissions(entries, start, &places, &notes_at);
 
     let mut due: HashMap<usize, Vec<usize>> = HashMap::new();
     for (index, at) in &submitted_at {
@@ -277,23 +285,28 @@ fn base(entries: &[Entry], device_bytes: u64, shards: usize) -> Result<Vec<BaseF
     Ok(device.chunks_exact(shard_bytes).enumerate().map(file).collect())
 }
 
-fn batches(
+/// The writes of a log, by their index.
+fn places(
     entries: &[Entry],
     start: usize,
     superblocks: &[Superblock],
     place: impl Fn(u64) -> (usize, u64),
-) -> HashMap<usize, Batch> {
-    let mut batches = HashMap::new();
+) -> HashMap<usize, Place> {
+    let mut places = HashMap::new();
     for (index, entry) in (start..).zip(entries) {
-        let Entry::Write { offset, data, is_fua: true, .. } = entry else { continue };
-        let (shard, _) = place(*offset);
-        let Superblock { key, shard: number, geometry, .. } = &superblocks[shard];
-        if let Found::Batch { header, .. } = batch::find(data, key, *number, geometry.batch_bytes_max, Mutation::NONE) {
-            let keys = keys(data, batch::records(data, &header));
-            batches.insert(index, Batch { shard, header, keys });
-        }
+        let Entry::Write { offset, data, .. } = entry else { continue };
+        let (shard, offset) = place(*offset);
+        let superblock = &superblocks[shard];
+        let Superblock { key, shard: number, geometry, .. } = superblock;
+        let segment = geometry.segment_of(offset.saturating_sub(geometry.file_offset(0)));
+        let batch = match batch::find(data, key, *number, geometry.batch_bytes_max, Mutation::NONE) {
+            Found::Batch { header, .. } => Some(Batch { header, keys: keys(data, batch::records(data, &header)) }),
+            _ => None,
+        };
+        let is_segment_header = is_segment_header(data, superblock, segment);
+        places.insert(index, Place { shard, segment, batch, is_segment_header });
     }
-    batches
+    places
 }
 
 /// The idempotency keys of a batch's records.
@@ -314,7 +327,7 @@ fn keys(batch: &[u8], records: Range<usize>) -> Vec<u128> {
 fn submissions(
     entries: &[Entry],
     start: usize,
-    batches: &HashMap<usize, Batch>,
+    places: &HashMap<usize, Place>,
     notes_at: &HashMap<usize, &Note>,
 ) -> Vec<(usize, usize)> {
     let mut submissions = Vec::new();
@@ -324,6 +337,8 @@ fn submissions(
     let mut at_shard_0: HashMap<u128, usize> = HashMap::new();
     let mut completed: HashMap<(usize, u64), usize> = HashMap::new();
     let mut last_submission: HashMap<usize, usize> = HashMap::new();
+    let mut headers = Vec::new();
+    let mut prepared: HashMap<(usize, u64), usize> = HashMap::new();
     for (index, entry) in entries.iter().enumerate().skip(start) {
         match entry {
             Entry::Mark(_) => match notes_at.get(&index) {
@@ -333,21 +348,27 @@ fn submissions(
                 Some(Note::Starting) => last_start = index,
                 _ => {}
             },
-            Entry::Flush => last_flush = index,
-            Entry::Write { is_fua: false, flushes, .. } => {
-                submissions.push((index, last_flush + 1));
+            Entry::Flush => {
+                last_flush = index;
+                prepared.extend(headers.drain(..).map(|segment| (segment, index)));
+            }
+            Entry::Write { is_fua, flushes, .. } => {
+                let flushed_before = last_flush;
                 if *flushes {
                     last_flush = index;
                 }
-            }
-            Entry::Write { is_fua: true, .. } => {
-                let Some(batch) = batches.get(&index) else {
-                    submissions.push((index, index));
+                let Place { shard, segment, batch, is_segment_header } = &places[&index];
+                if *is_segment_header {
+                    headers.push((*shard, *segment));
+                }
+                let Some(batch) = batch else {
+                    submissions.push((index, if *is_fua { index } else { flushed_before + 1 }));
                     continue;
                 };
-                let (shard, header) = (batch.shard, &batch.header);
+                let (shard, header) = (*shard, &batch.header);
                 let mut after = last_start.max(last_submission.get(&shard).copied().unwrap_or(start));
                 after = after.max(completed.get(&(shard, header.durable_batch)).copied().unwrap_or(start));
+                after = after.max(prepared.get(&(shard, *segment)).copied().unwrap_or(start));
                 for key in &batch.keys {
                     after = after.max(sent.get(key).copied().unwrap_or(start));
                     if shard != 0 {
@@ -356,7 +377,7 @@ fn submissions(
                 }
                 // A recovery batch follows the flush of what was read.
                 if header.is_recovery {
-                    after = after.max(last_flush);
+                    after = after.max(flushed_before);
                 }
                 submissions.push((index, (after + 1).min(index)));
                 last_submission.insert(shard, after);
