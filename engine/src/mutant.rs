@@ -10,7 +10,7 @@ pub enum Mutant {
     AckOutOfOrder,
     /// Batches are written without O_DSYNC.
     NoDsync,
-    /// While more waits, a batch goes without O_DSYNC, and the next one with it is taken to cover it.
+    /// Every other batch goes without O_DSYNC, and the next one with it is taken to cover it.
     OneDsyncCoversEarlier,
     /// The batch hash covers the header alone.
     HashOfHeaderOnly,

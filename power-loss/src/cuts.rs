@@ -5,6 +5,7 @@ use crate::image::Image;
 use crate::model::Model;
 use crate::trace::Trace;
 use claim_engine::entropy::Entropy;
+use claim_engine::log::superblock::Superblock;
 use claim_engine::mutant::{Mutant, Mutation};
 use serde::Serialize;
 use std::collections::HashSet;
@@ -74,6 +75,10 @@ pub fn cut(
     let mut model = Model::new(trace);
     let (mut owed, mut reported) = (0.0, 0);
     let mut was_killed = false;
+    // The disk as the trace found it must open, too.
+    if let Err(what) = check_at(&model, 0, &superblocks, &expectations, mutation) {
+        return Ok((counts, Some(Violation { instant: 0, draw: 0, images: 1, what })));
+    }
     for (instant, in_flight) in instants {
         while model.instant() < instant {
             was_killed |= matches!(trace.events[model.instant()], crate::trace::Event::Killed);
@@ -86,7 +91,7 @@ pub fn cut(
                 break;
             }
             let mut entropy = entropy_of(instant, draw);
-            let (drawn_images, fingerprint) = model.image(&mut entropy, SECTOR_BYTES);
+            let (files, fingerprint) = model.image(&mut entropy, SECTOR_BYTES);
             if !drawn.insert(fingerprint) {
                 continue;
             }
@@ -95,7 +100,7 @@ pub fn cut(
             counts.with_volatile += 1;
             counts.with_two_in_flight += u64::from(in_flight >= 2);
             counts.after_kill += u64::from(was_killed);
-            let shards: Vec<&Image<'_>> = superblocks.iter().map(|(index, _)| &drawn_images[*index]).collect();
+            let shards: Vec<&Image<'_>> = superblocks.iter().map(|(index, _)| &files[*index]).collect();
             if let Err(what) = check(&shards, &superblocks, &expectations, instant, mutation, &mut entropy) {
                 return Ok((counts, Some(Violation { instant, draw, images: counts.images, what })));
             }
@@ -113,10 +118,20 @@ pub fn replay(trace: &Trace, instant: usize, draw: u64, mutation: Mutation) -> R
     let expectations = Expectations::of(trace, &superblocks, mutation);
     let mut model = Model::new(trace);
     while model.instant() < instant && model.advance() {}
-    let mut entropy = entropy_of(instant, draw);
-    let (images, _) = model.image(&mut entropy, SECTOR_BYTES);
-    let shards: Vec<&Image<'_>> = superblocks.iter().map(|(index, _)| &images[*index]).collect();
-    check(&shards, &superblocks, &expectations, instant, mutation, &mut entropy)
+    check_at(&model, draw, &superblocks, &expectations, mutation)
+}
+
+fn check_at(
+    model: &Model<'_>,
+    draw: u64,
+    superblocks: &[(usize, Superblock)],
+    expectations: &Expectations<'_>,
+    mutation: Mutation,
+) -> Result<(), String> {
+    let mut entropy = entropy_of(model.instant(), draw);
+    let (files, _) = model.image(&mut entropy, SECTOR_BYTES);
+    let shards: Vec<&Image<'_>> = superblocks.iter().map(|(index, _)| &files[*index]).collect();
+    check(&shards, superblocks, expectations, model.instant(), mutation, &mut entropy)
 }
 
 fn entropy_of(instant: usize, draw: u64) -> Entropy {

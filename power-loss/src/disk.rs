@@ -519,6 +519,9 @@ impl Disk {
             }),
             changed: Condvar::new(),
         });
+        // A harness that was killed leaves a mount behind that answers nothing.
+        let _ = nix::mount::umount2(mount, nix::mount::MntFlags::MNT_DETACH);
+        std::fs::create_dir_all(mount)?;
         let mut config = Config::default();
         config.mount_options = vec![MountOption::FSName("flaky-disk".into()), MountOption::DefaultPermissions];
         config.acl = SessionACL::All;

@@ -10,6 +10,7 @@
 //! | [`check`] | the real recovery, and what it must find |
 //! | [`cuts`] | many images from one trace |
 //! | [`deep`] | the same under a real kernel with a real NVMe driver, in QEMU |
+//! | [`mutants`] | the deliberate bugs, and the kept traces in which they must be found |
 
 pub mod check;
 pub mod cuts;
@@ -19,5 +20,6 @@ pub mod disk;
 pub mod image;
 pub mod load;
 pub mod model;
+pub mod mutants;
 pub mod session;
 pub mod trace;

@@ -39,6 +39,8 @@ pub struct Weight {
 impl Weight {
     /// Small rows, so that a log stays short and is recovered quickly.
     pub const LIGHT: Weight = Weight { connections: 4, large_percent: 1, metadata_bytes_max: 6_000 };
+    /// Nothing but large rows, to fill a disk.
+    pub const FILLING: Weight = Weight { connections: 4, large_percent: 100, metadata_bytes_max: 60_000 };
     /// Large rows, so that segments fill up.
     pub const HEAVY: Weight = Weight { connections: 4, large_percent: 12, metadata_bytes_max: 60_000 };
 }

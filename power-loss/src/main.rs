@@ -1,11 +1,14 @@
 //! `power-loss`: the commands of the harness.
 
+use claim_engine::mutant::Mutant;
 use clap::{Args, Parser, Subcommand};
+use comfy_table::Table;
 use power_loss::cuts::{self, Counts};
 use power_loss::daemon::Binary;
 use power_loss::deep;
 use power_loss::load::Weight;
-use power_loss::session::{self, Plan};
+use power_loss::mutants;
+use power_loss::session::{self, LeftOvers, Plan};
 use power_loss::trace::Trace;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -28,6 +31,12 @@ enum Command {
     /// The same under real kernels with a real NVMe driver, in QEMU.
     #[command(after_help = "Example:\n  power-loss deep --images 1000 --kills 20 --kernel 6.12")]
     Deep(deep::Arguments),
+    /// Find every deliberate bug in its kept trace, and none in the sound one.
+    #[command(after_help = "Example:\n  power-loss mutants")]
+    Mutants(MutantsArgs),
+    /// Record the traces of the deliberate bugs anew, after a change of the log's format.
+    #[command(after_help = "Example:\n  power-loss record --mutant no-dsync")]
+    Record(RecordArgs),
     /// Check one image of a kept trace again, as a violation names it.
     #[command(after_help = "Example:\n  power-loss replay target/power-loss/failed.trace.gz --instant 412 --draw 3")]
     Replay(ReplayArgs),
@@ -53,6 +62,32 @@ struct CutsArgs {
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Args)]
+struct MutantsArgs {
+    /// The kept traces.
+    #[arg(long, default_value = "power-loss/traces")]
+    traces: PathBuf,
+    /// Print one JSON object per trace.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct RecordArgs {
+    /// A daemon built with `cargo build --release -p claimd --features mutants --target-dir target/mutants`.
+    #[arg(long, default_value = "target/mutants/release/claimd")]
+    claimd: PathBuf,
+    /// Only this one; `sound` is the daemon without a bug.
+    #[arg(long)]
+    mutant: Option<String>,
+    /// Where traces are kept.
+    #[arg(long, default_value = "power-loss/traces")]
+    traces: PathBuf,
+    /// Where sessions run.
+    #[arg(long, default_value = "target/power-loss")]
+    scratch: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -82,6 +117,8 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Cuts(args) => cuts(&args),
         Command::Deep(args) => deep::run(&args),
+        Command::Mutants(args) => judge_mutants(&args),
+        Command::Record(args) => record_mutants(&args),
         Command::Replay(args) => replay(&args),
     };
     match result {
@@ -100,11 +137,7 @@ fn claimd_of(given: Option<&PathBuf>) -> Result<PathBuf, String> {
 }
 
 fn cuts(args: &CutsArgs) -> Result<(), String> {
-    let binary = Binary {
-        claimd: claimd_of(args.claimd.as_ref())?,
-        arguments: vec!["--batch-fill-bytes".into(), "2K".into()],
-        mutant: None,
-    };
+    let binary = Binary { claimd: claimd_of(args.claimd.as_ref())?, arguments: session::arguments(), mutant: None };
     let seed = args.seed.unwrap_or_else(|| u64::from(std::process::id()));
     println!("--seed {seed} repeats the load's choices");
     let began = Instant::now();
@@ -152,7 +185,8 @@ fn one_session(binary: &Binary, args: &CutsArgs, seed: u64, images: u64) -> Resu
     let scratch = args.scratch.join(format!("session-{seed}"));
     std::fs::create_dir_all(&scratch).map_err(|e| format!("{}: {e}", scratch.display()))?;
     let weight = if seed % 6 == 0 { Weight::HEAVY } else { Weight::LIGHT };
-    let plan = Plan { seed, runs: 4, run_ms_max: 30, delay_us_max: 1_500, weight };
+    let left_overs = if seed % 4 == 1 { LeftOvers::EarlierLedger } else { LeftOvers::None };
+    let plan = Plan { seed, runs: 4, run_ms_max: 30, delay_us_max: 1_500, weight, left_overs };
     let keep = |trace: &Trace, message: String| {
         let path = scratch.join("failed.trace.gz");
         match trace.save(&path) {
@@ -171,6 +205,37 @@ fn one_session(binary: &Binary, args: &CutsArgs, seed: u64, images: u64) -> Resu
         matches!(event, power_loss::trace::Event::Client(power_loss::trace::Mark::Acknowledged { .. }))
     });
     Ok((counts, acknowledged.count(), trace.most_in_flight()))
+}
+
+fn judge_mutants(args: &MutantsArgs) -> Result<(), String> {
+    let mut table = Table::new();
+    table.load_preset(comfy_table::presets::UTF8_FULL_CONDENSED).set_header(["trace", "images", "found"]);
+    let result = mutants::judge_all(&args.traces, |verdict| {
+        if args.json {
+            println!("{}", serde_json::json!(verdict));
+        }
+        let what = if verdict.is_caught { &verdict.what } else { "nothing" };
+        table.add_row([&verdict.name, &verdict.images.to_string(), what]);
+    });
+    if !args.json {
+        println!("{table}");
+    }
+    result
+}
+
+fn record_mutants(args: &RecordArgs) -> Result<(), String> {
+    let all = mutants::MUTANTS.into_iter().map(Some).chain([None]);
+    let name_of = |mutant: &Option<(Mutant, Plan)>| mutant.map_or(mutants::SOUND, |(mutant, _)| mutant.name());
+    let chosen: Vec<_> = all.filter(|m| args.mutant.as_deref().is_none_or(|name| name == name_of(m))).collect();
+    if chosen.is_empty() {
+        return Err(format!("there is no mutant {}", args.mutant.as_deref().unwrap_or_default()));
+    }
+    std::fs::create_dir_all(&args.traces).map_err(|e| format!("{}: {e}", args.traces.display()))?;
+    for mutant in chosen {
+        let verdict = mutants::record(&args.claimd, mutant, &args.traces, &args.scratch)?;
+        println!("{}: {} images; {}", verdict.name, verdict.images, verdict.what);
+    }
+    Ok(())
 }
 
 fn replay(args: &ReplayArgs) -> Result<(), String> {

@@ -25,15 +25,33 @@ pub struct Plan {
     pub delay_us_max: u64,
     /// What the clients do.
     pub weight: Weight,
+    /// What lies on the disk beforehand.
+    pub left_overs: LeftOvers,
+}
+
+/// What lies on the disk where the ledger will grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeftOvers {
+    /// Nothing.
+    None,
+    /// The batches of an earlier ledger, at the very places where this one's will be.
+    EarlierLedger,
+}
+
+/// How the daemon is started: batches go beside others in flight as soon as they have two kilobytes.
+pub fn arguments() -> Vec<String> {
+    vec!["--batch-fill-bytes".into(), "2K".into()]
 }
 
 /// Runs a session in `scratch`. The error is a sentence; the trace up to there comes with it.
 pub fn record(binary: &Binary, plan: &Plan, scratch: &Path) -> Result<Trace, (String, Trace)> {
     let early = |e: String| (e, Trace::default());
     let mount = scratch.join("disk");
-    std::fs::create_dir_all(&mount).map_err(|e| early(format!("{}: {e}", mount.display())))?;
     let disk = Disk::mount(&mount, plan.seed).map_err(|e| early(format!("mounting the flaky disk: {e}")))?;
     binary.format(&mount, &FORMAT).map_err(early)?;
+    if plan.left_overs == LeftOvers::EarlierLedger {
+        leave_over(binary, plan, scratch, &disk).map_err(early)?;
+    }
     disk.begin_trace();
     disk.set_pace(Pace { delay_max: Duration::from_micros(plan.delay_us_max) });
     let result = runs(binary, plan, scratch, &disk);
@@ -43,6 +61,22 @@ pub fn record(binary: &Binary, plan: &Plan, scratch: &Path) -> Result<Trace, (St
         Ok(()) => Ok(trace),
         Err(message) => Err((message, trace)),
     }
+}
+
+/// Fills the ledger, and formats another over it.
+fn leave_over(binary: &Binary, plan: &Plan, scratch: &Path, disk: &Disk) -> Result<(), String> {
+    let earlier = Plan { runs: 1, run_ms_max: 600, weight: Weight::FILLING, ..*plan };
+    runs(binary, &earlier, scratch, disk)?;
+    let names = ["shard-0000.ledger", "shard-0001.ledger"];
+    let old = names.map(|name| disk.content(name).unwrap_or_default());
+    names.iter().try_for_each(|name| std::fs::remove_file(disk.path().join(name))).map_err(|e| e.to_string())?;
+    binary.format(disk.path(), &FORMAT)?;
+    for (name, old) in names.iter().zip(old) {
+        let mut new = disk.content(name).ok_or("the ledger was just formatted")?;
+        new.extend_from_slice(old.get(new.len()..).unwrap_or_default());
+        disk.put(name, new);
+    }
+    Ok(())
 }
 
 fn runs(binary: &Binary, plan: &Plan, scratch: &Path, disk: &Disk) -> Result<(), String> {

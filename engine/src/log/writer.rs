@@ -410,7 +410,11 @@ impl LogWriter {
             return None;
         }
         let covers = self.mutation.is(Mutant::OneDsyncCoversEarlier);
-        let alone = if covers { self.in_flight.iter().all(|batch| batch.done) } else { self.in_flight.is_empty() };
+        let all_done = self.in_flight.iter().all(|batch| batch.done);
+        if covers && all_done && !self.in_flight.is_empty() && self.full.is_empty() {
+            self.open_batch().is_mark = true;
+        }
+        let alone = if covers { all_done } else { self.in_flight.is_empty() };
         let is_filled = self.open.as_ref().is_some_and(|batch| batch.buffer.len() as u64 >= self.fill_bytes);
         if self.full.is_empty() && (alone || is_filled) {
             self.close_batch();
@@ -439,7 +443,7 @@ impl LogWriter {
             self.last = Some(Last { content: batch.buffer.clone(), header, log_offset: batch.log_offset });
         }
         self.previous_hash = batch::seal(&mut batch.buffer, &self.superblock.key, &header, self.mutation);
-        let durability = self.durability_of_next();
+        let durability = self.durability_of_next(header.is_recovery);
         self.in_flight.push_back(InFlight {
             number,
             last_position: header.next_position() - 1,
@@ -459,11 +463,11 @@ impl LogWriter {
     }
 
     /// Durable, but for deliberate bugs.
-    fn durability_of_next(&self) -> Durability {
-        let more_waits = !self.full.is_empty() || self.open.is_some();
+    fn durability_of_next(&self, is_recovery: bool) -> Durability {
         let last_is_durable = self.in_flight.back().is_none_or(|batch| batch.durability == Durability::Durable);
-        let is_covered = self.mutation.is(Mutant::OneDsyncCoversEarlier) && more_waits && last_is_durable;
-        if self.mutation.is(Mutant::NoDsync) || is_covered { Durability::Cached } else { Durability::Durable }
+        let is_covered = self.mutation.is(Mutant::OneDsyncCoversEarlier) && last_is_durable;
+        let is_plain = (self.mutation.is(Mutant::NoDsync) || is_covered) && !is_recovery;
+        if is_plain { Durability::Cached } else { Durability::Durable }
     }
 
     /// A deliberate bug: takes the last batch, which is acknowledged, back to put more records into its block.
@@ -488,10 +492,12 @@ impl LogWriter {
     }
 
     fn next_prepare(&mut self) -> Option<Io> {
-        let is_late = self.mutation.is(Mutant::SegmentBeforeZeroed);
-        let ahead = if is_late { 0 } else { SEGMENTS_AHEAD };
-        let wanted = self.geometry().segment_of(self.next_batch_at) + 1 + ahead;
+        let wanted = self.geometry().segment_of(self.next_batch_at) + 1 + SEGMENTS_AHEAD;
         if self.is_preparing || self.prepare_again_at_us.is_some() || self.segments_prepared >= wanted {
+            return None;
+        }
+        let is_late = self.mutation.is(Mutant::SegmentBeforeZeroed);
+        if is_late && self.prepared_bytes() > 2 * self.geometry().batch_bytes_max {
             return None;
         }
         self.is_preparing = true;
