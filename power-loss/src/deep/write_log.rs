@@ -396,6 +396,9 @@ fn submissions(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use claim_engine::log::layout::Geometry;
+    use claim_engine::log::superblock::ClockMode;
+    use claim_engine::log::writer;
 
     fn header(sector: u64, sectors: u64, flags: u64, data: &[u8]) -> Vec<u8> {
         let mut block = Vec::new();
@@ -434,5 +437,50 @@ mod tests {
         log[0] = 0;
         std::fs::write(file.path(), &log).expect("a write");
         assert!(read(file.path()).expect_err("no magic").contains("nothing was logged"));
+    }
+
+    #[test]
+    fn a_plain_write_may_be_lost_until_its_flush_and_a_durable_one_may_not() {
+        let geometry = Geometry { segment_bytes: 1 << 20, batch_bytes_max: 128 << 10 };
+        let shard_bytes = 4 << 20;
+        let write = |offset, data: Vec<u8>, is_fua| Entry::Write { offset, data, flushes: false, is_fua };
+        let mut entries = Vec::new();
+        for shard in 0..2u16 {
+            let superblock = Superblock {
+                generation: 1,
+                ledger: uuid::Uuid::from_u128(5),
+                key: [3; 32],
+                shard,
+                shard_count: 2,
+                clock: ClockMode::Wall,
+                geometry,
+                formatted_at_us: 0,
+                first_segment: 0,
+            };
+            let image = Image::of(&[]);
+            run(writer::format(&image, &superblock)).expect("memory");
+            entries.push(write(u64::from(shard) * shard_bytes, image.to_vec(), false));
+        }
+        let plain_at = shard_bytes + (2 << 20);
+        entries.extend([Entry::Flush, Entry::Mark("note-0".into()), Entry::Mark("note-1".into())]);
+        entries.extend([write(512, vec![1; 512], true), write(plain_at, vec![2; 512], false)]);
+        entries.extend([Entry::Flush, Entry::Mark("dm-log-writes-end".into())]);
+        let notes = [Note::Formatted, Note::Client(Mark::Seen { event_id: 9 })];
+        let trace = trace(&entries, &notes, 2 * shard_bytes, 2).expect("a trace");
+        let text: Vec<_> = trace
+            .events
+            .iter()
+            .map(|event| match event {
+                Event::Submitted(Op::Write { file, offset, is_durable, .. }) => format!("{file} {offset} {is_durable}"),
+                Event::Submitted(Op::Flush { file }) => format!("flush {file}"),
+                Event::Completed(op) => format!("done {op}"),
+                Event::Client(_) => "client".to_owned(),
+                other => format!("{other:?}"),
+            })
+            .collect();
+        let plain = "1 2097152 false";
+        let expected = [plain, "client", "0 512 true", "done 1", "done 0", "flush 0", "done 2", "flush 1", "done 3"];
+        assert_eq!(text, expected);
+        assert_eq!(trace.files[1].content.len() as u64, shard_bytes);
     }
 }
