@@ -139,7 +139,9 @@ async fn open_shards(plan: &Plan) -> Result<(Drivers, Vec<ShardOpened>), String>
 async fn open_storage(path: &Path, direct: DirectIo) -> Result<RealStorage, OpenError> {
     for _ in 0..LOCK_PATIENCE_MS / LOCK_RETRY_MS {
         match RealStorage::open(path, direct).await {
-            Err(OpenError::Locked { .. }) => glommio::timer::sleep(Duration::from_millis(LOCK_RETRY_MS)).await,
+            Err(OpenError::Locked { .. } | OpenError::InUse { .. }) => {
+                glommio::timer::sleep(Duration::from_millis(LOCK_RETRY_MS)).await
+            }
             other => return other,
         }
     }

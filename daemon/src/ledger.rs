@@ -1,5 +1,6 @@
 //! The data directory: which files a ledger has, and how they are made.
 
+use crate::raw;
 use claim_engine::log::layout::Geometry;
 use claim_engine::log::superblock::{ClockMode, Superblock, SuperblockError};
 use claim_engine::log::writer;
@@ -7,7 +8,7 @@ use claim_engine::storage::{DirectIo, OpenError, RealStorage};
 use glommio::LocalExecutor;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
@@ -32,6 +33,10 @@ pub struct FormatOptions {
     pub clock: ClockMode,
     /// Whether O_DIRECT is insisted on.
     pub direct: DirectIo,
+    /// Block devices to make the shards on, one each; empty for files in the directory.
+    pub devices: Vec<PathBuf>,
+    /// Whether devices may hold something.
+    pub overwrite: bool,
 }
 
 /// Why a ledger could not be made or read.
@@ -52,6 +57,22 @@ pub enum LedgerError {
         path: PathBuf,
         /// How many there should be.
         shards: u16,
+    },
+    /// A link of the data directory leads nowhere.
+    #[error("{path} is a link to {target}, which is not there; attach the device, or mend the link")]
+    DeviceGone {
+        /// The link.
+        path: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
+    },
+    /// A device can't become a shard.
+    #[error("{path} can't be a shard: {source}")]
+    Device {
+        /// The device.
+        path: PathBuf,
+        /// Why.
+        source: raw::DeviceError,
     },
     /// A file of another ledger.
     #[error("{path} is shard {found} of ledger {ledger}, not shard {expected} of the ledger in this directory")]
@@ -94,9 +115,15 @@ pub fn shard_path(data: &Path, shard: u16) -> PathBuf {
     data.join(format!("shard-{shard:04}.ledger"))
 }
 
-/// Whether there is a ledger: shard 0's file is made last.
+/// Whether there is a ledger: shard 0's file is made last. A link to a device that is gone counts.
 pub fn exists(data: &Path) -> bool {
-    shard_path(data, 0).exists()
+    fs::symlink_metadata(shard_path(data, 0)).is_ok()
+}
+
+/// The block devices that the ledger's shards lie on, by their links in the data directory; empty for a ledger in files.
+pub fn devices(data: &Path) -> Vec<PathBuf> {
+    let is_device = |path: &PathBuf| fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
+    (0..SHARDS_MAX).map(|shard| shard_path(data, shard)).take_while(is_device).collect()
 }
 
 /// Reads the superblocks of a ledger's shards, in order.
@@ -104,7 +131,9 @@ pub fn superblocks(data: &Path) -> Result<Vec<Superblock>, LedgerError> {
     let first = shard_path(data, 0);
     match fs::metadata(&first) {
         Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(LedgerError::Missing(data.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(gone(&first).unwrap_or_else(|| LedgerError::Missing(data.to_owned())));
+        }
         Err(source) => return Err(LedgerError::Io { path: first, source }),
     }
     LocalExecutor::default().run(async {
@@ -113,7 +142,8 @@ pub fn superblocks(data: &Path) -> Result<Vec<Superblock>, LedgerError> {
         for shard in 1..first.shard_count {
             let path = shard_path(data, shard);
             if !path.exists() {
-                return Err(LedgerError::ShardMissing { path, shards: first.shard_count });
+                let missing = || LedgerError::ShardMissing { path: path.clone(), shards: first.shard_count };
+                return Err(gone(&path).unwrap_or_else(missing));
             }
             all.push(read_superblock(&path).await?);
         }
@@ -131,6 +161,12 @@ pub fn superblocks(data: &Path) -> Result<Vec<Superblock>, LedgerError> {
     })
 }
 
+/// The error of a link that leads nowhere.
+fn gone(path: &Path) -> Option<LedgerError> {
+    let target = fs::read_link(path).ok()?;
+    Some(LedgerError::DeviceGone { path: path.to_owned(), target })
+}
+
 async fn read_superblock(path: &Path) -> Result<Superblock, LedgerError> {
     let storage = RealStorage::open_read_only(path).await?;
     let superblock = Superblock::read(&storage).await;
@@ -140,21 +176,24 @@ async fn read_superblock(path: &Path) -> Result<Superblock, LedgerError> {
 
 /// Makes a ledger and returns its id. `progress` hears of each shard that is done.
 pub fn format(options: &FormatOptions, mut progress: impl FnMut(u16)) -> Result<Uuid, LedgerError> {
-    let FormatOptions { data, shards, geometry, clock, direct } = options;
+    let FormatOptions { data, shards, geometry, clock, direct, devices, overwrite } = options;
     geometry.check().map_err(LedgerError::Option)?;
     if !(1..=SHARDS_MAX).contains(shards) {
         return Err(LedgerError::Option(format!("{shards} shards; a ledger has 1 to {SHARDS_MAX}")));
     }
-    let io = |path: &Path| {
-        let path = path.to_owned();
-        move |source| LedgerError::Io { path, source }
-    };
-    fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(data).map_err(io(data))?;
+    if !devices.is_empty() && devices.len() != usize::from(*shards) {
+        let found = devices.len();
+        return Err(LedgerError::Option(format!(
+            "{shards} shards and {found} devices; name one device for each shard"
+        )));
+    }
+    fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(data).map_err(io_error(data))?;
     for shard in 0..*shards {
-        if shard_path(data, shard).exists() {
+        if fs::symlink_metadata(shard_path(data, shard)).is_ok() {
             return Err(LedgerError::Exists(data.clone()));
         }
     }
+    let devices = prepare_devices(devices, *geometry, *overwrite)?;
     let mut random = [0; 48];
     getrandom::fill(&mut random).map_err(|e| LedgerError::Option(format!("no entropy from the kernel: {e}")))?;
     let ledger = uuid::Builder::from_random_bytes(random[..16].try_into().expect("16 of 48 bytes")).into_uuid();
@@ -174,21 +213,67 @@ pub fn format(options: &FormatOptions, mut progress: impl FnMut(u16)) -> Result<
         superblock.shard = shard;
         let path = shard_path(data, shard);
         let making = path.with_extension("formatting");
-        let mut new = File::options();
-        new.write(true).create(true).truncate(true).mode(FILE_MODE).open(&making).map_err(io(&making))?;
-        let made = LocalExecutor::default().run(async {
-            let storage = RealStorage::open(&making, *direct).await?;
-            writer::format(&storage, &superblock).await.map_err(io(&making))?;
-            storage.close().await.map_err(io(&making))
-        });
+        let made = match devices.get(usize::from(shard)) {
+            Some(device) => make(device, &superblock, *direct).and_then(|()| link(device, &making)),
+            None => make_file(&making, &superblock, *direct),
+        };
         if let Err(error) = made {
             // What is half made is of no use, and the first error is the one to tell.
             let _ = fs::remove_file(&making);
             return Err(error);
         }
-        fs::rename(&making, &path).map_err(io(&path))?;
-        File::open(data).and_then(|dir| dir.sync_all()).map_err(io(data))?;
+        fs::rename(&making, &path).map_err(io_error(&path))?;
+        File::open(data).and_then(|dir| dir.sync_all()).map_err(io_error(data))?;
         progress(shard);
     }
     Ok(ledger)
+}
+
+fn io_error(path: &Path) -> impl Fn(io::Error) -> LedgerError {
+    let path = path.to_owned();
+    move |source| LedgerError::Io { path: path.clone(), source }
+}
+
+/// Looks at every device before the first is written to; returns their lasting names.
+fn prepare_devices(devices: &[PathBuf], geometry: Geometry, overwrite: bool) -> Result<Vec<PathBuf>, LedgerError> {
+    let error = |path: &Path| {
+        let path = path.to_owned();
+        move |source| LedgerError::Device { path, source }
+    };
+    let mut candidates: Vec<raw::Candidate> = Vec::new();
+    for path in devices {
+        let candidate = raw::Candidate::look(path, geometry, overwrite).map_err(error(path))?;
+        if let Some(twin) = candidates.iter().find(|other| other.number == candidate.number) {
+            let (one, other) = (path.display(), twin.path.display());
+            return Err(LedgerError::Option(format!("{one} and {other} are the same device; name one for each shard")));
+        }
+        candidates.push(candidate);
+    }
+    for candidate in &candidates {
+        candidate.clear().map_err(error(&candidate.path))?;
+    }
+    Ok(candidates.into_iter().map(|candidate| candidate.path).collect())
+}
+
+fn make_file(path: &Path, superblock: &Superblock, direct: DirectIo) -> Result<(), LedgerError> {
+    let mut new = File::options();
+    new.write(true).create(true).truncate(true).mode(FILE_MODE).open(path).map_err(io_error(path))?;
+    make(path, superblock, direct)
+}
+
+fn make(path: &Path, superblock: &Superblock, direct: DirectIo) -> Result<(), LedgerError> {
+    LocalExecutor::default().run(async {
+        let storage = RealStorage::open(path, direct).await?;
+        writer::format(&storage, superblock).await.map_err(io_error(path))?;
+        storage.close().await.map_err(io_error(path))
+    })
+}
+
+/// A link that a format left half made goes first.
+fn link(device: &Path, path: &Path) -> Result<(), LedgerError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error(path)(error)),
+        _ => {}
+    }
+    symlink(device, path).map_err(io_error(path))
 }

@@ -2,7 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`ledger`] | the data directory: files, format |
+//! | [`ledger`], [`raw`] | the data directory: files, block devices, format |
 //! | [`start`] | the process: executors, sockets, signals |
 //! | [`executor`] | one core: its shards, connections, mesh |
 //! | [`driver`] | one shard's engine and its storage |
@@ -25,6 +25,7 @@ pub mod inspect;
 pub mod ledger;
 pub mod mesh;
 pub mod message;
+pub mod raw;
 pub mod reading;
 pub mod repair;
 pub mod scrub;

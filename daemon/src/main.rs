@@ -33,7 +33,9 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Make an empty ledger.
-    #[command(after_help = "Example:\n  claimd format --data /var/lib/claimd --shards 2")]
+    #[command(
+        after_help = "Examples:\n  claimd format --data /var/lib/claimd --shards 2\n  claimd format --data /var/lib/claimd --device /dev/nvme1n1 --device /dev/nvme2n1\n\nOn a device claimd keeps no file system: the shard's file in the data directory is a link to it."
+    )]
     Format(FormatArgs),
     /// Serve a ledger until SIGTERM; without --data it makes ./claimd-data first if there is none.
     #[command(
@@ -69,6 +71,13 @@ struct FormatArgs {
     /// Number of shards, fixed for good; by default one per core.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=i64::from(ledger::SHARDS_MAX)))]
     shards: Option<u16>,
+    /// A block device to make a shard on, once for each shard. It must be free and empty, and has to hold four segments at
+    /// least; it can't grow, so that a full one refuses mutations with NO_SPACE.
+    #[arg(long = "device", value_name = "DEVICE", conflicts_with = "shards")]
+    devices: Vec<PathBuf>,
+    /// Take devices that hold something, such as a file system or another ledger: it is lost.
+    #[arg(long, requires = "devices")]
+    overwrite: bool,
     /// Bytes of a segment: a multiple of 4096, 1 MiB to 4 GiB; K, M and G are understood.
     #[arg(long, default_value = "64M", value_parser = bytes)]
     segment_bytes: u64,
@@ -283,13 +292,19 @@ fn format(args: &FormatArgs) -> Result<(), String> {
     doctor::preflight(&args.data, 1, true)?;
     let options = FormatOptions {
         data: args.data.clone(),
-        shards: args.shards.unwrap_or_else(|| allowed_cores().len().min(usize::from(ledger::SHARDS_MAX)) as u16),
+        shards: if args.devices.is_empty() {
+            args.shards.unwrap_or_else(|| allowed_cores().len().min(usize::from(ledger::SHARDS_MAX)) as u16)
+        } else {
+            u16::try_from(args.devices.len()).unwrap_or(u16::MAX)
+        },
         geometry: Geometry { segment_bytes: args.segment_bytes, batch_bytes_max: args.batch_bytes_max },
         clock: match args.clock {
             ClockArg::Wall => ClockMode::Wall,
             ClockArg::Replay => ClockMode::Replay,
         },
         direct: direct(args.unsafe_no_direct),
+        devices: args.devices.clone(),
+        overwrite: args.overwrite,
     };
     let ledger = ledger::format(&options, |_| {}).map_err(|e| e.to_string())?;
     let data = args.data.display();
@@ -340,6 +355,8 @@ fn serve(args: &StartArgs) -> Result<(), String> {
             geometry: Geometry::DEFAULT,
             clock: ClockMode::Wall,
             direct,
+            devices: Vec::new(),
+            overwrite: false,
         };
         let ledger = ledger::format(&options, |_| {}).map_err(|e| e.to_string())?;
         tracing::info!(%ledger, data = %data.display(), "formatted");

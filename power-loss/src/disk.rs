@@ -4,7 +4,7 @@
 //! Reads see what has completed. Nothing is ever lost while the disk runs: what a power cut would have lost is worked out
 //! afterwards, from the trace.
 
-use crate::trace::{BaseFile, Event, Mark, Op, Trace};
+use crate::trace::{BaseFile, Event, Mark, Op, Recorder, Trace};
 use claim_engine::entropy::Entropy;
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
@@ -116,16 +116,17 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes down what a client did.
-    pub fn mark(&self, mark: Mark) {
-        self.event(Event::Client(mark));
-    }
-
     /// Writes down that something happened.
     pub fn event(&self, event: Event) {
         if let Some(trace) = &mut self.lock().trace {
             trace.events.push(event);
         }
+    }
+}
+
+impl Recorder for Arc<Shared> {
+    fn mark(&self, mark: Mark) {
+        self.event(Event::Client(mark));
     }
 }
 

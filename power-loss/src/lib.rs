@@ -9,11 +9,13 @@
 //! | [`image`] | such a ledger file in memory, on which recovery runs |
 //! | [`check`] | the real recovery, and what it must find |
 //! | [`cuts`] | many images from one trace |
+//! | [`deep`] | the same under a real kernel with a real NVMe driver, in QEMU |
 //! | [`mutants`] | the deliberate bugs, and the kept traces in which they must be found |
 
 pub mod check;
 pub mod cuts;
 pub mod daemon;
+pub mod deep;
 pub mod disk;
 pub mod image;
 pub mod load;

@@ -1,8 +1,7 @@
 //! The load: several connections that claim, refer, retract, reactivate, onboard and read, and write down before each request
 //! what they ask, and after each answer what they were told.
 
-use crate::disk::Shared;
-use crate::trace::{Mark, Sent, SentItem};
+use crate::trace::{Mark, Recorder, Sent, SentItem};
 use claim_client::{
     ClaimItem, Client, ClientError, ClientOptions, ErrorCode, Pending, ReasonCode, RequestOptions, ScanRange, Uuid,
     new_key,
@@ -11,7 +10,7 @@ use claim_engine::entropy::Entropy;
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Requests of one connection under way at once.
@@ -73,7 +72,7 @@ pub fn corpus(number: u64) -> String {
 }
 
 /// Onboards the corpora of a ledger: one per connection.
-pub fn onboard(socket: &Path, disk: &Arc<Shared>, connections: u64) -> Result<(), String> {
+pub fn onboard(socket: &Path, disk: &dyn Recorder, connections: u64) -> Result<(), String> {
     let client = connect(socket)?;
     for number in 0..connections {
         onboard_one(&client, disk, corpus(number))?;
@@ -81,7 +80,7 @@ pub fn onboard(socket: &Path, disk: &Arc<Shared>, connections: u64) -> Result<()
     Ok(())
 }
 
-fn onboard_one(client: &Client, disk: &Shared, name: String) -> Result<(), String> {
+fn onboard_one(client: &Client, disk: &dyn Recorder, name: String) -> Result<(), String> {
     let key = new_key(None);
     disk.mark(Mark::Sent { key: key.as_u128(), operation: Sent::Onboard { name: name.clone() } });
     match client.onboard(&name, "", &options(key, "")).wait() {
@@ -94,7 +93,7 @@ fn onboard_one(client: &Client, disk: &Shared, name: String) -> Result<(), Strin
 }
 
 /// Reads every row that a corpus ends with, and writes down what was seen.
-pub fn read_back(socket: &Path, disk: &Arc<Shared>, connections: u64) -> Result<(), String> {
+pub fn read_back(socket: &Path, disk: &dyn Recorder, connections: u64) -> Result<(), String> {
     let client = connect(socket)?;
     for number in 0..connections {
         see(&client, disk, number).map_err(|e| format!("reading {}: {e}", corpus(number)))?;
@@ -102,7 +101,7 @@ pub fn read_back(socket: &Path, disk: &Arc<Shared>, connections: u64) -> Result<
     Ok(())
 }
 
-fn see(client: &Client, disk: &Shared, number: u64) -> Result<(), ClientError> {
+fn see(client: &Client, disk: &dyn Recorder, number: u64) -> Result<(), ClientError> {
     let range = ScanRange { page_rows: 1_000, ..ScanRange::default() };
     for row in client.scan(&corpus(number), range, &RequestOptions::default()).rows() {
         disk.mark(Mark::Seen { event_id: row?.event_id.as_u128() });
@@ -118,7 +117,7 @@ pub fn connect_all(socket: &Path, connections: u64) -> Result<Vec<Client>, Strin
 /// Runs all connections until `over`, or until the daemon is gone. `run` makes event keys differ.
 pub fn run(
     clients: Vec<Client>,
-    disk: &Arc<Shared>,
+    disk: &dyn Recorder,
     memory: &Memory,
     weight: Weight,
     run: u64,
@@ -172,7 +171,7 @@ enum Waiting {
 
 struct Connection<'a> {
     client: Client,
-    disk: &'a Arc<Shared>,
+    disk: &'a dyn Recorder,
     memory: &'a Memory,
     weight: Weight,
     number: u64,

@@ -5,6 +5,7 @@ use clap::{Args, Parser, Subcommand};
 use comfy_table::Table;
 use power_loss::cuts::{self, Counts};
 use power_loss::daemon::Binary;
+use power_loss::deep;
 use power_loss::load::Weight;
 use power_loss::mutants;
 use power_loss::session::{self, LeftOvers, Plan};
@@ -27,6 +28,9 @@ enum Command {
     /// The real daemon on a flaky disk: record traces, and check crash images of them.
     #[command(after_help = "Example:\n  power-loss cuts --images 50000")]
     Cuts(CutsArgs),
+    /// The same under real kernels with a real NVMe driver, in QEMU.
+    #[command(after_help = "Example:\n  power-loss deep --images 1000 --kills 20 --kernel 6.12")]
+    Deep(deep::Arguments),
     /// Find every deliberate bug in its kept trace, and none in the sound one.
     #[command(after_help = "Example:\n  power-loss mutants")]
     Mutants(MutantsArgs),
@@ -112,6 +116,7 @@ fn main() -> ExitCode {
     keep_memory();
     let result = match Cli::parse().command {
         Command::Cuts(args) => cuts(&args),
+        Command::Deep(args) => deep::run(&args),
         Command::Mutants(args) => judge_mutants(&args),
         Command::Record(args) => record_mutants(&args),
         Command::Replay(args) => replay(&args),

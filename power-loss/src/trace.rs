@@ -110,6 +110,12 @@ pub enum Mark {
     },
 }
 
+/// Where clients write down what they do and learn.
+pub trait Recorder: Sync {
+    /// Writes it down, in its place among everything else that happens.
+    fn mark(&self, mark: Mark);
+}
+
 /// One thing that happened.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Event {

@@ -1,8 +1,10 @@
 //! Chores of this project, written in Rust so that they run wherever the project builds: `cargo xtask --help`.
 //!
+//! - [`power_loss`]: cuts the power under claimd.
 //! - [`schema`]: regenerates the wire format's code, or checks that it is what the schema says.
 //! - [`stall`]: provokes glommio's endless sleep and shows that the stall guard ends it.
 
+mod power_loss;
 mod schema;
 mod stall;
 
@@ -21,6 +23,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Chore {
+    /// Cut the power under claimd, and look whether anything acknowledged is lost
+    PowerLoss(power_loss::Arguments),
     /// Generate protocol/src/generated from protocol/schema/claimd.fbs
     Schema(schema::Arguments),
     /// Show how an executor sleeps over its work, and that the stall guard wakes it
@@ -35,6 +39,7 @@ enum Chore {
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().chore {
+        Chore::PowerLoss(arguments) => power_loss::run(&arguments),
         Chore::Schema(arguments) => schema::run(&arguments),
         Chore::Stall(arguments) => stall::run(&arguments),
         Chore::StallRun(arguments) => stall::run_executor(&arguments),

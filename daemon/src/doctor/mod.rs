@@ -9,6 +9,7 @@ mod durable;
 mod process;
 mod storage;
 
+use crate::ledger;
 use check::{Check, Printer};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -34,6 +35,7 @@ pub fn run(directory: &Path, json: bool) -> ExitCode {
 /// Prints the checks as they are made; whether none failed.
 fn run_to(out: &mut impl Write, directory: &Path, json: bool) -> io::Result<bool> {
     let mut printer = Printer::new(out, json);
+    let devices = ledger::devices(directory);
     let directory = existing(directory);
     let executors = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
     printer.print(&process::kernel())?;
@@ -45,6 +47,12 @@ fn run_to(out: &mut impl Write, directory: &Path, json: bool) -> io::Result<bool
         printer.print(&process::memlock(executors))?;
     }
     printer.print(&process::clock())?;
+    if !devices.is_empty() {
+        for check in devices.iter().flat_map(|device| storage::raw_device(device)) {
+            printer.print(&check)?;
+        }
+        return Ok(printer.nothing_failed());
+    }
     printer.print(&storage::file_system(&directory))?;
     let direct = storage::direct_io(&directory);
     let direct_usable = !direct.is_failure();
@@ -63,7 +71,7 @@ fn run_to(out: &mut impl Write, directory: &Path, json: bool) -> io::Result<bool
 }
 
 /// Whether `claimd start` may serve a ledger in `directory` with that many executors: the kernel, its rings, the memory
-/// lock, and direct I/O unless `unsafe_no_direct`. Measures nothing and takes milliseconds.
+/// lock, and direct I/O unless `unsafe_no_direct` or the shards are block devices. Measures nothing and takes milliseconds.
 ///
 /// # Errors
 /// One sentence that says what was found and what to change.
@@ -72,7 +80,7 @@ pub fn preflight(directory: &Path, executors: u64, unsafe_no_direct: bool) -> Re
     process::rings().refusal()?;
     process::operations().refusal()?;
     process::memlock(executors).refusal()?;
-    if !unsafe_no_direct {
+    if !unsafe_no_direct && ledger::devices(directory).is_empty() {
         storage::direct_io(directory).refusal()?;
     }
     Ok(())

@@ -77,6 +77,16 @@ pub(super) fn block_device(path: &Path) -> Vec<Check> {
     }
 }
 
+/// A shard that is a block device: nothing lies between it and claimd.
+pub(super) fn raw_device(link: &Path) -> Vec<Check> {
+    let device = link.canonicalize().unwrap_or_else(|_| link.to_owned());
+    let found = format!("{} is the block device {}: no file system lies between", link.display(), device.display());
+    let mut checks = vec![Check::ok("shard", found)];
+    checks.extend(block_device(link));
+    checks.push(Check::ok("durable writes", "not measured: all of the device is the ledger's".to_owned()));
+    checks
+}
+
 fn describe_device(name: &'static str, device: &BlockDevice) -> Vec<Check> {
     let kind = if device.rotational { ", rotational" } else { "" };
     let sizes = format!("{} and {} bytes", device.logical_block_bytes, device.physical_block_bytes);

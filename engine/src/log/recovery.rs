@@ -14,6 +14,10 @@ use std::io;
 
 /// Sequential reads go in pieces of this size, or of a segment if that is less, or of the largest batch if that is more.
 const READ_AHEAD_BYTES: u64 = 4 << 20;
+/// Later segments whose first batch is looked for beyond the end of the log. A file ends with its last segment, of which at
+/// most [`SEGMENTS_AHEAD`](super::writer::SEGMENTS_AHEAD) are ahead; a device goes on, and is not read to its end at every
+/// start. Only damage to that many segments on end would go unseen.
+const LATER_SEGMENTS_MAX: u64 = 1024;
 
 /// What stands where the next batch is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -340,9 +344,12 @@ impl<'a, S: Storage> Walker<'a, S> {
         let segment = geometry.segment_of(self.end.next_batch_at);
         let next_start = geometry.segment_start(segment + 1);
         let (mut beyond, mut witness) = (Beyond::Nothing, None);
+        let limit = self.reader.log_bytes.min(geometry.segment_start(segment + 2 + LATER_SEGMENTS_MAX));
         let mut at = self.end.next_batch_at + BLOCK_BYTES;
-        while at < self.reader.log_bytes {
-            if let Found::Batch { header, hash } = self.find(at).await? {
+        while at < limit {
+            let is_later = at >= next_start + window_bytes;
+            let found = if is_later { self.find_alone(at).await? } else { self.find(at).await? };
+            if let Found::Batch { header, hash } = found {
                 let place = BatchPlace { header, hash, log_offset: at };
                 if header.durable_batch >= missing {
                     return Ok((Beyond::RecordsIt, Some(place)));
@@ -351,13 +358,21 @@ impl<'a, S: Storage> Walker<'a, S> {
                     (beyond, witness) = (Beyond::Siblings, Some(place));
                 }
             }
-            at += BLOCK_BYTES;
-            if at >= next_start + window_bytes {
-                // The first batch of each segment after that.
-                at = geometry.segment_start(geometry.segment_of(at - 1) + 1) + geometry.first_batch();
-            }
+            let next = at + BLOCK_BYTES;
+            at = if next >= next_start + window_bytes { first_batch_after(geometry, at) } else { next };
         }
         Ok((beyond, witness))
+    }
+
+    /// The same as `find` for a place that nothing is read beyond: it takes one block where there is no batch.
+    async fn find_alone(&mut self, at: u64) -> Result<Found, RecoveryError> {
+        let Superblock { key, shard, geometry, .. } = self.superblock;
+        let block = self.reader.peek(at, BLOCK_BYTES as usize).await?;
+        let bytes = match batch::claimed_bytes(&block, geometry.batch_bytes_max) {
+            Some(total) => self.reader.peek(at, total as usize).await?,
+            None => block,
+        };
+        Ok(batch::find(&bytes, key, *shard, geometry.batch_bytes_max, self.options.mutation))
     }
 
     fn damage(&self, here: Here, witness: Option<BatchPlace>) -> RecoveryError {
@@ -375,6 +390,11 @@ impl<'a, S: Storage> Walker<'a, S> {
             witness_file_offset: geometry.file_offset(witness_at),
         }))
     }
+}
+
+/// Where the segment after the one of `at` has its first batch.
+fn first_batch_after(geometry: Geometry, at: u64) -> u64 {
+    geometry.segment_start(geometry.segment_of(at) + 1) + geometry.first_batch()
 }
 
 /// Reads the log sequentially through one buffer.

@@ -23,7 +23,8 @@ const MAGIC: u64 = u64::from_le_bytes(*b"claimdSB");
 pub const FORMAT_VERSION: u32 = 1;
 /// Number of copies.
 pub const COPIES: u64 = 4;
-const COPY_STRIDE_BYTES: u64 = 16 * 1024;
+/// From one copy to the next.
+pub const COPY_STRIDE_BYTES: u64 = 16 * 1024;
 const CHECKSUM_AT: usize = BLOCK_BYTES as usize - 32;
 
 /// Where a copy lies in the file.

@@ -7,8 +7,12 @@ use glommio::io::{DmaFile, OpenOptions};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+mod ioctl {
+    nix::ioctl_read!(blkgetsize64, 0x12, 114, u64);
+}
 
 /// Whether to insist on O_DIRECT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +49,24 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
     },
+    /// The block device belongs to somebody.
+    #[error(
+        "{path} is in use: another claimd serves it, it is mounted, or another device lies over it; `lsblk` and `fuser` say \
+         which; end that, or name another device"
+    )]
+    InUse {
+        /// The device.
+        path: PathBuf,
+    },
+}
+
+/// What the path of a shard leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A file, which grows.
+    File,
+    /// A block device, which has its size.
+    Device,
 }
 
 /// See the module.
@@ -54,21 +76,31 @@ pub struct RealStorage {
     durable: Option<DmaFile>,
     /// Zeroing, superblocks and reads: O_DIRECT only.
     cached: DmaFile,
+    kind: Kind,
 }
 
 impl RealStorage {
     /// Opens a ledger file on the current executor, and locks it: `Locked` at once when somebody else has.
     pub async fn open(path: &Path, direct: DirectIo) -> Result<RealStorage, OpenError> {
         let error = |source| OpenError::Open { path: path.to_owned(), source };
-        if direct == DirectIo::Required && !does_direct(path).map_err(error)? {
-            return Err(OpenError::NoDirect { path: path.to_owned() });
+        let kind = kind_of(path).map_err(error)?;
+        if kind == Kind::File {
+            if direct == DirectIo::Required && !does_direct(path).map_err(error)? {
+                return Err(OpenError::NoDirect { path: path.to_owned() });
+            }
+            write_first_block(path).map_err(error)?;
         }
-        write_first_block(path).map_err(error)?;
         let mut options = OpenOptions::new();
-        options.read(true).write(true);
+        options.read(true).write(true).custom_flags(flags(kind));
         let cached = options.dma_open(path).await.map_err(|e| error(e.into()))?;
-        options.custom_flags(libc::O_DSYNC);
-        let durable = options.dma_open(path).await.map_err(|e| error(e.into()))?;
+        options.custom_flags(flags(kind) | libc::O_DSYNC | claim_flag(kind));
+        let durable = options.dma_open(path).await.map_err(|e| {
+            let source = io::Error::from(e);
+            match source.kind() {
+                io::ErrorKind::ResourceBusy => OpenError::InUse { path: path.to_owned() },
+                _ => error(source),
+            }
+        })?;
         // A flock belongs to the open file description, and so stays until writes that outlive the process have ended.
         // SAFETY: the descriptor is open for as long as `durable` lives; flock reads nothing but its arguments.
         if unsafe { libc::flock(durable.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
@@ -78,7 +110,7 @@ impl RealStorage {
                 _ => error(source),
             });
         }
-        Ok(RealStorage { durable: Some(durable), cached })
+        Ok(RealStorage { durable: Some(durable), cached, kind })
     }
 
     /// Closes the file, and with it gives the lock back. A storage that is merely dropped is closed by its executor some
@@ -93,9 +125,42 @@ impl RealStorage {
     /// Opens a ledger file for reading, without the lock: what is read may change while it is read.
     pub async fn open_read_only(path: &Path) -> Result<RealStorage, OpenError> {
         let error = |source| OpenError::Open { path: path.to_owned(), source };
-        let cached = OpenOptions::new().read(true).dma_open(path).await.map_err(|e| error(e.into()))?;
-        Ok(RealStorage { durable: None, cached })
+        let kind = kind_of(path).map_err(error)?;
+        let mut options = OpenOptions::new();
+        let cached = options.read(true).custom_flags(flags(kind)).dma_open(path).await.map_err(|e| error(e.into()))?;
+        Ok(RealStorage { durable: None, cached, kind })
     }
+}
+
+fn kind_of(path: &Path) -> io::Result<Kind> {
+    let is_device = std::fs::metadata(path)?.file_type().is_block_device();
+    Ok(if is_device { Kind::Device } else { Kind::File })
+}
+
+/// glommio looks at the file system that a path lies on, and opens what lies on a tmpfs without O_DIRECT; device nodes lie
+/// on one. The flag is therefore given outright; and there is no probe of polled I/O, so that no first block is needed.
+fn flags(kind: Kind) -> i32 {
+    match kind {
+        Kind::File => 0,
+        Kind::Device => libc::O_DIRECT,
+    }
+}
+
+/// A flock belongs to the node that was opened, and a device may have several. O_EXCL claims the device itself, from every
+/// node, and from mounts, mappings and partitions as well.
+fn claim_flag(kind: Kind) -> i32 {
+    match kind {
+        Kind::File => 0,
+        Kind::Device => libc::O_EXCL,
+    }
+}
+
+/// The size of a block device: its file length is 0.
+fn device_bytes(device: &impl AsRawFd) -> io::Result<u64> {
+    let mut bytes = 0;
+    // SAFETY: the descriptor is open while `device` is borrowed, and `bytes` is the u64 that this request writes to.
+    unsafe { ioctl::blkgetsize64(device.as_raw_fd(), &mut bytes) }?;
+    Ok(bytes)
 }
 
 /// On its first open of a file on a device, glommio tries polled I/O by reading the file's first block, and keeps the result
@@ -126,7 +191,10 @@ fn does_direct(path: &Path) -> io::Result<bool> {
 
 impl Storage for RealStorage {
     async fn file_bytes(&self) -> io::Result<u64> {
-        Ok(self.cached.file_size().await?)
+        match self.kind {
+            Kind::File => Ok(self.cached.file_size().await?),
+            Kind::Device => device_bytes(&self.cached),
+        }
     }
 
     async fn read_at(&self, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
@@ -158,10 +226,14 @@ impl Storage for RealStorage {
     }
 
     async fn grow(&self, bytes: u64) -> io::Result<()> {
-        let length = self.cached.file_size().await?;
-        if length < bytes {
-            self.cached.pre_allocate(bytes, false).await?;
+        let length = self.file_bytes().await?;
+        match self.kind {
+            _ if bytes <= length => Ok(()),
+            Kind::File => Ok(self.cached.pre_allocate(bytes, false).await?),
+            Kind::Device => Err(io::Error::new(
+                io::ErrorKind::StorageFull,
+                format!("the device has {length} bytes, and the next segment would end at {bytes}"),
+            )),
         }
-        Ok(())
     }
 }
