@@ -172,23 +172,39 @@ pub fn format(options: &FormatOptions, mut progress: impl FnMut(u16)) -> Result<
     // Shard 0 comes last: without its file there is no ledger.
     for shard in (0..*shards).rev() {
         superblock.shard = shard;
-        let path = shard_path(data, shard);
-        let making = path.with_extension("formatting");
-        let mut new = File::options();
-        new.write(true).create(true).truncate(true).mode(FILE_MODE).open(&making).map_err(io(&making))?;
-        let made = LocalExecutor::default().run(async {
-            let storage = RealStorage::open(&making, *direct).await?;
-            writer::format(&storage, &superblock).await.map_err(io(&making))?;
-            storage.close().await.map_err(io(&making))
-        });
-        if let Err(error) = made {
-            // What is half made is of no use, and the first error is the one to tell.
-            let _ = fs::remove_file(&making);
+        if let Err(error) = format_shard(data, &superblock, *direct) {
+            // What is half made is of no use, and would be in the way of the next try. The first error is the one to tell.
+            for made in shard + 1..*shards {
+                let _ = fs::remove_file(shard_path(data, made));
+            }
             return Err(error);
         }
-        fs::rename(&making, &path).map_err(io(&path))?;
-        File::open(data).and_then(|dir| dir.sync_all()).map_err(io(data))?;
         progress(shard);
     }
     Ok(ledger)
+}
+
+/// Makes the file of one shard; on failure it is not there.
+fn format_shard(data: &Path, superblock: &Superblock, direct: DirectIo) -> Result<(), LedgerError> {
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |source| LedgerError::Io { path, source }
+    };
+    let path = shard_path(data, superblock.shard);
+    let making = path.with_extension("formatting");
+    let mut new = File::options();
+    new.write(true).create(true).truncate(true).mode(FILE_MODE).open(&making).map_err(io(&making))?;
+    let made = LocalExecutor::default().run(async {
+        let storage = RealStorage::open(&making, direct).await?;
+        writer::format(&storage, superblock).await.map_err(io(&making))?;
+        storage.close().await.map_err(io(&making))
+    });
+    let named = made.and_then(|()| {
+        fs::rename(&making, &path).map_err(io(&path))?;
+        File::open(data).and_then(|dir| dir.sync_all()).map_err(io(data))
+    });
+    named.inspect_err(|_| {
+        let _ = fs::remove_file(&making);
+        let _ = fs::remove_file(&path);
+    })
 }

@@ -9,11 +9,15 @@
 //! | [`image`] | such a ledger file in memory, on which recovery runs |
 //! | [`check`] | the real recovery, and what it must find |
 //! | [`cuts`] | many images from one trace |
+//! | [`faults`] | every I/O call failing in every way |
+//! | [`fio`] | fio, as a witness that the disk loses what a disk may lose, and nothing else |
 
 pub mod check;
 pub mod cuts;
 pub mod daemon;
 pub mod disk;
+pub mod faults;
+pub mod fio;
 pub mod image;
 pub mod load;
 pub mod model;

@@ -1,5 +1,7 @@
 //! `power-loss`: the commands of the harness.
 
+mod commands;
+
 use clap::{Args, Parser, Subcommand};
 use power_loss::cuts::{self, Counts};
 use power_loss::daemon::Binary;
@@ -24,6 +26,12 @@ enum Command {
     /// The real daemon on a flaky disk: record traces, and check crash images of them.
     #[command(after_help = "Example:\n  power-loss cuts --images 50000")]
     Cuts(CutsArgs),
+    /// Every I/O call of the daemon fails in every way, and nothing is lost.
+    #[command(after_help = "Example:\n  power-loss faults --call batch")]
+    Faults(commands::FaultsArgs),
+    /// fio verifies what cuts of the flaky disk leave: clean with O_DSYNC, damaged without. It needs fio.
+    #[command(after_help = "Example:\n  power-loss fio --cuts 10")]
+    Fio(commands::FioArgs),
     /// Check one image of a kept trace again, as a violation names it.
     #[command(after_help = "Example:\n  power-loss replay target/power-loss/failed.trace.gz --instant 412 --draw 3")]
     Replay(ReplayArgs),
@@ -77,6 +85,8 @@ fn main() -> ExitCode {
     keep_memory();
     let result = match Cli::parse().command {
         Command::Cuts(args) => cuts(&args),
+        Command::Faults(args) => commands::faults(&args),
+        Command::Fio(args) => commands::fio(&args),
         Command::Replay(args) => replay(&args),
     };
     match result {
