@@ -22,7 +22,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Memory that each executor pins for its rings, three times over; the default of 10 MiB does not fit 8 MiB of memlock.
 pub const IO_MEMORY_BYTES: usize = 1 << 20;
@@ -31,7 +31,7 @@ const LOCK_PATIENCE_MS: u64 = 5_000;
 const LOCK_RETRY_MS: u64 = 50;
 /// How often engines look at the time.
 const TICK_MS: u64 = 10;
-/// How long a shutdown waits for what is under way.
+/// How long a shutdown waits for what is under way, in all.
 const DRAIN_MS: u64 = 10_000;
 
 /// What the main thread tells an executor.
@@ -180,15 +180,17 @@ async fn serve(plan: &Plan, drivers: Drivers, mesh: Mesh<Message>) {
     scrubbing.cancel().await;
     service.stop();
     sockets.drain_all();
-    let is_clean = until_idle(&service).await;
+    let deadline = Instant::now() + Duration::from_millis(DRAIN_MS);
+    let is_clean = until(deadline, || service.is_idle()).await;
     for driver in service.local_drivers() {
         driver.engine.borrow_mut().mark();
         driver.pump();
     }
-    let is_clean = until_idle(&service).await && is_clean;
+    let is_clean = until(deadline, || service.is_idle()).await && is_clean;
     // Another executor may still have sent a request here: this one answers until all have finished.
     plan.shared.drained.fetch_add(1, Ordering::SeqCst);
-    let is_clean = until_all_drained(&plan.shared).await && until_idle(&service).await && is_clean;
+    let all_drained = || plan.shared.drained.load(Ordering::SeqCst) >= plan.shared.cores.len();
+    let is_clean = until(deadline, all_drained).await && until(deadline, || service.is_idle()).await && is_clean;
     if !is_clean {
         tracing::warn!(
             executor = plan.executor,
@@ -209,23 +211,13 @@ async fn tick(service: Rc<Service>) {
     }
 }
 
-async fn until_all_drained(shared: &Shared) -> bool {
-    let all = shared.cores.len();
-    for _ in 0..DRAIN_MS / TICK_MS {
-        if shared.drained.load(Ordering::SeqCst) >= all {
-            return true;
+/// Whether it comes to be so before the deadline.
+async fn until(deadline: Instant, is_so: impl Fn() -> bool) -> bool {
+    while !is_so() {
+        if Instant::now() >= deadline {
+            return false;
         }
         glommio::timer::sleep(Duration::from_millis(TICK_MS)).await;
     }
-    false
-}
-
-async fn until_idle(service: &Service) -> bool {
-    for _ in 0..DRAIN_MS / TICK_MS {
-        if service.is_idle() {
-            return true;
-        }
-        glommio::timer::sleep(Duration::from_millis(TICK_MS)).await;
-    }
-    service.is_idle()
+    true
 }

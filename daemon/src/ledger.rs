@@ -211,19 +211,13 @@ pub fn format(options: &FormatOptions, mut progress: impl FnMut(u16)) -> Result<
     // Shard 0 comes last: without its file there is no ledger.
     for shard in (0..*shards).rev() {
         superblock.shard = shard;
-        let path = shard_path(data, shard);
-        let making = path.with_extension("formatting");
-        let made = match devices.get(usize::from(shard)) {
-            Some(device) => make(device, &superblock, *direct).and_then(|()| link(device, &making)),
-            None => make_file(&making, &superblock, *direct),
-        };
-        if let Err(error) = made {
-            // What is half made is of no use, and the first error is the one to tell.
-            let _ = fs::remove_file(&making);
+        if let Err(error) = format_shard(data, &superblock, *direct, devices.get(usize::from(shard))) {
+            // What is half made is of no use, and would be in the way of the next try. The first error is the one to tell.
+            for made in shard + 1..*shards {
+                let _ = fs::remove_file(shard_path(data, made));
+            }
             return Err(error);
         }
-        fs::rename(&making, &path).map_err(io_error(&path))?;
-        File::open(data).and_then(|dir| dir.sync_all()).map_err(io_error(data))?;
         progress(shard);
     }
     Ok(ledger)
@@ -276,4 +270,27 @@ fn link(device: &Path, path: &Path) -> Result<(), LedgerError> {
         _ => {}
     }
     symlink(device, path).map_err(io_error(path))
+}
+
+/// Makes the file of one shard, or the link to its device; on failure it is not there.
+fn format_shard(
+    data: &Path,
+    superblock: &Superblock,
+    direct: DirectIo,
+    device: Option<&PathBuf>,
+) -> Result<(), LedgerError> {
+    let path = shard_path(data, superblock.shard);
+    let making = path.with_extension("formatting");
+    let made = match device {
+        Some(device) => make(device, superblock, direct).and_then(|()| link(device, &making)),
+        None => make_file(&making, superblock, direct),
+    };
+    let named = made.and_then(|()| {
+        fs::rename(&making, &path).map_err(io_error(&path))?;
+        File::open(data).and_then(|dir| dir.sync_all()).map_err(io_error(data))
+    });
+    named.inspect_err(|_| {
+        let _ = fs::remove_file(&making);
+        let _ = fs::remove_file(&path);
+    })
 }

@@ -200,6 +200,21 @@ fn a_second_daemon_and_a_second_format_are_refused() {
 }
 
 #[test]
+fn a_format_that_fails_leaves_nothing_behind() {
+    let scratch = scratch();
+    let data = scratch.path().join("ledger");
+    // Shard 0, which is made last, can't be.
+    let obstacle = data.join("shard-0000.formatting");
+    std::fs::create_dir_all(&obstacle).unwrap();
+    let format = || run(&["format", "--shards", "2", "--segment-bytes", "4M", "--data", data.to_str().unwrap()]);
+    assert_eq!(format().status.code(), Some(1));
+    let left: Vec<_> = std::fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(left, [obstacle.clone()]);
+    std::fs::remove_dir(obstacle).unwrap();
+    assert!(format().status.success(), "nothing is in the way of the next one");
+}
+
+#[test]
 fn inspect_shows_what_was_written() {
     let scratch = scratch();
     format(scratch.path(), 1, "wall");

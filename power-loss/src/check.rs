@@ -2,8 +2,8 @@
 //!
 //! Of every image: recovery succeeds; recovery that is itself cut short, at any of its writes, succeeds the next time; a
 //! second recovery changes nothing; recovery writes nothing below the log's end. Of what it recovers: every acknowledged
-//! operation is there with what was acknowledged, every row that was shown is there, nothing is there that no client sent,
-//! nothing twice. Positions, sequences, ids and hashes are checked by recovery itself, which is the code that the daemon runs.
+//! operation is there with what was acknowledged, every row that was shown is there, nothing is there that no client sent
+//! or that was refused, nothing twice. Positions, sequences, ids and hashes are checked by recovery itself, which is the code that the daemon runs.
 
 use crate::image::{Image, run};
 use crate::load::metadata;
@@ -38,6 +38,8 @@ pub struct Expectations<'a> {
     metadata: HashMap<(u128, u16), u64>,
     acknowledged: Vec<Acknowledged>,
     seen: Vec<(usize, u128)>,
+    /// Keys that were sent once, and refused for certain.
+    refused: Vec<(usize, u128)>,
     /// By shard: the incarnations of batches that are no recovery batches, with the instant of the first submission.
     incarnations: Vec<Vec<(usize, u64)>>,
 }
@@ -50,12 +52,17 @@ impl<'a> Expectations<'a> {
             metadata: HashMap::new(),
             acknowledged: Vec::new(),
             seen: Vec::new(),
+            refused: Vec::new(),
             incarnations: vec![Vec::new(); superblocks.len()],
         };
         let mut seen = HashSet::new();
+        let mut sent_again = HashSet::new();
         for (instant, event) in trace.events.iter().enumerate() {
             match event {
                 Event::Client(Mark::Sent { key, operation }) => {
+                    if all.sent.contains_key(key) {
+                        sent_again.insert(*key);
+                    }
                     all.sent.entry(*key).or_insert((instant, operation));
                     if let Sent::Claim { items, .. } = operation {
                         for (n, item) in (0..).zip(items) {
@@ -68,6 +75,8 @@ impl<'a> Expectations<'a> {
                     let (key, item, event_id, sequence) = (*key, *item, *event_id, *sequence);
                     all.acknowledged.push(Acknowledged { instant, key, item, event_id, sequence });
                 }
+                // Of a repetition an error may be decided before the daemon looks for the key.
+                Event::Client(Mark::Refused { key }) if !sent_again.contains(key) => all.refused.push((instant, *key)),
                 Event::Client(Mark::Seen { event_id }) if seen.insert(*event_id) => all.seen.push((instant, *event_id)),
                 Event::Submitted(Op::Write { file, data, .. }) => {
                     let shard = superblocks.iter().position(|(index, _)| *index == *file as usize);
@@ -224,6 +233,11 @@ pub fn check(
     for (_, event_id) in expectations.seen.iter().take_while(|(at, _)| *at < instant) {
         if !ids.contains(event_id) {
             return Err(format!("row {event_id:032x} was shown to a client and is lost"));
+        }
+    }
+    for (_, key) in expectations.refused.iter().take_while(|(at, _)| *at < instant) {
+        if records.contains_key(&(*key, 0)) {
+            return Err(format!("{:?} was refused and has had its effect", expectations.sent[key].1));
         }
     }
     Ok(())

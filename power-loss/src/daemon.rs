@@ -42,8 +42,14 @@ impl Binary {
 
     /// Starts it on a ledger and waits until it serves; its log is appended to `log`.
     pub fn start(&self, data: &Path, socket: &Path, log: &Path) -> Result<Daemon, String> {
+        self.try_start(data, socket, log).map_err(|not| format!("claimd does not serve: {}", not.said))
+    }
+
+    /// The same, for those who look at why it does not serve.
+    pub fn try_start(&self, data: &Path, socket: &Path, log: &Path) -> Result<Daemon, NotServing> {
+        let harness = |said: String| NotServing { code: None, said };
         let open = || File::options().create(true).append(true).open(log);
-        let stderr = open().map_err(|e| format!("{}: {e}", log.display()))?;
+        let stderr = open().map_err(|e| harness(format!("{}: {e}", log.display())))?;
         let mut command = Command::new(&self.claimd);
         command.args(["start", "--data"]).arg(data).arg("--socket").arg(socket).args(&self.arguments);
         command.envs(self.mutant.map(|name| ("CLAIMD_MUTANT", name)));
@@ -52,7 +58,7 @@ impl Binary {
             .stdout(Stdio::piped())
             .stderr(stderr)
             .spawn()
-            .map_err(|e| format!("cannot run {}: {e}", self.claimd.display()))?;
+            .map_err(|e| harness(format!("cannot run {}: {e}", self.claimd.display())))?;
         let stdout = child.stdout.take().expect("the pipe was asked for");
         let (said, heard) = mpsc::channel();
         std::thread::spawn(move || {
@@ -60,16 +66,26 @@ impl Binary {
             let _ = BufReader::new(stdout).read_line(&mut line);
             let _ = said.send(line);
         });
-        let daemon = Daemon { child, socket: socket.to_owned() };
+        let mut daemon = Daemon { child, socket: socket.to_owned() };
         match heard.recv_timeout(PATIENCE) {
             Ok(line) if line.starts_with("ready ") => Ok(daemon),
-            _ => {
+            heard => {
+                // Its end of the pipe is closed, so it is ending; or it takes too long, and is killed.
+                let code = heard.ok().and_then(|_| daemon.wait().ok()).and_then(|status| status.code());
                 let log = std::fs::read_to_string(log).unwrap_or_default();
-                let last = log.lines().last().unwrap_or("it said nothing");
-                Err(format!("claimd does not serve: {last}"))
+                Err(NotServing { code, said: log.lines().last().unwrap_or("it said nothing").to_owned() })
             }
         }
     }
+}
+
+/// A daemon that did not come to serve.
+#[derive(Debug)]
+pub struct NotServing {
+    /// Its exit status, if it ended by itself.
+    pub code: Option<i32>,
+    /// The last line of its log.
+    pub said: String,
 }
 
 /// A running daemon; it is killed when this goes.
@@ -89,7 +105,17 @@ impl Daemon {
 
     /// SIGTERM, and its exit status.
     pub fn stop(&mut self) -> Result<ExitStatus, String> {
-        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).map_err(|e| format!("SIGTERM: {e}"))?;
+        self.terminate()?;
+        self.wait()
+    }
+
+    /// SIGTERM.
+    pub fn terminate(&self) -> Result<(), String> {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).map_err(|e| format!("SIGTERM: {e}"))
+    }
+
+    /// Its exit status, once it ends.
+    pub fn wait(&mut self) -> Result<ExitStatus, String> {
         let began = Instant::now();
         while began.elapsed() < PATIENCE {
             if let Some(status) = self.child.try_wait().map_err(|e| format!("waiting for claimd: {e}"))? {
@@ -97,7 +123,7 @@ impl Daemon {
             }
             std::thread::sleep(GLANCE);
         }
-        Err(format!("claimd does not end within {} s of SIGTERM", PATIENCE.as_secs()))
+        Err(format!("claimd does not end within {} s", PATIENCE.as_secs()))
     }
 }
 

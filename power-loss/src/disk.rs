@@ -32,7 +32,7 @@ const TTL: Duration = Duration::ZERO;
 /// What can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
-    /// Opening a file for writing.
+    /// Opening or creating a file.
     Open,
     /// A read.
     Read,
@@ -53,19 +53,53 @@ pub enum Failure {
     NoSpace,
     /// A write or read of half the bytes.
     Short,
-    /// It takes this long, and then succeeds.
-    Hang(Duration),
+    /// It takes until [`Disk::release`], and then succeeds.
+    Hang,
 }
 
-/// The `nth` call of its kind from now on, counted from 1, fails once.
+/// What a write consists of, as its first bytes tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// Zeroes.
+    Zeroes,
+    /// A segment's header.
+    SegmentHeader,
+    /// A copy of the superblock.
+    Superblock,
+    /// A batch.
+    Batch,
+    /// Something else.
+    Other,
+}
+
+impl Content {
+    /// What `data` is.
+    pub fn of(data: &[u8]) -> Content {
+        match data.get(..8) {
+            Some(b"claimSEG") => Content::SegmentHeader,
+            Some(b"claimdSB") => Content::Superblock,
+            Some(b"claimBAT") => Content::Batch,
+            _ if data.iter().all(|byte| *byte == 0) => Content::Zeroes,
+            _ => Content::Other,
+        }
+    }
+}
+
+/// The `nth` call of its kind from now on, counted from 1, fails.
 #[derive(Debug, Clone, Copy)]
 pub struct Fault {
     /// Which kind.
     pub call: Call,
+    /// Of which file; `None`: of any.
+    pub file: Option<&'static str>,
+    /// Of writes those of this, of flushes those after a write of this to the same file; `None`: all.
+    pub content: Option<Content>,
     /// Which of them.
     pub nth: u64,
     /// How.
     pub failure: Failure,
+    /// Whether every later one fails, too, until the order is taken back.
+    pub lasts: bool,
 }
 
 /// How long requests take.
@@ -78,6 +112,7 @@ pub struct Pace {
 struct Pending {
     op: u32,
     due: Instant,
+    is_held: bool,
     what: What,
 }
 
@@ -90,7 +125,17 @@ struct DiskFile {
     name: String,
     content: Vec<u8>,
     is_there: bool,
+    last_written: Content,
 }
+
+impl DiskFile {
+    fn new(name: String, content: Vec<u8>) -> DiskFile {
+        DiskFile { name, content, is_there: true, last_written: Content::Other }
+    }
+}
+
+/// A call that hangs: what is done when it no longer does.
+type Held = Box<dyn FnOnce(&mut State) + Send>;
 
 struct State {
     files: Vec<DiskFile>,
@@ -99,6 +144,9 @@ struct State {
     pace: Pace,
     fault: Option<Fault>,
     fault_happened: bool,
+    held: Vec<Held>,
+    is_in_order: bool,
+    last_due: Instant,
     /// Present while a trace is made.
     trace: Option<Trace>,
     submitted: u32,
@@ -145,15 +193,23 @@ impl State {
         attributes(INodeNo(index as u64 + 2), FileType::RegularFile, self.files[index].content.len() as u64)
     }
 
-    /// Whether this call is the one that fails.
-    fn failure_of(&mut self, call: Call) -> Option<Failure> {
-        let fault = self.fault.as_mut().filter(|fault| fault.call == call)?;
-        fault.nth -= 1;
+    /// Whether this call is the one that fails. `content` is what a write consists of.
+    fn failure_of(&mut self, call: Call, file: Option<usize>, content: Option<Content>) -> Option<Failure> {
+        let name = file.map(|file| self.files[file].name.as_str());
+        let last_written = file.map(|file| self.files[file].last_written);
+        let fault = self.fault.as_mut().filter(|fault| {
+            fault.call == call
+                && (fault.file.is_none() || fault.file == name)
+                && (fault.content.is_none() || fault.content == content.or(last_written))
+        })?;
+        fault.nth = fault.nth.saturating_sub(1);
         if fault.nth > 0 {
             return None;
         }
-        let failure = fault.failure;
-        self.fault = None;
+        let Fault { failure, lasts, .. } = *fault;
+        if !lasts {
+            self.fault = None;
+        }
         self.fault_happened = true;
         Some(failure)
     }
@@ -171,11 +227,13 @@ impl State {
             self.record(Event::Submitted(op));
         }
         let most = self.pace.delay_max.as_micros() as u64;
-        let mut delay = Duration::from_micros(if most == 0 { 0 } else { self.entropy.below(most) });
-        if let Some(Failure::Hang(time)) = failure {
-            delay += time;
+        let delay = Duration::from_micros(if most == 0 { 0 } else { self.entropy.below(most) });
+        let mut due = Instant::now() + delay;
+        if self.is_in_order {
+            due = due.max(self.last_due);
         }
-        self.waiting.push(Pending { op: number, due: Instant::now() + delay, what });
+        self.last_due = due;
+        self.waiting.push(Pending { op: number, due, is_held: failure == Some(Failure::Hang), what });
     }
 
     /// Lets one request take effect.
@@ -185,7 +243,7 @@ impl State {
                 let landed = match failure {
                     Some(Failure::Io | Failure::Short) => data.len() / 2 / BLOCK_BYTES as usize * BLOCK_BYTES as usize,
                     Some(Failure::NoSpace) => 0,
-                    Some(Failure::Hang(_)) | None => data.len(),
+                    Some(Failure::Hang) | None => data.len(),
                 };
                 let end = *offset as usize + landed;
                 let file = &mut self.files[*file];
@@ -197,7 +255,7 @@ impl State {
                     Some(Failure::Io) => (Event::Failed(pending.op), Outcome::Error(Errno::EIO)),
                     Some(Failure::NoSpace) => (Event::Failed(pending.op), Outcome::Error(Errno::ENOSPC)),
                     Some(Failure::Short) => (Event::Failed(pending.op), Outcome::Done(landed)),
-                    Some(Failure::Hang(_)) | None => (Event::Completed(pending.op), Outcome::Done(landed)),
+                    Some(Failure::Hang) | None => (Event::Completed(pending.op), Outcome::Done(landed)),
                 }
             }
             What::Flush { failure: Some(Failure::Io | Failure::Short), .. } => {
@@ -224,7 +282,7 @@ fn complete(shared: &Shared) {
     loop {
         let now = Instant::now();
         let under_way = state.waiting.len().min(UNDER_WAY_MAX);
-        let next = (0..under_way).min_by_key(|i| state.waiting[*i].due);
+        let next = (0..under_way).filter(|i| !state.waiting[*i].is_held).min_by_key(|i| state.waiting[*i].due);
         match next {
             Some(i) if state.waiting[i].due <= now => {
                 let mut pending = state.waiting.remove(i);
@@ -363,23 +421,34 @@ impl Filesystem for FlakyFs {
         reply.ok();
     }
 
-    fn open(&self, _: &Request, _: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let is_write = flags.0 & libc::O_ACCMODE != libc::O_RDONLY;
-        match is_write.then(|| self.lock().failure_of(Call::Open)).flatten() {
+    fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let mut state = self.lock();
+        let opened = |reply: ReplyOpen| reply.opened(FileHandle(0), OPENED);
+        match state.failure_of(Call::Open, Some(index(ino)), None) {
             Some(Failure::NoSpace) => reply.error(Errno::ENOSPC),
-            Some(_) => reply.error(Errno::EIO),
-            None => reply.opened(FileHandle(0), OPENED),
+            Some(Failure::Hang) => state.held.push(Box::new(move |_| opened(reply))),
+            Some(Failure::Io | Failure::Short) => reply.error(Errno::EIO),
+            None => opened(reply),
         }
     }
 
     fn create(&self, _: &Request, _: INodeNo, name: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
         let mut state = self.lock();
-        let index = state.find(name).unwrap_or_else(|| {
-            let name = name.to_string_lossy().into_owned();
-            state.files.push(DiskFile { name, content: Vec::new(), is_there: true });
-            state.files.len() - 1
-        });
-        reply.created(&TTL, &state.attributes(index), Generation(0), FileHandle(0), OPENED);
+        let failure = state.failure_of(Call::Open, None, None);
+        let name = name.to_string_lossy().into_owned();
+        let created = |state: &mut State, reply: ReplyCreate| {
+            let index = state.find(OsStr::new(&name)).unwrap_or_else(|| {
+                state.files.push(DiskFile::new(name, Vec::new()));
+                state.files.len() - 1
+            });
+            reply.created(&TTL, &state.attributes(index), Generation(0), FileHandle(0), OPENED);
+        };
+        match failure {
+            Some(Failure::NoSpace) => reply.error(Errno::ENOSPC),
+            Some(Failure::Hang) => state.held.push(Box::new(move |state| created(state, reply))),
+            Some(Failure::Io | Failure::Short) => reply.error(Errno::EIO),
+            None => created(&mut state, reply),
+        }
     }
 
     fn read(
@@ -394,22 +463,22 @@ impl Filesystem for FlakyFs {
         reply: ReplyData,
     ) {
         let mut state = self.lock();
-        let failure = state.failure_of(Call::Read);
-        let content = &state.files[index(ino)].content;
-        let start = (offset as usize).min(content.len());
-        let end = (start + size as usize).min(content.len());
+        let file = index(ino);
+        let failure = state.failure_of(Call::Read, Some(file), None);
+        let part = move |state: &State| {
+            let bytes = state.files[file].content.len();
+            let start = (offset as usize).min(bytes);
+            start..(start + size as usize).min(bytes)
+        };
+        let range = part(&state);
         match failure {
             Some(Failure::Io | Failure::NoSpace) => reply.error(Errno::EIO),
-            Some(Failure::Short) => reply.data(&content[start..start + (end - start) / 2]),
-            Some(Failure::Hang(time)) => {
-                let data = content[start..end].to_vec();
-                drop(state);
-                std::thread::spawn(move || {
-                    std::thread::sleep(time);
-                    reply.data(&data);
-                });
-            }
-            None => reply.data(&content[start..end]),
+            Some(Failure::Short) => reply.data(&state.files[file].content[range.start..range.start + range.len() / 2]),
+            Some(Failure::Hang) => state.held.push(Box::new(move |state| {
+                let range = part(state);
+                reply.data(&state.files[file].content[range]);
+            })),
+            None => reply.data(&state.files[file].content[range]),
         }
     }
 
@@ -426,8 +495,10 @@ impl Filesystem for FlakyFs {
         reply: ReplyWrite,
     ) {
         let mut state = self.lock();
-        let failure = state.failure_of(Call::Write);
         let file = index(ino);
+        let content = Content::of(data);
+        let failure = state.failure_of(Call::Write, Some(file), Some(content));
+        state.files[file].last_written = content;
         let is_durable = flags.0 & libc::O_DSYNC != 0;
         let op = || Op::Write { file: file as u32, offset, data: data.to_vec(), is_durable };
         let what = What::Write { file, offset, data: data.to_vec(), reply, failure };
@@ -438,7 +509,7 @@ impl Filesystem for FlakyFs {
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         let mut state = self.lock();
-        let failure = state.failure_of(Call::Flush);
+        let failure = state.failure_of(Call::Flush, Some(index(ino)), None);
         let file = index(ino) as u32;
         state.submit(|| Op::Flush { file }, What::Flush { reply, failure }, failure);
         drop(state);
@@ -474,23 +545,20 @@ impl Filesystem for FlakyFs {
         reply: ReplyEmpty,
     ) {
         let mut state = self.lock();
-        let failure = state.failure_of(Call::Grow);
+        let file = index(ino);
+        let failure = state.failure_of(Call::Grow, Some(file), None);
+        let grow = move |state: &mut State, reply: ReplyEmpty| {
+            let bytes = (offset + length).max(state.files[file].content.len() as u64);
+            state.resize(file, bytes);
+            reply.ok();
+        };
         match failure {
-            Some(Failure::NoSpace) => return reply.error(Errno::ENOSPC),
-            Some(Failure::Hang(time)) => {
-                drop(state);
-                std::thread::sleep(time);
-                state = self.lock();
-            }
-            Some(_) => return reply.error(Errno::EIO),
-            None => {}
+            _ if mode != 0 => reply.error(Errno::EOPNOTSUPP),
+            Some(Failure::NoSpace) => reply.error(Errno::ENOSPC),
+            Some(Failure::Hang) => state.held.push(Box::new(move |state| grow(state, reply))),
+            Some(Failure::Io | Failure::Short) => reply.error(Errno::EIO),
+            None => grow(&mut state, reply),
         }
-        if mode != 0 {
-            return reply.error(Errno::EOPNOTSUPP);
-        }
-        let bytes = (offset + length).max(state.files[index(ino)].content.len() as u64);
-        state.resize(index(ino), bytes);
-        reply.ok();
     }
 }
 
@@ -513,6 +581,9 @@ impl Disk {
                 pace: Pace { delay_max: Duration::ZERO },
                 fault: None,
                 fault_happened: false,
+                held: Vec::new(),
+                is_in_order: false,
+                last_due: Instant::now(),
                 trace: None,
                 submitted: 0,
                 is_over: false,
@@ -548,6 +619,11 @@ impl Disk {
         self.shared.lock().pace = pace;
     }
 
+    /// Makes requests complete in the order in which they came, however long each takes.
+    pub fn set_in_order(&self) {
+        self.shared.lock().is_in_order = true;
+    }
+
     /// Makes one call fail; `None` takes the last order back.
     pub fn set_fault(&self, fault: Option<Fault>) {
         let mut state = self.shared.lock();
@@ -558,6 +634,29 @@ impl Disk {
     /// Whether the last fault has happened.
     pub fn fault_happened(&self) -> bool {
         self.shared.lock().fault_happened
+    }
+
+    /// Lets go on what hangs.
+    pub fn release(&self) {
+        let mut state = self.shared.lock();
+        state.waiting.iter_mut().for_each(|pending| pending.is_held = false);
+        for held in std::mem::take(&mut state.held) {
+            held(&mut state);
+        }
+        drop(state);
+        self.shared.changed.notify_all();
+    }
+
+    /// Operations that have completed since the trace began.
+    pub fn completed(&self) -> usize {
+        let state = self.shared.lock();
+        let events = state.trace.iter().flat_map(|trace| &trace.events);
+        events.filter(|event| matches!(event, Event::Completed(_))).count()
+    }
+
+    /// The instant that the trace has come to.
+    pub fn instant(&self) -> usize {
+        self.shared.lock().trace.as_ref().map_or(0, |trace| trace.events.len())
     }
 
     /// Begins a trace: everything on the disk is taken to be durable, files are numbered in the order of their names.
@@ -590,13 +689,15 @@ impl Disk {
         let mut state = self.shared.lock();
         match state.find(OsStr::new(name)) {
             Some(index) => state.files[index].content = content,
-            None => state.files.push(DiskFile { name: name.to_owned(), content, is_there: true }),
+            None => state.files.push(DiskFile::new(name.to_owned(), content)),
         }
     }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
+        self.set_fault(None);
+        self.release();
         if let Some(session) = self.session.take() {
             let _ = session.umount_and_join();
         }

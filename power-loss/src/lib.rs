@@ -11,12 +11,16 @@
 //! | [`cuts`] | many images from one trace |
 //! | [`deep`] | the same under a real kernel with a real NVMe driver, in QEMU |
 //! | [`mutants`] | the deliberate bugs, and the kept traces in which they must be found |
+//! | [`faults`] | every I/O call failing in every way |
+//! | [`fio`] | fio, as a witness that the disk loses what a disk may lose, and nothing else |
 
 pub mod check;
 pub mod cuts;
 pub mod daemon;
 pub mod deep;
 pub mod disk;
+pub mod faults;
+pub mod fio;
 pub mod image;
 pub mod load;
 pub mod model;

@@ -7,7 +7,7 @@ use claim_client::{
     new_key,
 };
 use claim_engine::entropy::Entropy;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -52,6 +52,21 @@ pub struct Memory {
     unknown: Mutex<Vec<(Uuid, Sent)>>,
     /// Rows that exist.
     known: Mutex<Vec<(Uuid, RowState)>>,
+    /// How often which error was the answer.
+    errors: Mutex<BTreeMap<(&'static str, bool), u64>>,
+}
+
+impl Memory {
+    /// How often which error was the answer so far, by the name of its code and whether it left the outcome open.
+    pub fn errors(&self) -> BTreeMap<(&'static str, bool), u64> {
+        self.errors.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Counts an answer.
+    pub fn count(&self, error: &ClientError) {
+        let mut errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
+        *errors.entry((error.code_name(), matches!(error, ClientError::UnknownOutcome { .. }))).or_default() += 1;
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -322,8 +337,11 @@ impl Connection<'_> {
     }
 
     fn failed(&self, key: Uuid, operation: Sent, error: &ClientError) {
-        if matches!(error, ClientError::UnknownOutcome { .. }) {
-            self.lock_unknown().push((key, operation));
+        self.memory.count(error);
+        match error {
+            ClientError::UnknownOutcome { .. } => self.lock_unknown().push((key, operation)),
+            ClientError::Refused(_) => self.disk.mark(Mark::Refused { key: key.as_u128() }),
+            ClientError::Connect { .. } | ClientError::Protocol(_) => {}
         }
     }
 

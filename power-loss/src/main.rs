@@ -1,5 +1,7 @@
 //! `power-loss`: the commands of the harness.
 
+mod commands;
+
 use claim_engine::mutant::Mutant;
 use clap::{Args, Parser, Subcommand};
 use comfy_table::Table;
@@ -37,6 +39,12 @@ enum Command {
     /// Record the traces of the deliberate bugs anew, after a change of the log's format.
     #[command(after_help = "Example:\n  power-loss record --mutant no-dsync")]
     Record(RecordArgs),
+    /// Every I/O call of the daemon fails in every way, and nothing is lost.
+    #[command(after_help = "Example:\n  power-loss faults --call batch")]
+    Faults(commands::FaultsArgs),
+    /// fio verifies what cuts of the flaky disk leave: clean with O_DSYNC, damaged without. It needs fio.
+    #[command(after_help = "Example:\n  power-loss fio --cuts 10")]
+    Fio(commands::FioArgs),
     /// Check one image of a kept trace again, as a violation names it.
     #[command(after_help = "Example:\n  power-loss replay target/power-loss/failed.trace.gz --instant 412 --draw 3")]
     Replay(ReplayArgs),
@@ -119,6 +127,8 @@ fn main() -> ExitCode {
         Command::Deep(args) => deep::run(&args),
         Command::Mutants(args) => judge_mutants(&args),
         Command::Record(args) => record_mutants(&args),
+        Command::Faults(args) => commands::faults(&args),
+        Command::Fio(args) => commands::fio(&args),
         Command::Replay(args) => replay(&args),
     };
     match result {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Segments as small as they can be, so that logs roll and images stay small.
-const FORMAT: [&str; 6] = ["--segment-bytes", "1M", "--batch-bytes-max", "128K", "--shards", "2"];
+pub const FORMAT: [&str; 6] = ["--segment-bytes", "1M", "--batch-bytes-max", "128K", "--shards", "2"];
 
 /// What a session does.
 #[derive(Debug, Clone, Copy)]

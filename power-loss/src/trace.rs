@@ -108,6 +108,11 @@ pub enum Mark {
         /// Which.
         event_id: u128,
     },
+    /// It was told that an operation has not been done.
+    Refused {
+        /// The idempotency key.
+        key: u128,
+    },
 }
 
 /// Where clients write down what they do and learn.

@@ -198,8 +198,18 @@ impl Storage for RealStorage {
     }
 
     async fn read_at(&self, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
-        let read = self.cached.read_at_aligned(offset, bytes).await?;
-        Ok(read.to_vec())
+        let mut read = self.cached.read_at_aligned(offset, bytes).await?.to_vec();
+        // The file ends where a read brings nothing. One that brings less than it was asked for only has to be gone on with,
+        // from the last whole block, since O_DIRECT reads blocks.
+        while read.len() < bytes {
+            read.truncate(read.len() / BLOCK_BYTES as usize * BLOCK_BYTES as usize);
+            let more = self.cached.read_at_aligned(offset + read.len() as u64, bytes - read.len()).await?;
+            read.extend_from_slice(&more);
+            if more.len() < BLOCK_BYTES as usize {
+                break;
+            }
+        }
+        Ok(read)
     }
 
     async fn write_at(&self, offset: u64, data: &[u8], durability: Durability) -> io::Result<()> {
