@@ -79,9 +79,8 @@ impl<'a> Expectations<'a> {
                 Event::Client(Mark::Refused { key }) if !sent_again.contains(key) => all.refused.push((instant, *key)),
                 Event::Client(Mark::Seen { event_id }) if seen.insert(*event_id) => all.seen.push((instant, *event_id)),
                 Event::Submitted(Op::Write { file, data, .. }) => {
-                    let shard = superblocks.iter().position(|(index, _)| *index == *file as usize);
-                    if let Some(shard) = shard {
-                        let superblock = &superblocks[shard].1;
+                    let of_file = superblocks.iter().enumerate().filter(|(_, (index, _))| *index == *file as usize);
+                    for (shard, (_, superblock)) in of_file {
                         let largest = superblock.geometry.batch_bytes_max;
                         let found = batch::find(data, &superblock.key, superblock.shard, largest, mutation);
                         if let Found::Batch { header, .. } = found

@@ -49,7 +49,7 @@ pub struct FioArgs {
     json: bool,
 }
 
-fn bar(length: u64, what: &str) -> ProgressBar {
+pub fn bar(length: u64, what: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(&format!("{{bar:40}} {{pos}}/{{len}} {what}  {{elapsed}}"));
     ProgressBar::new(length).with_style(style.expect("the template is valid"))
 }

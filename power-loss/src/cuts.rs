@@ -140,7 +140,7 @@ fn entropy_of(instant: usize, draw: u64) -> Entropy {
 
 /// The instants worth cutting at: the last ones before the disk's state changes, so that they come with every
 /// acknowledgement given in that state. Only those at which a write may be lost; with the number of writes under way.
-fn instants(trace: &Trace) -> Vec<(usize, usize)> {
+pub fn instants(trace: &Trace) -> Vec<(usize, usize)> {
     let mut model = Model::new(trace);
     let mut found = Vec::new();
     loop {

@@ -659,6 +659,13 @@ impl Disk {
         self.shared.lock().trace.as_ref().map_or(0, |trace| trace.events.len())
     }
 
+    /// Waits until nothing is under way.
+    pub fn wait_until_idle(&self) {
+        while !self.shared.lock().waiting.is_empty() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Begins a trace: everything on the disk is taken to be durable, files are numbered in the order of their names.
     pub fn begin_trace(&self) {
         let mut state = self.shared.lock();

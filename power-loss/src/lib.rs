@@ -10,7 +10,9 @@
 //! | [`check`] | the real recovery, and what it must find |
 //! | [`cuts`] | many images from one trace |
 //! | [`deep`] | the same under a real kernel with a real NVMe driver, in QEMU |
+//! | [`needs`] | what of the machine a layer needs, looked at before it begins |
 //! | [`mutants`] | the deliberate bugs, and the kept traces in which they must be found |
+//! | [`ext4`] | the same on ext4, with every image mounted before recovery |
 //! | [`faults`] | every I/O call failing in every way |
 //! | [`fio`] | fio, as a witness that the disk loses what a disk may lose, and nothing else |
 
@@ -19,11 +21,13 @@ pub mod cuts;
 pub mod daemon;
 pub mod deep;
 pub mod disk;
+pub mod ext4;
 pub mod faults;
 pub mod fio;
 pub mod image;
 pub mod load;
 pub mod model;
 pub mod mutants;
+pub mod needs;
 pub mod session;
 pub mod trace;

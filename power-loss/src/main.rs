@@ -5,13 +5,17 @@ mod commands;
 use claim_engine::mutant::Mutant;
 use clap::{Args, Parser, Subcommand};
 use comfy_table::Table;
-use power_loss::cuts::{self, Counts};
+use indicatif::ProgressBar;
+use power_loss::cuts::{self, Counts, Violation};
 use power_loss::daemon::Binary;
 use power_loss::deep;
+use power_loss::ext4;
 use power_loss::load::Weight;
 use power_loss::mutants;
+use power_loss::needs;
 use power_loss::session::{self, LeftOvers, Plan};
 use power_loss::trace::Trace;
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -29,7 +33,10 @@ struct Cli {
 enum Command {
     /// The real daemon on a flaky disk: record traces, and check crash images of them.
     #[command(after_help = "Example:\n  power-loss cuts --images 50000")]
-    Cuts(CutsArgs),
+    Cuts(SessionArgs),
+    /// The same on ext4 over a loop device over the flaky disk: each image is mounted before it is recovered.
+    #[command(after_help = "Example:\n  power-loss ext4 --images 300 --sessions 3")]
+    Ext4(SessionArgs),
     /// The same under real kernels with a real NVMe driver, in QEMU.
     #[command(after_help = "Example:\n  power-loss deep --images 1000 --kills 20 --kernel 6.12")]
     Deep(deep::Arguments),
@@ -51,7 +58,7 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
-struct CutsArgs {
+struct SessionArgs {
     /// The daemon; by default the one beside this program.
     #[arg(long)]
     claimd: Option<PathBuf>,
@@ -124,6 +131,7 @@ fn main() -> ExitCode {
     keep_memory();
     let result = match Cli::parse().command {
         Command::Cuts(args) => cuts(&args),
+        Command::Ext4(args) => ext4(&args),
         Command::Deep(args) => deep::run(&args),
         Command::Mutants(args) => judge_mutants(&args),
         Command::Record(args) => record_mutants(&args),
@@ -146,75 +154,146 @@ fn claimd_of(given: Option<&PathBuf>) -> Result<PathBuf, String> {
     claimd.ok_or_else(|| "claimd is not there: build it with `cargo build --release`, or name it with --claimd".into())
 }
 
-fn cuts(args: &CutsArgs) -> Result<(), String> {
-    let binary = Binary { claimd: claimd_of(args.claimd.as_ref())?, arguments: session::arguments(), mutant: None };
+/// What all sessions came to.
+#[derive(Debug, Default, Serialize)]
+struct Totals {
+    sessions: u64,
+    #[serde(flatten)]
+    counts: Counts,
+    acknowledged: u64,
+    durable_writes: u64,
+    plain_writes: u64,
+    flushes: u64,
+    most_durable_writes_in_flight: usize,
+    violations: u64,
+    seconds: f64,
+}
+
+/// Runs `sessions` sessions on all cores, and prints what they came to.
+fn sessions(
+    args: &SessionArgs,
+    one: impl Fn(u64, &Path, &ProgressBar) -> Result<(Trace, Counts), String> + Sync,
+) -> Result<(), String> {
     let seed = args.seed.unwrap_or_else(|| u64::from(std::process::id()));
-    println!("--seed {seed} repeats the load's choices");
+    eprintln!("--seed {seed} repeats the load's choices; how threads interleave is written down in the traces");
     let began = Instant::now();
-    let images_of_session = args.images.div_ceil(args.sessions);
-    let traces: Mutex<Vec<(u64, Trace)>> = Mutex::default();
+    let bar = commands::bar(args.images, "images");
     let next = AtomicU64::new(0);
-    let totals = Mutex::new((Counts::default(), 0u64, 0usize, 0usize));
+    let totals: Mutex<Totals> = Mutex::default();
     let failure: Mutex<Option<String>> = Mutex::default();
-    let recorded = AtomicU64::new(0);
+    let work = || {
+        loop {
+            let session = next.fetch_add(1, Ordering::Relaxed);
+            if session >= args.sessions || failure.lock().expect("no panic").is_some() {
+                break;
+            }
+            let scratch = args.scratch.join(format!("session-{}", seed + session));
+            let made = std::fs::create_dir_all(&scratch).map_err(|e| format!("{}: {e}", scratch.display()));
+            match made.and_then(|()| one(seed + session, &scratch, &bar)) {
+                Ok((trace, counts)) => {
+                    let _ = std::fs::remove_dir_all(&scratch);
+                    let mut totals = totals.lock().expect("no panic");
+                    totals.sessions += 1;
+                    totals.counts.add(&counts);
+                    totals.acknowledged += trace.acknowledged();
+                    let (durable, plain, flushes) = trace.counts();
+                    totals.durable_writes += durable;
+                    totals.plain_writes += plain;
+                    totals.flushes += flushes;
+                    totals.most_durable_writes_in_flight =
+                        totals.most_durable_writes_in_flight.max(trace.most_in_flight());
+                }
+                Err(message) => {
+                    failure.lock().expect("no panic").get_or_insert(message);
+                }
+            }
+        }
+    };
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            scope.spawn(|| loop {
-                let session = next.fetch_add(1, Ordering::Relaxed);
-                if session >= args.sessions || failure.lock().expect("no panic").is_some() {
-                    break;
-                }
-                let _ = &traces;
-                let result = one_session(&binary, args, seed + session, images_of_session);
-                recorded.fetch_add(1, Ordering::Relaxed);
-                match result {
-                    Ok((counts, acknowledged, in_flight)) => {
-                        let mut totals = totals.lock().expect("no panic");
-                        totals.0.add(&counts);
-                        totals.1 += acknowledged as u64;
-                        totals.2 = totals.2.max(in_flight);
-                        eprintln!("session {session}: {} images, {acknowledged} acknowledged, {in_flight} in flight, {:.1} s", counts.images, began.elapsed().as_secs_f64());
-                    }
-                    Err(message) => *failure.lock().expect("no panic") = Some(message),
-                }
-            });
+            scope.spawn(work);
         }
     });
+    bar.finish_and_clear();
     if let Some(message) = failure.into_inner().expect("no panic") {
         return Err(message);
     }
-    let (counts, acknowledged, in_flight, _) = totals.into_inner().expect("no panic");
+    let mut totals = totals.into_inner().expect("no panic");
+    totals.seconds = began.elapsed().as_secs_f64();
+    if args.json {
+        println!("{}", serde_json::json!(totals));
+        return Ok(());
+    }
+    let Counts { images, with_two_in_flight, after_kill, .. } = totals.counts;
+    println!("{images} distinct crash images of {} ledgers: 0 violations", totals.sessions);
     println!(
-        "{counts:?} acknowledged {acknowledged}, most durable writes in flight {in_flight}, {:.1} s",
-        began.elapsed().as_secs_f64()
+        "  with a write that the cut may lose: {}; with two or more under way: {with_two_in_flight}",
+        totals.counts.with_volatile
     );
+    println!("  after the daemon was killed and started again: {after_kill}");
+    println!(
+        "  {} operations acknowledged; {} durable writes, {} plain ones, {} flushes",
+        totals.acknowledged, totals.durable_writes, totals.plain_writes, totals.flushes
+    );
+    println!("  durable writes under way at once: {} at most", totals.most_durable_writes_in_flight);
+    println!("  {:.1} s", totals.seconds);
     Ok(())
 }
 
-fn one_session(binary: &Binary, args: &CutsArgs, seed: u64, images: u64) -> Result<(Counts, usize, usize), String> {
-    let scratch = args.scratch.join(format!("session-{seed}"));
-    std::fs::create_dir_all(&scratch).map_err(|e| format!("{}: {e}", scratch.display()))?;
-    let weight = if seed % 6 == 0 { Weight::HEAVY } else { Weight::LIGHT };
-    let left_overs = if seed % 4 == 1 { LeftOvers::EarlierLedger } else { LeftOvers::None };
-    let plan = Plan { seed, runs: 4, run_ms_max: 30, delay_us_max: 1_500, weight, left_overs };
-    let keep = |trace: &Trace, message: String| {
-        let path = scratch.join("failed.trace.gz");
-        match trace.save(&path) {
-            Ok(()) => format!("{message}; the trace is kept in {}", path.display()),
-            Err(error) => format!("{message}; the trace could not be kept: {error}"),
-        }
-    };
-    let trace = session::record(binary, &plan, &scratch).map_err(|(message, trace)| keep(&trace, message))?;
-    let (counts, violation) = cuts::cut(&trace, images, cuts::mutation_of(&trace), |_| {})?;
-    if let Some(violation) = violation {
-        let message = format!("{}; --instant {} --draw {}", violation.what, violation.instant, violation.draw);
-        return Err(keep(&trace, message));
+/// Writes a trace down that shows something, and adds where to the message.
+fn keep(trace: &Trace, scratch: &Path, message: &str) -> String {
+    let path = scratch.join("failed.trace.gz");
+    match trace.save(&path) {
+        Ok(()) => format!("{message}; the trace is kept in {}", path.display()),
+        Err(error) => format!("{message}; the trace could not be kept: {error}"),
     }
-    let _ = std::fs::remove_dir_all(&scratch);
-    let acknowledged = trace.events.iter().filter(|event| {
-        matches!(event, power_loss::trace::Event::Client(power_loss::trace::Mark::Acknowledged { .. }))
-    });
-    Ok((counts, acknowledged.count(), trace.most_in_flight()))
+}
+
+fn binary(given: Option<&PathBuf>) -> Result<Binary, String> {
+    Ok(Binary { claimd: claimd_of(given)?, arguments: session::arguments(), mutant: None })
+}
+
+fn cuts(args: &SessionArgs) -> Result<(), String> {
+    needs::check(&[needs::ROOT, needs::FUSE])?;
+    let binary = binary(args.claimd.as_ref())?;
+    let images = args.images.div_ceil(args.sessions);
+    sessions(args, |seed, scratch, bar| {
+        // Some ledgers fill segments, some lie where an earlier one lay.
+        let weight = if seed % 6 == 0 { Weight::HEAVY } else { Weight::LIGHT };
+        let left_overs = if seed % 4 == 1 { LeftOvers::EarlierLedger } else { LeftOvers::None };
+        let plan = Plan { seed, runs: 4, run_ms_max: 30, delay_us_max: 1_500, weight, left_overs };
+        let trace =
+            session::record(&binary, &plan, scratch).map_err(|(message, trace)| keep(&trace, scratch, &message))?;
+        match cuts::cut(&trace, images, cuts::mutation_of(&trace), |images| bar.inc(images))? {
+            (counts, None) => Ok((trace, counts)),
+            (_, Some(violation)) => {
+                let Violation { what, instant, draw, .. } = violation;
+                let message = format!("{what}; see it again with power-loss replay --instant {instant} --draw {draw}");
+                Err(keep(&trace, scratch, &message))
+            }
+        }
+    })
+}
+
+fn ext4(args: &SessionArgs) -> Result<(), String> {
+    needs::check(&[needs::ROOT, needs::FUSE, needs::LOOP, needs::MKFS])?;
+    let binary = binary(args.claimd.as_ref())?;
+    let images = args.images.div_ceil(args.sessions);
+    sessions(args, |seed, scratch, bar| {
+        // Large rows, so that files grow.
+        let plan = Plan {
+            seed,
+            runs: 3,
+            run_ms_max: 80,
+            delay_us_max: 800,
+            weight: Weight::HEAVY,
+            left_overs: LeftOvers::None,
+        };
+        let trace =
+            ext4::record(&binary, &plan, scratch).map_err(|(message, trace)| keep(&trace, scratch, &message))?;
+        let counts = ext4::cut(&trace, images, scratch, || bar.inc(1)).map_err(|what| keep(&trace, scratch, &what))?;
+        Ok((trace, counts))
+    })
 }
 
 fn judge_mutants(args: &MutantsArgs) -> Result<(), String> {

@@ -54,7 +54,7 @@ pub fn record(binary: &Binary, plan: &Plan, scratch: &Path) -> Result<Trace, (St
     }
     disk.begin_trace();
     disk.set_pace(Pace { delay_max: Duration::from_micros(plan.delay_us_max) });
-    let result = runs(binary, plan, scratch, &disk);
+    let result = runs(binary, plan, scratch, &disk, &mount, Some(Event::Killed));
     let mut trace = disk.end_trace();
     trace.mutant = binary.mutant.map(str::to_owned);
     match result {
@@ -66,7 +66,7 @@ pub fn record(binary: &Binary, plan: &Plan, scratch: &Path) -> Result<Trace, (St
 /// Fills the ledger, and formats another over it.
 fn leave_over(binary: &Binary, plan: &Plan, scratch: &Path, disk: &Disk) -> Result<(), String> {
     let earlier = Plan { runs: 1, run_ms_max: 600, weight: Weight::FILLING, ..*plan };
-    runs(binary, &earlier, scratch, disk)?;
+    runs(binary, &earlier, scratch, disk, disk.path(), None)?;
     let names = ["shard-0000.ledger", "shard-0001.ledger"];
     let old = names.map(|name| disk.content(name).unwrap_or_default());
     names.iter().try_for_each(|name| std::fs::remove_file(disk.path().join(name))).map_err(|e| e.to_string())?;
@@ -79,13 +79,21 @@ fn leave_over(binary: &Binary, plan: &Plan, scratch: &Path, disk: &Disk) -> Resu
     Ok(())
 }
 
-fn runs(binary: &Binary, plan: &Plan, scratch: &Path, disk: &Disk) -> Result<(), String> {
+/// Runs the daemon on `data` again and again; `on_kill` is written down before each SIGKILL.
+pub(crate) fn runs(
+    binary: &Binary,
+    plan: &Plan,
+    scratch: &Path,
+    disk: &Disk,
+    data: &Path,
+    on_kill: Option<Event>,
+) -> Result<(), String> {
     let shared = disk.shared();
     let memory = Memory::default();
     let mut entropy = Entropy::from_seed_u64(plan.seed);
     let (socket, log) = (scratch.join("claimd.sock"), scratch.join("claimd.log"));
     for run in 0..plan.runs {
-        let mut daemon = binary.start(disk.path(), &socket, &log)?;
+        let mut daemon = binary.start(data, &socket, &log)?;
         if run == 0 {
             load::onboard(&socket, &shared, plan.weight.connections)?;
         } else {
@@ -99,8 +107,7 @@ fn runs(binary: &Binary, plan: &Plan, scratch: &Path, disk: &Disk) -> Result<(),
             let load = scope.spawn(|| load::run(clients, &shared, &memory, plan.weight, run, plan.seed, &over));
             std::thread::sleep(time);
             if !is_last {
-                // From here on what is under way promises nothing.
-                shared.event(Event::Killed);
+                on_kill.clone().into_iter().for_each(|event| shared.event(event));
                 daemon.kill();
             }
             over.store(true, Ordering::Relaxed);

@@ -184,6 +184,12 @@ impl Trace {
         counts
     }
 
+    /// Acknowledgements that clients got.
+    pub fn acknowledged(&self) -> u64 {
+        let is_one = |event: &&Event| matches!(event, Event::Client(Mark::Acknowledged { .. }));
+        self.events.iter().filter(is_one).count() as u64
+    }
+
     /// The most durable writes that were under way at once.
     pub fn most_in_flight(&self) -> usize {
         let mut durable = Vec::new();
