@@ -52,7 +52,14 @@ struct Loop(String);
 impl Loop {
     fn attach(file: &Path) -> Result<Loop, String> {
         let arguments = ["--find", "--show", "--direct-io=on", "--sector-size=4096", text(file)];
-        command("losetup", &arguments).map(Loop)
+        let device = command("losetup", &arguments).map(Loop)?;
+        // The kernel remembers of a loop device that somebody switched its cache off, and then sends no flushes.
+        let cache = format!("/sys/block/{}/queue/write_cache", device.0.trim_start_matches("/dev/"));
+        let set = fs::write(&cache, "write back").and_then(|()| fs::read_to_string(&cache));
+        match set {
+            Ok(found) if found.trim() == "write back" => Ok(device),
+            other => Err(format!("{cache} can't be set to `write back`, so the kernel would send no flushes: {other:?}")),
+        }
     }
 }
 
