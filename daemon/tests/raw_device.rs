@@ -117,6 +117,7 @@ fn a_ledger_lives_on_devices_through_a_kill() {
     let inspected = assert_done(&run("inspect", &data));
     assert!(inspected.contains("superblock_copies_valid 4"), "{inspected}");
     daemon.stop();
+    assert_done(&run("verify", &data));
     let doctor = text(&run("doctor", &data).stdout);
     assert!(doctor.contains(&format!("is the block device {}", one.text())), "{doctor}");
 }
