@@ -7,6 +7,8 @@ CARGO_FUZZ_VERSION='0.13.2'
 # No target takes more memory, and no input more time.
 MEMORY_MIB=1024
 INPUT_SECONDS=10
+# Seeds are at least so long: few long ones reach what many short ones do.
+SEED_BYTES_MIN=250
 # Longer inputs say nothing that shorter ones don't.
 declare -A INPUT_BYTES=([request]=4096 [recovery]=1024 [commands]=2048)
 
@@ -17,7 +19,7 @@ usage: fuzz/run.sh [--json] SECONDS [TARGET…]
 
 Runs the targets (request, recovery, commands) for SECONDS each, from the seeds and from what earlier runs found, which
 is kept below target/fuzz. An input that breaks something is written to target/fuzz/artifacts/TARGET.
---seeds replaces the seeds by the smallest set of known inputs that reaches the same code.
+--seeds replaces the seeds of recovery and commands by few known inputs that reach the same code.
 
     fuzz/run.sh 30                    # what CI does
     fuzz/run.sh 600 recovery
@@ -69,19 +71,25 @@ host=$(rustc -vV | sed -n 's/^host: //p')
 cargo fuzz build --sanitizer none --target "$host" --target-dir "$out" >&2
 
 if $seeds; then
-    for target in "${targets[@]}"; do
-        new="$out/seeds/$target"
-        rm -rf "$new"
-        mkdir -p "$new" "$out/corpus/$target"
+    # The seeds of requests are made by a program.
+    for target in recovery commands; do
+        new="$out/seeds/$target" candidates="$out/seeds/candidates"
+        rm -rf "$new" "$candidates"
+        mkdir -p "$new" "$candidates" "$out/corpus/$target" "fuzz/seeds/$target"
+        find "$out/corpus/$target" "fuzz/seeds/$target" -type f -size +"$SEED_BYTES_MIN"c -exec cp -t "$candidates" {} +
         # Counters aside: one input for each edge of the code.
-        "$out/$host/release/$target" -merge=1 -use_counters=0 -rss_limit_mb=$MEMORY_MIB "$new" "fuzz/seeds/$target" \
-            "$out/corpus/$target" 2>"$out/$target.log"
-        rm -rf "fuzz/seeds/$target"
-        mv "$new" "fuzz/seeds/$target"
+        "$out/$host/release/$target" -merge=1 -use_counters=0 -rss_limit_mb=$MEMORY_MIB "$new" "$candidates" \
+            2>"$out/$target.log"
+        # What has a name was found once, and stays.
+        find "fuzz/seeds/$target" -type f -regex '.*/[0-9a-f]*' -delete
+        find "$new" -type f -regex '.*/[0-9a-f]*' -exec cp -t "fuzz/seeds/$target" {} +
         printf '%-10s %4d seeds\n' "$target" "$(find "fuzz/seeds/$target" -type f | wc -l)"
     done
     exit 0
 fi
+
+# An engine takes and returns tens of megabytes of buffers for each input: the allocator keeps them.
+export GLIBC_TUNABLES=glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296
 
 # field NAME LOG: the figure of libFuzzer's final statistics.
 field() {

@@ -42,7 +42,7 @@ impl Geometry {
     /// Whether a log with these sizes can be walked and written at all, smaller ones than [`Geometry::check`] takes included.
     pub fn is_sound(self) -> bool {
         let Geometry { segment_bytes, batch_bytes_max } = self;
-        let is_whole = |bytes: u64, most: u64| bytes > 0 && bytes % BLOCK_BYTES == 0 && bytes <= most;
+        let is_whole = |bytes: u64, most: u64| bytes > 0 && bytes.is_multiple_of(BLOCK_BYTES) && bytes <= most;
         is_whole(segment_bytes, *SEGMENT_BYTES_RANGE.end())
             && is_whole(batch_bytes_max, *BATCH_BYTES_RANGE.end())
             && segment_bytes >= SEGMENT_HEADER_BYTES + 2 * batch_bytes_max
