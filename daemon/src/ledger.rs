@@ -171,6 +171,10 @@ async fn read_superblock(path: &Path) -> Result<Superblock, LedgerError> {
     let storage = RealStorage::open_read_only(path).await?;
     let superblock = Superblock::read(&storage).await;
     storage.close().await.map_err(|source| LedgerError::Io { path: path.to_owned(), source })?;
+    let superblock = superblock.and_then(|superblock| match superblock.geometry.check() {
+        Ok(_) => Ok(superblock),
+        Err(found) => Err(SuperblockError::Field { field: "geometry", found }),
+    });
     superblock.map_err(|source| LedgerError::Superblock { path: path.to_owned(), source })
 }
 

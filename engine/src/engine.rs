@@ -341,7 +341,12 @@ impl Engine {
         if is_free {
             self.out.extend(held.output);
         } else {
+            let is_durable = held.release_at <= self.log.durable().position;
             self.held.push_back(held);
+            if is_durable {
+                // It waits for other shards alone, and an idle log may complete nothing more that would let it out.
+                self.release();
+            }
         }
     }
 
@@ -414,9 +419,12 @@ impl Engine {
     fn fail(&mut self, held: Vec<Held>, reason: &str) {
         for held in held {
             if let Some(Output::Reply(Reply { token, .. })) = held.output {
-                let message =
-                    format!("{reason}; restart the daemon once its storage is sound, and retry with the same key");
-                let refusal = Refusal::unknown(Code::ShardFailed, message);
+                let message = format!("{reason}; restart the daemon once its storage is sound, and ask again");
+                let refusal = if held.is_mutation {
+                    Refusal::unknown(Code::ShardFailed, message + " with the same key")
+                } else {
+                    Refusal::new(Code::ShardFailed, message)
+                };
                 self.out.push(reply(token, 0, Outcome::Refused(refusal)));
             }
         }

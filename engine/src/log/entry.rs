@@ -292,6 +292,14 @@ impl Entry<'_> {
         }
     }
 
+    /// The low byte of the fingerprint of the request that made it. Prefixes are minted for an onboarding.
+    pub fn keyed_as(&self) -> u8 {
+        match self {
+            Entry::PrefixAllocation { .. } => 16,
+            other => other.kind() as u8,
+        }
+    }
+
     /// The audit's name of the operation.
     pub fn operation(&self) -> &'static str {
         match self {

@@ -19,6 +19,8 @@ pub const SEGMENT_HEADER_BYTES: u64 = BLOCK_BYTES;
 pub const RECORD_BYTES_MAX: u64 = 72 * 1024;
 /// Batches submitted and not yet durable.
 pub const BATCHES_IN_FLIGHT_MAX: usize = 4;
+/// Runs of the daemon that a log counts: the bits above are left for an epoch.
+pub const INCARNATIONS_MAX: u64 = (1 << 48) - 1;
 /// Bounds of `segment_bytes` and `batch_bytes_max` at format.
 pub const SEGMENT_BYTES_RANGE: std::ops::RangeInclusive<u64> = 1 << 20..=4 << 30;
 /// See [`SEGMENT_BYTES_RANGE`].
@@ -36,6 +38,15 @@ pub struct Geometry {
 impl Geometry {
     /// What `claimd format` takes unless told otherwise: 64 MiB and 1 MiB.
     pub const DEFAULT: Geometry = Geometry { segment_bytes: 64 << 20, batch_bytes_max: 1 << 20 };
+
+    /// Whether a log with these sizes can be walked and written at all, smaller ones than [`Geometry::check`] takes included.
+    pub fn is_sound(self) -> bool {
+        let Geometry { segment_bytes, batch_bytes_max } = self;
+        let is_whole = |bytes: u64, most: u64| bytes > 0 && bytes.is_multiple_of(BLOCK_BYTES) && bytes <= most;
+        is_whole(segment_bytes, *SEGMENT_BYTES_RANGE.end())
+            && is_whole(batch_bytes_max, *BATCH_BYTES_RANGE.end())
+            && segment_bytes >= SEGMENT_HEADER_BYTES + 2 * batch_bytes_max
+    }
 
     /// Whether the sizes can hold a log at all, and if not, why.
     pub fn check(self) -> Result<Geometry, String> {
@@ -116,11 +127,12 @@ mod tests {
 
     #[test]
     fn senseless_sizes_are_refused() {
-        assert!(Geometry::DEFAULT.check().is_ok());
+        assert!(Geometry::DEFAULT.check().is_ok() && Geometry::DEFAULT.is_sound());
         for (segment_bytes, batch_bytes_max) in
             [(1 << 20, 1 << 20), (0, 1 << 20), (64 << 20, 0), ((64 << 20) + 1, 1 << 20), (64 << 20, 8 << 20)]
         {
-            assert!(Geometry { segment_bytes, batch_bytes_max }.check().is_err(), "{segment_bytes} {batch_bytes_max}");
+            let geometry = Geometry { segment_bytes, batch_bytes_max };
+            assert!(geometry.check().is_err() && !geometry.is_sound(), "{segment_bytes} {batch_bytes_max}");
         }
     }
 }

@@ -4,7 +4,7 @@
 //! follows from every combination.
 
 use super::batch::{self, BatchHeader, Found, Hash};
-use super::layout::{BATCHES_IN_FLIGHT_MAX, BLOCK_BYTES, Geometry};
+use super::layout::{BATCHES_IN_FLIGHT_MAX, BLOCK_BYTES, Geometry, INCARNATIONS_MAX};
 use super::record::{self, RawRecord};
 use super::superblock::{Superblock, is_segment_header};
 use super::writer::LogEnd;
@@ -143,6 +143,15 @@ pub enum RecoveryError {
         /// Bytes that it had at least.
         expected_bytes: u64,
     },
+    /// The first segment has no header: it got one before the superblock was written.
+    #[error(
+        "the header of the first segment, at file offset {file_offset}, is damaged. Restore the file from a backup, or from \
+         a copy of the device"
+    )]
+    NoFirstSegment {
+        /// Where it stands.
+        file_offset: u64,
+    },
     /// The flush or the recovery batch failed.
     #[error("writing the recovery batch failed: {0}")]
     Write(String),
@@ -266,18 +275,22 @@ impl<'a, S: Storage> Walker<'a, S> {
     ) -> Result<Walker<'a, S>, RecoveryError> {
         let geometry = superblock.geometry;
         let mut reader = Reader::new(storage, geometry).await?;
-        let mut segments_prepared = 0;
-        while is_segment_header(
-            reader.peek(geometry.segment_start(segments_prepared), BLOCK_BYTES as usize).await?.as_slice(),
-            superblock,
-            segments_prepared,
-        ) {
-            segments_prepared += 1;
+        // Segments are prepared one after the other; one beyond a damaged header shows how long the file was all the same.
+        let (mut segments_prepared, mut segments_seen) = (0, 1);
+        for segment in 0..reader.log_bytes.div_ceil(geometry.segment_bytes) {
+            let block = reader.peek(geometry.segment_start(segment), BLOCK_BYTES as usize).await?;
+            if is_segment_header(&block, superblock, segment) {
+                segments_prepared += u64::from(segment == segments_prepared);
+                segments_seen = segment + 1;
+            }
         }
-        let expected_bytes = geometry.file_bytes(segments_prepared.max(1));
+        let expected_bytes = geometry.file_bytes(segments_seen);
         let found_bytes = geometry.file_offset(reader.log_bytes);
         if found_bytes < expected_bytes {
             return Err(RecoveryError::CutShort { found_bytes, expected_bytes });
+        }
+        if segments_prepared == 0 {
+            return Err(RecoveryError::NoFirstSegment { file_offset: geometry.file_offset(0) });
         }
         Ok(Walker {
             superblock,

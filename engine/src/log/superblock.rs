@@ -14,6 +14,7 @@
 use super::batch::Hash;
 use super::layout::{BLOCK_BYTES, Geometry};
 use crate::storage::{Durability, Storage};
+use crate::time::TIME_US_MAX;
 use uuid::Uuid;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -100,6 +101,14 @@ pub enum SuperblockError {
         /// The version in the file.
         found: u32,
     },
+    /// Whole, and not from any build.
+    #[error("the superblock's {field} is {found}, which no build writes: restore the file from a backup")]
+    Field {
+        /// Which field.
+        field: &'static str,
+        /// What it holds.
+        found: String,
+    },
 }
 
 /// One copy as found on disk, for `inspect`.
@@ -154,7 +163,7 @@ impl Superblock {
             1 => ClockMode::Replay,
             _ => return Ok(None),
         };
-        Ok(Some(Superblock {
+        let superblock = Superblock {
             generation: raw.generation.get(),
             ledger: Uuid::from_bytes(raw.ledger),
             key: raw.key,
@@ -164,7 +173,23 @@ impl Superblock {
             geometry: Geometry { segment_bytes: raw.segment_bytes.get(), batch_bytes_max: raw.batch_bytes_max.get() },
             formatted_at_us: raw.formatted_at_us.get() as i64,
             first_segment: raw.first_segment.get(),
-        }))
+        };
+        superblock.check().map(Some)
+    }
+
+    /// Its hash has no key: whoever writes to the file can make one that verifies.
+    fn check(self) -> Result<Superblock, SuperblockError> {
+        let refuse = |field, found: String| Err(SuperblockError::Field { field, found });
+        if !self.geometry.is_sound() {
+            return refuse("geometry", format!("{:?}", self.geometry));
+        }
+        if self.shard >= self.shard_count {
+            return refuse("shard", format!("{} of {}", self.shard, self.shard_count));
+        }
+        if !(0..=TIME_US_MAX).contains(&self.formatted_at_us) {
+            return refuse("time of formatting", format!("{} us", self.formatted_at_us));
+        }
+        Ok(self)
     }
 
     /// Writes all four copies, two at a time.
@@ -182,7 +207,7 @@ impl Superblock {
     /// Reads the newest valid copy.
     pub async fn read(storage: &impl Storage) -> Result<Superblock, SuperblockError> {
         let mut newest: Option<Superblock> = None;
-        let mut other_version = None;
+        let mut refused = None;
         for copy in 0..COPIES {
             let block = storage.read_at(copy * COPY_STRIDE_BYTES, BLOCK_BYTES as usize).await?;
             match Superblock::decode(&block) {
@@ -190,10 +215,10 @@ impl Superblock {
                     newest = Some(found);
                 }
                 Ok(_) => {}
-                Err(error) => other_version = Some(error),
+                Err(error) => refused = Some(error),
             }
         }
-        newest.ok_or_else(|| other_version.unwrap_or(SuperblockError::NoCopy))
+        newest.ok_or_else(|| refused.unwrap_or(SuperblockError::NoCopy))
     }
 
     /// Every copy, valid or not, for `inspect`.
@@ -278,6 +303,26 @@ mod tests {
         let checksum = blake3::hash(&block[..CHECKSUM_AT]);
         block[CHECKSUM_AT..].copy_from_slice(checksum.as_bytes());
         assert!(matches!(Superblock::decode(&block), Err(SuperblockError::Version { found: 9 })));
+    }
+
+    #[test]
+    fn what_no_build_writes_is_refused_though_it_verifies() {
+        let geometry = |segment_bytes, batch_bytes_max| Geometry { segment_bytes, batch_bytes_max };
+        let forged = [
+            Superblock { geometry: geometry(0, 1 << 20), ..superblock() },
+            Superblock { geometry: geometry(64 << 20, 0), ..superblock() },
+            Superblock { geometry: geometry(64 << 20, u64::MAX), ..superblock() },
+            Superblock { geometry: geometry(u64::MAX - 4095, 1 << 20), ..superblock() },
+            Superblock { geometry: geometry(1 << 20, 1 << 20), ..superblock() },
+            Superblock { shard: 4, ..superblock() },
+            Superblock { shard: 0, shard_count: 0, ..superblock() },
+            Superblock { formatted_at_us: -1, ..superblock() },
+            Superblock { formatted_at_us: i64::MAX, ..superblock() },
+        ];
+        for forged in forged {
+            let decoded = Superblock::decode(&forged.encode());
+            assert!(matches!(decoded, Err(SuperblockError::Field { .. })), "{forged:?}: {decoded:?}");
+        }
     }
 
     #[test]

@@ -149,7 +149,8 @@ impl LogEnd {
     pub fn is_continued_by(&self, header: &BatchHeader, mutation: Mutation) -> bool {
         let incarnation_allowed = if header.is_recovery {
             let is_same = header.incarnation == self.incarnation;
-            header.incarnation > self.incarnation || (is_same && mutation.is(Mutant::NoIncarnation))
+            let is_new = header.incarnation > self.incarnation && header.incarnation < INCARNATIONS_MAX;
+            is_new || (is_same && mutation.is(Mutant::NoIncarnation))
         } else {
             header.incarnation == self.incarnation
         };

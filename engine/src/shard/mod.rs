@@ -15,15 +15,18 @@ use crate::command::{Corpus, Outcome, Request};
 use crate::corpus::Prefix;
 use crate::entropy::Entropy;
 use crate::id::EventId;
-use crate::log::entry::{self, Entry, Record};
+use crate::log::entry::{self, Entry, Meta, Record};
 use crate::log::record::RawRecord;
 use crate::log::superblock::{ClockMode, Superblock};
 use crate::log::writer::LogWriter;
-use crate::time::{Now, Quarter};
+use crate::time::{DAY_US, Now, Quarter, TIME_US_MAX};
 use clock::ShardClock;
 use keys::{Kept, KeyId, Keys};
 use registry::Registry;
 use rows::Rows;
+
+/// How far an id may be ahead of its claim's time: tens of millions of ids use up one millisecond.
+const ID_AHEAD_MAX_US: i64 = DAY_US;
 
 /// What a keyed operation other than a claim did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -225,10 +228,17 @@ impl Shard {
         if meta.timestamp_us < self.last_us {
             return Err(format!("time goes back from {} to {}", self.last_us, meta.timestamp_us));
         }
+        if meta.timestamp_us > TIME_US_MAX {
+            return Err(format!("the time {} us is beyond the year 9998", meta.timestamp_us));
+        }
+        if meta.idempotency_key != 0 && meta.fingerprint as u8 != record.entry.keyed_as() {
+            return Err(format!("the fingerprint of a {} is another operation's", record.entry.operation()));
+        }
         self.last_position = position;
         self.advance_time(meta.timestamp_us);
         let effect = match record.entry {
             Entry::Claim(claim) => {
+                self.check_claim(meta, claim.event_id)?;
                 let row = rows::Claimed {
                     event_id: claim.event_id,
                     claim_timestamp_us: meta.timestamp_us,
@@ -253,6 +263,9 @@ impl Shard {
                 Effect::Reactivated(event_id, meta.timestamp_us)
             }
             Entry::Onboard { global_sequence, prefix, shard, name, notes, onboarded_at_us } => {
+                if shard >= self.shard_count {
+                    return Err(format!("corpus {name} is placed on shard {shard} of {}", self.shard_count));
+                }
                 let corpus = Corpus { name: name.to_owned(), prefix, shard, onboarded_at_us, notes: notes.to_owned() };
                 self.registry.add(corpus)?;
                 self.applied_global(global_sequence, position, record)?;
@@ -276,6 +289,21 @@ impl Shard {
         };
         self.effects.push(effect);
         self.keep(record, position, self.effects.len() as u64 - 1);
+        Ok(())
+    }
+
+    /// An id is of the corpus that claimed it, which lives here, and of its time: it runs ahead of the clock by the
+    /// milliseconds that were used up, no more.
+    fn check_claim(&self, meta: &Meta<'_>, event_id: EventId) -> Result<(), String> {
+        let prefix = event_id.prefix();
+        let lives_here = self.registry.of_prefix(prefix).is_some_and(|corpus| corpus.shard == self.number);
+        if meta.corpus != Some(prefix) || !lives_here {
+            return Err(format!("event-id {event_id} is not of a corpus of this shard that claims it"));
+        }
+        let ahead_us = (event_id.ms() as i64 + 1) * 1_000 - meta.timestamp_us;
+        if !(1..=ID_AHEAD_MAX_US).contains(&ahead_us) {
+            return Err(format!("event-id {event_id} is not of the time {} us", meta.timestamp_us));
+        }
         Ok(())
     }
 
@@ -314,4 +342,92 @@ impl Shard {
 fn quarter_of(at_us: i64) -> (Quarter, std::ops::Range<i64>) {
     let quarter = Quarter::of(at_us);
     (quarter, quarter.start_us()..quarter.end_us())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::entry::{ClaimEntry, Principal};
+    use crate::log::layout::Geometry;
+    use uuid::Uuid;
+
+    const AT_US: i64 = 1_767_225_600_000_000;
+
+    fn prefix() -> Prefix {
+        Prefix::new(1).unwrap()
+    }
+
+    fn meta(timestamp_us: i64, idempotency_key: u128, fingerprint: u64) -> Meta<'static> {
+        let principal = Principal::default();
+        let (correlation_id, item, corpus, rationale) = (0, 0, Some(prefix()), "");
+        Meta { timestamp_us, idempotency_key, correlation_id, fingerprint, principal, item, corpus, rationale }
+    }
+
+    fn onboard(shard: u16) -> Entry<'static> {
+        let (name, notes, onboarded_at_us) = ("customer", "", AT_US);
+        Entry::Onboard { global_sequence: 2, prefix: prefix(), shard, name, notes, onboarded_at_us }
+    }
+
+    fn claim(event_id: EventId) -> Entry<'static> {
+        Entry::Claim(ClaimEntry {
+            event_id,
+            claim_sequence: 1,
+            occurred_at_us: 1,
+            taxonomy_version: 1,
+            event_key: "key",
+            owning_corpus: "",
+            hosting_corpus: "",
+            category: "c",
+            metadata: &[],
+        })
+    }
+
+    /// A shard in which prefixes are minted.
+    fn shard() -> Shard {
+        let mut shard = Shard::new(&Superblock {
+            generation: 1,
+            ledger: Uuid::from_u128(1),
+            key: [1; 32],
+            shard: 0,
+            shard_count: 2,
+            clock: ClockMode::Wall,
+            geometry: Geometry::DEFAULT,
+            formatted_at_us: AT_US,
+            first_segment: 0,
+        });
+        let entry = Entry::PrefixAllocation { global_sequence: 1, minted_to: 100 };
+        shard.apply(1, 0, &Record { meta: meta(AT_US, 0, 0), entry }).unwrap();
+        shard
+    }
+
+    #[test]
+    fn records_that_no_shard_decides_are_refused() {
+        let ms = AT_US as u64 / 1_000;
+        let own = EventId::pack(ms, prefix(), 1);
+        let onboarded = |at: u16| {
+            let mut shard = shard();
+            shard.apply(2, 0, &Record { meta: meta(AT_US, 0, 0), entry: onboard(at) }).unwrap();
+            shard
+        };
+        let cases = [
+            (true, onboarded(0), meta(AT_US, 0, 0), claim(own)),
+            (true, onboarded(0), meta(AT_US, 7 << 76, 0xab01), claim(own)),
+            // A time that no clock shows.
+            (false, onboarded(0), meta(i64::MAX, 0, 0), claim(own)),
+            (false, onboarded(0), meta(AT_US - 1, 0, 0), claim(own)),
+            // The key of another operation.
+            (false, onboarded(0), meta(AT_US, 7 << 76, 0xab03), claim(own)),
+            // An id of another time, of another corpus, of a corpus that lives elsewhere or nowhere.
+            (false, onboarded(0), meta(AT_US, 0, 0), claim(EventId::pack(u64::MAX, prefix(), 1))),
+            (false, onboarded(0), meta(AT_US, 0, 0), claim(EventId::pack(ms - 1, prefix(), 1))),
+            (false, onboarded(0), meta(AT_US, 0, 0), claim(EventId::pack(ms, Prefix::new(2).unwrap(), 1))),
+            (false, onboarded(1), meta(AT_US, 0, 0), claim(own)),
+        ];
+        for (is_right, mut shard, meta, entry) in cases {
+            let applied = shard.apply(3, 0, &Record { meta, entry });
+            assert_eq!(applied.is_ok(), is_right, "{meta:?} {entry:?}: {applied:?}");
+        }
+        let applied = shard().apply(2, 0, &Record { meta: meta(AT_US, 0, 0), entry: onboard(2) });
+        assert!(applied.is_err(), "a corpus on a shard that is not there: {applied:?}");
+    }
 }

@@ -225,3 +225,36 @@ fn acknowledgements_keep_the_order_of_the_log() {
     assert!(tokens.len() >= 10, "{tokens:?}");
     assert!(tokens.windows(2).all(|w| w[0] + 1 == w[1]), "{tokens:?}");
 }
+
+#[test]
+fn a_retry_of_an_onboarding_is_answered_by_an_idle_log() {
+    let mut bench = Bench::new();
+    bench.engine.mark();
+    bench.settle();
+    bench.keys = 0;
+    bench.submit(2, Operation::Onboard { name: "customer", notes: "" }, None);
+    let replies = bench.replies();
+    assert!(matches!(replies[..], [Reply { token: 2, outcome: Outcome::Onboarded(_), .. }]), "{replies:?}");
+    assert!(bench.engine.is_idle());
+}
+
+#[test]
+fn a_read_that_a_failed_write_stops_has_had_no_effect_for_certain() {
+    let mut bench = Bench::new();
+    bench.claim(2, None);
+    let (number, batch) = bench.next_write();
+    // It waits, because it would show what is not durable.
+    bench.submit(3, Operation::Corpora, None);
+    assert!(bench.replies().is_empty());
+    let result = Err(io::Error::from(io::ErrorKind::Other));
+    bench.engine.complete(bench.now, IoDone::Write { number, batch, result });
+    let certainties: Vec<_> = bench
+        .replies()
+        .into_iter()
+        .map(|reply| match reply.outcome {
+            Outcome::Refused(refusal) => (reply.token, refusal.certainty),
+            other => panic!("acknowledged after a failed write: {other:?}"),
+        })
+        .collect();
+    assert_eq!(certainties, [(2, Certainty::Unknown), (3, Certainty::Definite)]);
+}

@@ -3,9 +3,9 @@
 use crate::corpus::Prefix;
 use crate::entropy::Entropy;
 use crate::id::EventId;
-use crate::log::batch::{BatchHeader, seal};
+use crate::log::batch::{BatchHeader, Found, find, seal};
 use crate::log::entry::{ClaimEntry, Entry, Meta, Principal, Record};
-use crate::log::layout::{BLOCK_BYTES, Geometry};
+use crate::log::layout::{BLOCK_BYTES, Geometry, INCARNATIONS_MAX};
 use crate::log::recovery::{Beyond, Here, RecoveryError, RecoveryOptions, VERDICTS, Verdict, walk};
 use crate::log::superblock::{ClockMode, Superblock};
 use crate::log::writer::{self, Io, IoDone, LogEnd, LogWriter};
@@ -249,4 +249,46 @@ fn damage_far_before_the_end_is_found_wherever_it_is() {
         }
         log.disk.overwrite(*at, batch);
     }
+}
+
+#[test]
+fn an_incarnation_that_leaves_none_to_follow_does_not_chain() {
+    let mut log = prefix();
+    let (number, at, batch) = log.batches.last().cloned().unwrap();
+    let superblock = superblock();
+    let Found::Batch { header, .. } = find(&batch, &superblock.key, 0, GEOMETRY.batch_bytes_max, Mutation::NONE) else {
+        panic!("the batch is whole")
+    };
+    for (incarnation, chains) in [(2, true), (INCARNATIONS_MAX, false), (u64::MAX, false)] {
+        let mut last = batch[..header.content_bytes as usize].to_vec();
+        seal(&mut last, &superblock.key, &BatchHeader { is_recovery: true, incarnation, ..header }, Mutation::NONE);
+        log.disk.overwrite(at, &last);
+        let walked = walk(&log.disk, &superblock, RecoveryOptions::default(), |_| Ok(()));
+        let end = log.disk.run(&mut log.entropy, u64::MAX, walked).unwrap().unwrap();
+        assert_eq!(end.next_number == number + 1, chains, "incarnation {incarnation}: {end:?}");
+    }
+}
+
+#[test]
+fn a_ledger_whose_first_segment_has_no_header_is_refused_and_not_begun_anew() {
+    let log = Log::new();
+    let mut entropy = Entropy::from_seed_u64(3);
+    // Not even its only batch is there to be a witness.
+    log.zero(GEOMETRY.file_offset(0), 2 * BLOCK_BYTES);
+    let superblock = superblock();
+    let walked = walk(&log.disk, &superblock, RecoveryOptions::default(), |_| Ok(()));
+    let walked = log.disk.run(&mut entropy, u64::MAX, walked).unwrap();
+    assert!(matches!(walked, Err(RecoveryError::NoFirstSegment { .. })), "{walked:?}");
+}
+
+#[test]
+fn a_file_that_is_cut_behind_a_damaged_header_is_refused() {
+    let log = Log::new();
+    let mut entropy = Entropy::from_seed_u64(3);
+    log.zero(GEOMETRY.file_offset(GEOMETRY.segment_start(1)), BLOCK_BYTES);
+    log.disk.truncate(GEOMETRY.file_offset(GEOMETRY.segment_start(2)) + BLOCK_BYTES);
+    let superblock = superblock();
+    let walked = walk(&log.disk, &superblock, RecoveryOptions::default(), |_| Ok(()));
+    let walked = log.disk.run(&mut entropy, u64::MAX, walked).unwrap();
+    assert!(matches!(walked, Err(RecoveryError::CutShort { .. })), "{walked:?}");
 }
