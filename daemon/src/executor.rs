@@ -183,8 +183,7 @@ async fn serve(plan: &Plan, drivers: Drivers, mesh: Mesh<Message>) {
     // Another executor may still have sent a request here: this one answers until all have finished.
     plan.shared.drained.fetch_add(1, Ordering::SeqCst);
     let all_drained = || plan.shared.drained.load(Ordering::SeqCst) >= plan.shared.cores.len();
-    let is_clean =
-        until(deadline, all_drained).await && until(deadline, || service.is_idle()).await && is_clean;
+    let is_clean = until(deadline, all_drained).await && until(deadline, || service.is_idle()).await && is_clean;
     if !is_clean {
         tracing::warn!(
             executor = plan.executor,

@@ -87,8 +87,7 @@ pub fn faults(args: &FaultsArgs) -> Result<(), String> {
             table.add_row([cell.call, cell.fault, &happened, &errors.join(", "), &acknowledged, &images]);
         }
         println!("{table}");
-        let (acknowledged, images) =
-            cells.iter().fold((0, 0), |(a, i), cell| (a + cell.acknowledged, i + cell.images));
+        let (acknowledged, images) = cells.iter().fold((0, 0), |(a, i), cell| (a + cell.acknowledged, i + cell.images));
         println!(
             "{} cells, {wrong} not as expected; {acknowledged} operations acknowledged, {images} crash images checked",
             cells.len()

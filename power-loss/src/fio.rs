@@ -81,7 +81,9 @@ impl Verdict {
 pub fn look_for_fio() -> Result<(), String> {
     match Command::new("fio").arg("--version").output() {
         Ok(output) if output.status.success() => Ok(()),
-        _ => Err("fio is not there: install it with `apt-get install fio`, or what the distribution has for that".into()),
+        _ => {
+            Err("fio is not there: install it with `apt-get install fio`, or what the distribution has for that".into())
+        }
     }
 }
 
