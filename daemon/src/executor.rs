@@ -148,19 +148,20 @@ async fn open_storage(path: &Path, direct: DirectIo) -> Result<RealStorage, Open
     RealStorage::open(path, direct).await
 }
 
-async fn next_order(control: &Inbox<Control>) -> Control {
-    let mut orders = VecDeque::new();
-    while control.take(&mut orders).await {
-        if let Some(order) = orders.pop_front() {
-            return order;
+/// The next order; those that came with it stay in `orders`.
+async fn next_order(control: &Inbox<Control>, orders: &mut VecDeque<Control>) -> Control {
+    while orders.is_empty() {
+        if !control.take(orders).await {
+            break;
         }
     }
-    // The main thread is gone.
-    Control::Stop
+    // Without any, the main thread is gone.
+    orders.pop_front().unwrap_or(Control::Stop)
 }
 
 async fn serve(plan: &Plan, drivers: Drivers, mesh: Mesh<Message>) {
-    let Control::Serve { ledger_last_us } = next_order(&plan.control).await else { return };
+    let mut orders = VecDeque::new();
+    let Control::Serve { ledger_last_us } = next_order(&plan.control, &mut orders).await else { return };
     let entropy = Entropy::from_seed(plan.seed);
     let service =
         Service::new(Arc::clone(&plan.shared), plan.executor, drivers, mesh, Arc::clone(&plan.pulse), entropy);
@@ -176,7 +177,7 @@ async fn serve(plan: &Plan, drivers: Drivers, mesh: Mesh<Message>) {
     let drivers = service.local_drivers().cloned().collect();
     let scrubbing = glommio::spawn_local(scrub::run(drivers, plan.scrub_bytes_per_s));
 
-    while !matches!(next_order(&plan.control).await, Control::Stop) {}
+    while !matches!(next_order(&plan.control, &mut orders).await, Control::Stop) {}
     scrubbing.cancel().await;
     service.stop();
     sockets.drain_all();
@@ -220,4 +221,21 @@ async fn until(deadline: Instant, is_so: impl Fn() -> bool) -> bool {
         glommio::timer::sleep(Duration::from_millis(TICK_MS)).await;
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_that_come_together_are_all_taken() {
+        let control = Inbox::new(2, Pulse::new());
+        control.try_push(Control::Serve { ledger_last_us: 7 }).expect("there is room");
+        control.try_push(Control::Stop).expect("there is room");
+        glommio::LocalExecutor::default().run(async {
+            let mut orders = VecDeque::new();
+            assert!(matches!(next_order(&control, &mut orders).await, Control::Serve { ledger_last_us: 7 }));
+            assert!(matches!(next_order(&control, &mut orders).await, Control::Stop));
+        });
+    }
 }

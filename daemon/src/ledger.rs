@@ -115,6 +115,11 @@ pub fn shard_path(data: &Path, shard: u16) -> PathBuf {
     data.join(format!("shard-{shard:04}.ledger"))
 }
 
+/// Whether a shard lies on a raw block device, behind a link.
+pub fn is_device(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device())
+}
+
 /// Whether there is a ledger: shard 0's file is made last. A link to a device that is gone counts.
 pub fn exists(data: &Path) -> bool {
     fs::symlink_metadata(shard_path(data, 0)).is_ok()

@@ -154,9 +154,10 @@ pub fn start(options: &StartOptions) -> Result<(), String> {
         took_ms = started.elapsed().as_millis() as u64,
         "serving"
     );
+    // Whoever reads this may send a signal at once, and means a stop.
+    serving.store(true, Ordering::SeqCst);
     println!("ready {}", options.socket.display());
 
-    serving.store(true, Ordering::SeqCst);
     stop_wanted.recv().map_err(|_| "the thread that waits for signals is gone".to_owned())?;
     tracing::info!("stopping: finishing what is under way; a second signal ends the process at once");
     acceptor.stop();

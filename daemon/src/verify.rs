@@ -229,7 +229,7 @@ pub fn verify_shard(
     if let Some(each) = each_record {
         content = content.on_record(each);
     }
-    let options = WalkOptions { is_online };
+    let options = WalkOptions { is_online, is_device: ledger::is_device(path) };
     let (give, take) = sync_channel(BATCHES_AHEAD_MAX);
     let (walked, mut content) = std::thread::scope(|scope| {
         let looking = scope.spawn(move || {

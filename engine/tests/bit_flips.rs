@@ -332,8 +332,8 @@ fn recover(image: &Bytes) -> Result<Records, String> {
     let storage = Image(image.clone());
     let superblock = match now(Superblock::read(&storage)) {
         Ok(superblock) => superblock,
-        Err(error @ (SuperblockError::NoCopy | SuperblockError::Version { .. })) => return Err(error.to_string()),
         Err(SuperblockError::Io(error)) => panic!("{error}"),
+        Err(error) => return Err(error.to_string()),
     };
     let mut records = Records::new();
     let walked = now(recovery::walk(&storage, &superblock, RecoveryOptions::default(), |visit| {

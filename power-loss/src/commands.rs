@@ -64,7 +64,12 @@ fn table<const N: usize>(header: [&str; N]) -> Table {
 pub fn faults(args: &FaultsArgs) -> Result<(), String> {
     let binary = Binary { claimd: crate::claimd_of(args.claimd.as_ref())?, arguments: Vec::new(), mutant: None };
     let bar = bar(faults::cells(), "cells");
-    let done = |_: &Cell| bar.inc(1);
+    let done = |cell: &Cell| {
+        bar.inc(1);
+        if let Some(wrong) = &cell.wrong {
+            bar.suspend(|| eprintln!("{}, {}: {wrong}", cell.call, cell.fault));
+        }
+    };
     let cells = faults::matrix(&binary, &args.scratch, args.call.as_deref(), usize::from(args.at_once), done);
     bar.finish_and_clear();
     if cells.is_empty() {

@@ -92,7 +92,7 @@ pub struct Fault {
     pub call: Call,
     /// Of which file; `None`: of any.
     pub file: Option<&'static str>,
-    /// Of writes those of this, of flushes those after a write of this to the same file; `None`: all.
+    /// Of writes those of this, of flushes those after a write of this to the same file, batches aside; `None`: all.
     pub content: Option<Content>,
     /// Which of them.
     pub nth: u64,
@@ -498,7 +498,9 @@ impl Filesystem for FlakyFs {
         let file = index(ino);
         let content = Content::of(data);
         let failure = state.failure_of(Call::Write, Some(file), Some(content));
-        state.files[file].last_written = content;
+        if content != Content::Batch {
+            state.files[file].last_written = content;
+        }
         let is_durable = flags.0 & libc::O_DSYNC != 0;
         let op = || Op::Write { file: file as u32, offset, data: data.to_vec(), is_durable };
         let what = What::Write { file, offset, data: data.to_vec(), reply, failure };

@@ -58,7 +58,9 @@ impl Loop {
         let set = fs::write(&cache, "write back").and_then(|()| fs::read_to_string(&cache));
         match set {
             Ok(found) if found.trim() == "write back" => Ok(device),
-            other => Err(format!("{cache} can't be set to `write back`, so the kernel would send no flushes: {other:?}")),
+            other => {
+                Err(format!("{cache} can't be set to `write back`, so the kernel would send no flushes: {other:?}"))
+            }
         }
     }
 }

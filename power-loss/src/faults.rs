@@ -18,6 +18,7 @@ use claim_client::{
 };
 use claim_engine::entropy::Entropy;
 use claim_engine::log::superblock::Superblock;
+use claim_engine::log::writer::SEGMENTS_AHEAD;
 use claim_engine::mutant::Mutation;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -45,6 +46,9 @@ const DELAY_US_MAX: u64 = 200;
 const CALLS_MAX: u64 = 400;
 /// The batch that fails, counted from the fault's order.
 const NTH_BATCH: u64 = 5;
+/// Metadata of a claim, and of one that fills a log quickly.
+const SMALL_BYTES: u32 = 100;
+const LARGE_BYTES: u32 = 40_000;
 /// What a daemon logs when it gives up waiting for what is under way.
 const GIVES_UP: &str = "stopping with requests under way";
 const SHARD_FILES: [&str; 2] = ["shard-0000.ledger", "shard-0001.ledger"];
@@ -103,7 +107,7 @@ const LINES: [Line; 19] = {
         line("flush of recovery", Scene::Start(Call::Flush, None, Some(2)), &OF_CALLS),
         line("write of the recovery batch", Scene::Start(Call::Write, Some(Batch), Some(2)), &OF_WRITES),
         line("format: opens, each", Scene::Format(Call::Open, None), &OF_CALLS),
-        line("format: growing, flushing", Scene::Format(Call::Grow, None), &OF_CALLS),
+        line("format: growing, each", Scene::Format(Call::Grow, None), &OF_CALLS),
         line("format: flushes, each", Scene::Format(Call::Flush, None), &OF_CALLS),
         line("format: superblock copies, each", Scene::Format(Call::Write, Some(SuperblockCopy)), &OF_WRITES),
     ]
@@ -183,7 +187,7 @@ fn cell(binary: &Binary, scratch: &Path, seed: u64, line: &Line, failure: Failur
         images: 0,
         wrong: None,
     };
-    let stage = match Stage::new(binary, &scratch.join(format!("fault-{seed}")), seed) {
+    let stage = match Stage::new(binary, &scratch.join(format!("fault-{}-{seed}", std::process::id())), seed) {
         Ok(stage) => stage,
         Err(error) => return Cell { wrong: Some(error), ..cell },
     };
@@ -360,11 +364,10 @@ impl<'a> Stage<'a> {
         let probe = Probe::new(self)?;
         let (row, other_row) = (probe.claim_on(shard)?, probe.claim_on(1 - shard)?);
         if failure == Failure::Hang {
-            let before = self.disk.instant();
             let answered = self.under_load(Weight::LIGHT, 1, || {
                 self.order(Some(shard), Call::Write, Some(Content::Batch), NTH_BATCH, failure);
                 self.until_it_happens()?;
-                probe.expect_open(probe.try_claim(shard, Some(DEADLINE)), ErrorCode::Deadline)?;
+                probe.expect_open(probe.try_claim(shard, Some(DEADLINE), SMALL_BYTES), ErrorCode::Deadline)?;
                 probe.claim_on(1 - shard)?;
                 let status = probe.status(shard)?;
                 if status.failed.is_some() || status.requests_held == 0 {
@@ -377,7 +380,6 @@ impl<'a> Stage<'a> {
             probe.is_row(row)?;
             self.nothing_left_open()?;
             ends_well(&mut daemon)?;
-            let _ = before;
             return Ok(format!(
                 "waits, {answered} held; a deadline is answered; shard {} goes on; all is answered at the end",
                 1 - shard
@@ -396,7 +398,7 @@ impl<'a> Stage<'a> {
     /// A shard that has stopped says so, and the other one serves.
     fn stopped(&self, probe: &Probe<'_>, shard: usize, row: Uuid, other_row: Uuid) -> Result<(), String> {
         self.remember();
-        probe.expect_open(probe.try_claim(shard, None), ErrorCode::ShardFailed)?;
+        probe.expect_open(probe.try_claim(shard, None, SMALL_BYTES), ErrorCode::ShardFailed)?;
         match probe.row(row, None) {
             Err(ClientError::Refused(error)) if error.code == ErrorCode::ShardFailed => {}
             other => return Err(format!("a lookup on the stopped shard gives {other:?}")),
@@ -452,38 +454,72 @@ impl<'a> Stage<'a> {
 
     fn prepare(&self, call: Call, content: Option<Content>, failure: Failure) -> Result<String, String> {
         const SHARD: usize = 1;
-        self.order(Some(SHARD), call, content, 1, failure);
+        if failure != Failure::Hang {
+            // The first segment that a daemon prepares.
+            self.order(Some(SHARD), call, content, 1, failure);
+        }
         let mut daemon = self.serving()?;
         let probe = Probe::new(self)?;
         let row = probe.claim_on(SHARD)?;
-        self.until_it_happens()?;
-        let mut refused_meanwhile = 0;
+        let mut happened = "not used; prepared again; writes go on".to_owned();
         if failure == Failure::Hang {
-            refused_meanwhile = self.under_load(Weight::HEAVY, 1, || {
-                self.fill(&probe, SHARD, ErrorCode::Overloaded)?;
-                probe.is_row(row)?;
-                probe.claim_on(1 - SHARD)?;
-                if probe.status(SHARD)?.no_space {
-                    return Err("while preparing hangs, the status says that there is no space".into());
-                }
-                self.remember();
-                Ok(1)
-            })?;
-        }
-        self.under_load(Weight::HEAVY, 2, || {
-            self.until("the segment is prepared after all, and used", || {
+            // A later one: FUSE makes who writes to a file wait, even for the submission, while another call grows or flushes
+            // it, so that nothing is heard of the shard meanwhile.
+            self.until("the first segments are prepared", || {
                 let status = probe.status(SHARD)?;
+                Ok(u64::from(status.segments_prepared) == 1 + SEGMENTS_AHEAD)
+            })?;
+            self.order(Some(SHARD), call, content, 1, failure);
+            let refused = self.until_refused(&probe, SHARD)?;
+            probe.claim_on(1 - SHARD)?;
+            if call == Call::Write {
                 probe.is_row(row)?;
-                Ok(status.segments_used >= 2 && status.segments_prepared > status.segments_used && !status.no_space)
-            })
+                let status = probe.status(SHARD)?;
+                if status.no_space || status.failed.is_some() {
+                    return Err(format!("while preparing hangs, the shard's status is {status:?}"));
+                }
+            }
+            self.remember();
+            self.disk.release();
+            happened = format!("waits; {refused} meanwhile, shard {} goes on; then all goes on", 1 - SHARD);
+        }
+        self.until_it_happens()?;
+        self.until("the segment is prepared after all, and used", || {
+            match probe.try_claim(SHARD, None, LARGE_BYTES) {
+                Err(ClientError::Refused(error)) if is_full(error.code) => {}
+                answer => answer.map(drop).map_err(|e| format!("a claim while a segment is prepared: {e}"))?,
+            }
+            probe.is_row(row)?;
+            let status = probe.status(SHARD)?;
+            Ok(status.segments_used >= 2 && status.segments_prepared > status.segments_used && !status.no_space)
+        })?;
+        self.under_load(Weight::LIGHT, 1, || {
+            thread::sleep(LOAD);
+            Ok(())
         })?;
         probe.claim_on(SHARD)?;
         self.nothing_left_open()?;
         ends_well(&mut daemon)?;
-        Ok(match refused_meanwhile {
-            0 => "not used; prepared again; writes go on".into(),
-            _ => "waits; once its room is used up OVERLOADED; then goes on".into(),
-        })
+        Ok(happened)
+    }
+
+    /// Claims until what hangs is felt: either the segments that are ready are used up, or the deadline passes. Says which.
+    fn until_refused(&self, probe: &Probe<'_>, shard: usize) -> Result<&'static str, String> {
+        let mut refused = None;
+        self.until("a claim is refused", || {
+            let hangs = self.disk.fault_happened();
+            let code = match probe.try_claim(shard, Some(DEADLINE), LARGE_BYTES) {
+                Ok(_) => return Ok(false),
+                Err(ClientError::Refused(error)) if error.code == ErrorCode::Overloaded => error.code,
+                Err(ClientError::UnknownOutcome { code: UnknownCause::Server(ErrorCode::Deadline), .. }) => {
+                    ErrorCode::Deadline
+                }
+                Err(error) => return Err(format!("a claim while preparing hangs: {error}")),
+            };
+            refused = Some(code.name());
+            Ok(hangs)
+        })?;
+        Ok(refused.unwrap_or_default())
     }
 
     fn no_room(&self, failure: Failure) -> Result<String, String> {
@@ -493,8 +529,10 @@ impl<'a> Stage<'a> {
         let mut daemon = self.serving()?;
         let probe = Probe::new(self)?;
         let row = probe.claim_on(SHARD)?;
-        self.under_load(Weight::HEAVY, 1, || {
-            self.fill(&probe, SHARD, ErrorCode::NoSpace)?;
+        self.until_it_happens()?;
+        self.fill(&probe, SHARD, ErrorCode::NoSpace)?;
+        self.under_load(Weight::LIGHT, 1, || {
+            thread::sleep(LOAD);
             probe.is_row(row)?;
             probe.claim_on(1 - SHARD)?;
             let status = probe.status(SHARD)?;
@@ -502,24 +540,32 @@ impl<'a> Stage<'a> {
                 return Err(format!("while there is no room, the shard's status is {status:?}"));
             }
             self.remember();
-            self.disk.set_fault(None);
-            self.until("it ends by itself", || {
-                Ok(!probe.status(SHARD)?.no_space && probe.try_claim(SHARD, None).is_ok())
-            })
+            Ok(())
+        })?;
+        self.disk.set_fault(None);
+        self.until("it ends by itself", || {
+            Ok(!probe.status(SHARD)?.no_space && probe.try_claim(SHARD, None, LARGE_BYTES).is_ok())
+        })?;
+        self.under_load(Weight::LIGHT, 2, || {
+            thread::sleep(LOAD);
+            Ok(())
         })?;
         self.nothing_left_open()?;
         ends_well(&mut daemon)?;
         Ok("read-only with NO_SPACE; ends by itself".into())
     }
 
-    /// Claims until the shard refuses with a code, for certain.
+    /// Claims until the shard refuses with a code, for certain, a large row and a small one.
     fn fill(&self, probe: &Probe<'_>, shard: usize, code: ErrorCode) -> Result<(), String> {
-        self.until("the shard refuses", || match probe.try_claim(shard, None) {
-            Ok(_) => Ok(false),
-            Err(ClientError::Refused(error)) if error.code == code => Ok(true),
-            Err(ClientError::Refused(error)) if error.code == ErrorCode::Overloaded => Ok(false),
-            Err(error) => Err(format!("where {} is due: {error}", code.name())),
-        })
+        for bytes in [LARGE_BYTES, SMALL_BYTES] {
+            self.until("the shard refuses", || match probe.try_claim(shard, None, bytes) {
+                Ok(_) => Ok(false),
+                Err(ClientError::Refused(error)) if error.code == code => Ok(true),
+                Err(ClientError::Refused(error)) if is_full(error.code) => Ok(false),
+                Err(error) => Err(format!("where {} is due: {error}", code.name())),
+            })?;
+        }
+        Ok(())
     }
 
     fn lookup(&self, failure: Failure) -> Result<String, String> {
@@ -609,8 +655,10 @@ impl<'a> Stage<'a> {
             }
             (_, Call::Read | Call::Open, ..) | (_, _, _, 0) => {
                 let well = if served > 0 { format!(", {served} calls it can do without") } else { String::new() };
-                let said = said.rsplit(": ").next().unwrap_or_default().to_owned();
-                Ok(format!("{refused} calls: exit 1, \"…{said}\"{well}; the next start serves"))
+                // What glommio adds to an error, the path and the descriptor, is of no use here.
+                let said = said.split(", op: ").next().unwrap_or_default();
+                let said = said.split(".ledger: ").last().unwrap_or_default().trim_start_matches("claimd: ");
+                Ok(format!("{refused} calls: exit 1, \"{said}\"{well}; the next start serves"))
             }
             _ => Err(format!("{served} starts served though the call had failed; refused with: {said}")),
         }
@@ -734,14 +782,13 @@ impl<'a> Probe<'a> {
         Ok(Probe { corpora: vec![on(0)?, on(1)?], client, stage })
     }
 
-    fn try_claim(&self, shard: usize, deadline: Option<Duration>) -> Result<Claimed, ClientError> {
+    fn try_claim(&self, shard: usize, deadline: Option<Duration>, bytes: u32) -> Result<Claimed, ClientError> {
         let key = new_key(None);
         let event_key = format!("probe-{key}");
-        let metadata_bytes = 100;
-        let item = SentItem { event_key: event_key.clone(), metadata_bytes };
+        let item = SentItem { event_key: event_key.clone(), metadata_bytes: bytes };
         let operation = Sent::Claim { corpus: self.corpora[shard].clone(), items: vec![item] };
         self.stage.shared.mark(Mark::Sent { key: key.as_u128(), operation });
-        let metadata = load::metadata(&event_key, metadata_bytes);
+        let metadata = load::metadata(&event_key, bytes);
         let item = ClaimItem {
             event_key: &event_key,
             occurred_at_us: 1,
@@ -773,7 +820,7 @@ impl<'a> Probe<'a> {
     /// A claim that has to succeed, once the log takes it.
     fn claim_on(&self, shard: usize) -> Result<Uuid, String> {
         let mut event_id = None;
-        self.stage.until("a claim is taken", || match self.try_claim(shard, None) {
+        self.stage.until("a claim is taken", || match self.try_claim(shard, None, SMALL_BYTES) {
             Ok(claimed) => {
                 event_id = Some(claimed.event_id);
                 Ok(true)
@@ -810,6 +857,11 @@ impl<'a> Probe<'a> {
         let found = report.shards.into_iter().find(|status| usize::from(status.shard) == shard);
         found.ok_or_else(|| format!("the status has no shard {shard}"))
     }
+}
+
+/// Whether the log takes nothing now, and will later.
+fn is_full(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::NoSpace | ErrorCode::Overloaded)
 }
 
 fn ends_well(daemon: &mut Daemon) -> Result<(), String> {

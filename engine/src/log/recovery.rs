@@ -4,7 +4,7 @@
 //! follows from every combination.
 
 use super::batch::{self, BatchHeader, Found, Hash};
-use super::layout::{BATCHES_IN_FLIGHT_MAX, BLOCK_BYTES, Geometry, INCARNATIONS_MAX};
+use super::layout::{BATCHES_IN_FLIGHT_MAX, BLOCK_BYTES, Geometry};
 use super::record::{self, RawRecord};
 use super::superblock::{Superblock, is_segment_header};
 use super::writer::LogEnd;
@@ -17,7 +17,7 @@ const READ_AHEAD_BYTES: u64 = 4 << 20;
 /// Later segments whose first batch is looked for beyond the end of the log. A file ends with its last segment, of which at
 /// most [`SEGMENTS_AHEAD`](super::writer::SEGMENTS_AHEAD) are ahead; a device goes on, and is not read to its end at every
 /// start. Only damage to that many segments on end would go unseen.
-const LATER_SEGMENTS_MAX: u64 = 1024;
+pub const LATER_SEGMENTS_MAX: u64 = 1024;
 
 /// What stands where the next batch is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -279,6 +279,9 @@ impl<'a, S: Storage> Walker<'a, S> {
         let (mut segments_prepared, mut segments_seen) = (0, 1);
         for segment in 0..reader.log_bytes.div_ceil(geometry.segment_bytes) {
             let block = reader.peek(geometry.segment_start(segment), BLOCK_BYTES as usize).await?;
+            if segment > segments_seen + LATER_SEGMENTS_MAX {
+                break;
+            }
             if is_segment_header(&block, superblock, segment) {
                 segments_prepared += u64::from(segment == segments_prepared);
                 segments_seen = segment + 1;

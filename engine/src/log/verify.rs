@@ -12,7 +12,7 @@ use super::layout::{
     BATCHES_IN_FLIGHT_MAX, BLOCK_BYTES, RECORD_BYTES_MAX, SEGMENT_HEADER_BYTES, SUPERBLOCK_AREA_BYTES,
 };
 use super::record::{self, RECORD_HEADER_BYTES};
-use super::recovery::{BatchPlace, Beyond, Here, Verdict, verdict};
+use super::recovery::{self, BatchPlace, Beyond, Here, Verdict, verdict};
 use super::superblock::{self, COPIES, Superblock, is_segment_header};
 use super::writer::LogEnd;
 use crate::corpus::Prefix;
@@ -196,6 +196,8 @@ pub struct WalkOptions {
     /// A daemon writes to the file: places are read again before they count as damaged, and what lies beyond the log's
     /// end is not looked at.
     pub is_online: bool,
+    /// It is a raw block device: beyond the prepared segments lies whatever was there before.
+    pub is_device: bool,
 }
 
 /// What [`walk`] went over.
@@ -284,7 +286,21 @@ pub fn walk(
 ) -> io::Result<Walked> {
     let end = LogEnd::of_empty(superblock, 0, Mutation::NONE);
     let walked = Walked { end, proven: end, batches: 0, records: 0, holes: 0, incarnation_max: 0 };
-    let log_bytes = source.file_bytes().saturating_sub(superblock.geometry.file_offset(0));
+    let geometry = superblock.geometry;
+    let mut log_bytes = source.file_bytes().saturating_sub(geometry.file_offset(0));
+    if options.is_device {
+        // Beyond the segments that are prepared a device holds whatever it held before.
+        let mut prepared = 0;
+        for segment in 0..log_bytes / geometry.segment_bytes {
+            let header = source.read(geometry.file_offset(geometry.segment_start(segment)), BLOCK_BYTES as usize)?;
+            if is_segment_header(&header, superblock, segment) {
+                prepared = segment + 1;
+            } else if segment >= prepared + recovery::LATER_SEGMENTS_MAX {
+                break;
+            }
+        }
+        log_bytes = geometry.segment_start(prepared.max(1));
+    }
     let mut walk = Walk { source, superblock, options, each, progress, walked, log_bytes, last_recovery_at: 0 };
     walk.file_length()?;
     walk.run()?;
@@ -401,6 +417,10 @@ impl<S: Source> Walk<'_, S> {
             if self.options.is_online && rereads < REREADS_MAX {
                 rereads += 1;
                 self.source.forget();
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "a reader beside a daemon waits for it; it decides nothing"
+                )]
                 std::thread::sleep(Duration::from_millis(REREAD_AFTER_MS));
                 continue;
             }

@@ -6,7 +6,9 @@
 
 use super::batch::{self, BATCH_HEADER_BYTES, BatchHeader, Hash};
 use super::entry::Record;
-use super::layout::{BATCHES_IN_FLIGHT_MAX, Geometry, RECORD_BYTES_MAX, SEGMENT_HEADER_BYTES, pad_to_block};
+use super::layout::{
+    BATCHES_IN_FLIGHT_MAX, Geometry, INCARNATIONS_MAX, RECORD_BYTES_MAX, SEGMENT_HEADER_BYTES, pad_to_block,
+};
 use super::record;
 use super::recovery::BatchPlace;
 use super::superblock::{Superblock, encode_segment_header};
