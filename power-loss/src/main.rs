@@ -156,7 +156,7 @@ fn cuts(args: &CutsArgs) -> Result<(), String> {
 fn one_session(binary: &Binary, args: &CutsArgs, seed: u64, images: u64) -> Result<(Counts, usize, usize), String> {
     let scratch = args.scratch.join(format!("session-{seed}"));
     std::fs::create_dir_all(&scratch).map_err(|e| format!("{}: {e}", scratch.display()))?;
-    let weight = if seed % 6 == 0 { Weight::HEAVY } else { Weight::LIGHT };
+    let weight = if seed.is_multiple_of(6) { Weight::HEAVY } else { Weight::LIGHT };
     let plan = Plan { seed, runs: 4, run_ms_max: 30, delay_us_max: 1_500, weight };
     let keep = |trace: &Trace, message: String| {
         let path = scratch.join("failed.trace.gz");
