@@ -209,7 +209,7 @@ fn a_format_that_fails_leaves_nothing_behind() {
     let format = || run(&["format", "--shards", "2", "--segment-bytes", "4M", "--data", data.to_str().unwrap()]);
     assert_eq!(format().status.code(), Some(1));
     let left: Vec<_> = std::fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().path()).collect();
-    assert_eq!(left, [obstacle.clone()]);
+    assert_eq!(left, std::slice::from_ref(&obstacle));
     std::fs::remove_dir(obstacle).unwrap();
     assert!(format().status.success(), "nothing is in the way of the next one");
 }

@@ -259,7 +259,7 @@ fn cuts(args: &SessionArgs) -> Result<(), String> {
     let images = args.images.div_ceil(args.sessions);
     sessions(args, |seed, scratch, bar| {
         // Some ledgers fill segments, some lie where an earlier one lay.
-        let weight = if seed % 6 == 0 { Weight::HEAVY } else { Weight::LIGHT };
+        let weight = if seed.is_multiple_of(6) { Weight::HEAVY } else { Weight::LIGHT };
         let left_overs = if seed % 4 == 1 { LeftOvers::EarlierLedger } else { LeftOvers::None };
         let plan = Plan { seed, runs: 4, run_ms_max: 30, delay_us_max: 1_500, weight, left_overs };
         let trace =
