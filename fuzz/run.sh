@@ -76,10 +76,10 @@ if $seeds; then
         new="$out/seeds/$target" candidates="$out/seeds/candidates"
         rm -rf "$new" "$candidates"
         mkdir -p "$new" "$candidates" "$out/corpus/$target" "fuzz/seeds/$target"
-        find "$out/corpus/$target" "fuzz/seeds/$target" -type f -size +"$SEED_BYTES_MIN"c -exec cp -t "$candidates" {} +
+        find "$out/corpus/$target" -type f -size +"$SEED_BYTES_MIN"c -exec cp -t "$candidates" {} +
         # Counters aside: one input for each edge of the code.
         "$out/$host/release/$target" -merge=1 -use_counters=0 -rss_limit_mb=$MEMORY_MIB "$new" "$candidates" \
-            2>"$out/$target.log"
+            "fuzz/seeds/$target" 2>"$out/$target.log"
         # What has a name was found once, and stays.
         find "fuzz/seeds/$target" -type f -regex '.*/[0-9a-f]*' -delete
         find "$new" -type f -regex '.*/[0-9a-f]*' -exec cp -t "fuzz/seeds/$target" {} +
