@@ -16,7 +16,7 @@ use claim_engine::row::ReasonCode;
 use claim_engine::storage::{Durability, Storage};
 use claim_engine::time::Now;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::ops::Range;
@@ -537,7 +537,7 @@ fn flip_all(known: &[Known], globals: &[BTreeMap<u64, GlobalCopy>], seed: u64, f
                     && finding.file_offset <= byte
                     && (finding.bytes == 0 || byte < finding.file_offset + finding.bytes)
             };
-            assert!(named.iter().any(|finding| is_there(&finding)), "{what}: named are {named:?}");
+            assert!(named.iter().any(is_there), "{what}: named are {named:?}");
         }
         images[shard] = flip(std::mem::take(&mut images[shard]));
     }
@@ -579,7 +579,7 @@ fn every_flip_is_harmless_or_named() {
             .collect();
         threads.into_iter().map(|thread| thread.join().expect("a thread of flips")).collect()
     });
-    let mut classes: HashMap<Class, u64> = HashMap::new();
+    let mut classes: BTreeMap<Class, u64> = BTreeMap::new();
     for tally in &tallies {
         println!("{tally:?}");
         for (class, count) in &tally.by_class {
