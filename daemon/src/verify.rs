@@ -17,12 +17,14 @@ use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::sync_channel;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Batches that wait for their records to be looked at.
 const BATCHES_AHEAD_MAX: usize = 256;
 /// Rows that a line for people names.
 const ROWS_SHOWN_MAX: usize = 8;
+/// Beside a daemon, before a place is read again.
+const REREAD_AFTER_MS: u64 = 20;
 /// Exit code when damage was found.
 pub const EXIT_DAMAGED: u8 = 1;
 /// Exit code when the ledger could not be read.
@@ -229,7 +231,8 @@ pub fn verify_shard(
     if let Some(each) = each_record {
         content = content.on_record(each);
     }
-    let options = WalkOptions { is_online, is_device: ledger::is_device(path) };
+    let online = is_online.then_some(wait_for_daemon as fn());
+    let options = WalkOptions { online, is_device: ledger::is_device(path) };
     let (give, take) = sync_channel(BATCHES_AHEAD_MAX);
     let (walked, mut content) = std::thread::scope(|scope| {
         let looking = scope.spawn(move || {
@@ -255,6 +258,10 @@ pub fn verify_shard(
     drop(content);
     report.superblock = Some(superblock);
     Ok(report)
+}
+
+fn wait_for_daemon() {
+    std::thread::sleep(Duration::from_millis(REREAD_AFTER_MS));
 }
 
 /// Whether a daemon has the file: it holds the lock for as long as it serves.

@@ -23,7 +23,6 @@ use crate::shard::keys::KeyId;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::time::Duration;
 
 /// Space that holds no batch is looked at in pieces of this size.
 const PIECE_BYTES: usize = 1 << 20;
@@ -36,7 +35,6 @@ const HOLE_PIECES_MAX: usize = 64;
 /// Beside a daemon, a place that does not verify is read again this often before it counts as damaged: what was read may
 /// have been older than what was read after it.
 const REREADS_MAX: usize = 5;
-const REREAD_AFTER_MS: u64 = 20;
 
 /// Where the bytes come from: a file, read ahead, or a slice.
 pub trait Source {
@@ -193,9 +191,9 @@ pub enum Step {
 /// What [`walk`] is told.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct WalkOptions {
-    /// A daemon writes to the file: places are read again before they count as damaged, and what lies beyond the log's
-    /// end is not looked at.
-    pub is_online: bool,
+    /// Set when a daemon writes to the file: places are read again before they count as damaged, each time after a call of
+    /// this, which gives the daemon a moment; and what lies beyond the log's end is not looked at.
+    pub online: Option<fn()>,
     /// It is a raw block device: beyond the prepared segments lies whatever was there before.
     pub is_device: bool,
 }
@@ -414,14 +412,10 @@ impl<S: Source> Walk<'_, S> {
                 self.take(&place, &bytes)?;
                 continue;
             }
-            if self.options.is_online && rereads < REREADS_MAX {
+            if let Some(wait) = self.options.online.filter(|_| rereads < REREADS_MAX) {
                 rereads += 1;
+                wait();
                 self.source.forget();
-                #[expect(
-                    clippy::disallowed_methods,
-                    reason = "a reader beside a daemon waits for it; it decides nothing"
-                )]
-                std::thread::sleep(Duration::from_millis(REREAD_AFTER_MS));
                 continue;
             }
             let search = self.search(at)?;
@@ -432,7 +426,7 @@ impl<S: Source> Walk<'_, S> {
                     segment_checked = Some(geometry.segment_of(self.walked.end.next_batch_at));
                 }
                 verdict => {
-                    if verdict == Verdict::Corrupt || !self.options.is_online {
+                    if verdict == Verdict::Corrupt || self.options.online.is_none() {
                         self.tail(here, verdict, &search);
                     }
                     if self.walked.holes == 0 {
