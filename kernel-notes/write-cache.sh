@@ -6,8 +6,9 @@ set -eu
 image=$(mktemp "$1/write-cache.XXXXXX")
 truncate --size 128M "$image"
 device=$(losetup --find --show --direct-io=on "$image")
-trap 'losetup --detach "$device"; rm -f "$image"' EXIT
 cache=/sys/block/${device#/dev/}/queue/write_cache
+# A loop device keeps what it was told after it is detached, and the next user would send no flushes.
+trap 'echo "write back" >"$cache"; losetup --detach "$device"; rm -f "$image"' EXIT
 
 # Field 16 of /sys/block/*/stat: flushes completed (Documentation/block/stat.rst).
 flushes() { awk '{ print $16 }' "/sys/block/${device#/dev/}/stat"; }
