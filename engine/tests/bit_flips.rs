@@ -344,8 +344,8 @@ fn recover(image: &Bytes) -> Result<Records, String> {
     }));
     match walked {
         Ok(_) => Ok(records),
-        Err(error @ RecoveryError::Corrupt(_)) => Err(error.to_string()),
-        Err(error) => panic!("recovery should have said Corrupt, not: {error}"),
+        Err(error @ (RecoveryError::Corrupt(_) | RecoveryError::NoFirstSegment { .. })) => Err(error.to_string()),
+        Err(error) => panic!("recovery should have named the place, not said: {error}"),
     }
 }
 

@@ -92,14 +92,14 @@ pub fn cut(
             }
             let mut entropy = entropy_of(instant, draw);
             let (files, fingerprint) = model.image(&mut entropy, SECTOR_BYTES);
-            if !drawn.insert(fingerprint) {
-                continue;
+            // One that was drawn before is checked against what clients know by now, and is not counted again.
+            if drawn.insert(fingerprint) {
+                owed -= 1.0;
+                counts.images += 1;
+                counts.with_volatile += 1;
+                counts.with_two_in_flight += u64::from(in_flight >= 2);
+                counts.after_kill += u64::from(was_killed);
             }
-            owed -= 1.0;
-            counts.images += 1;
-            counts.with_volatile += 1;
-            counts.with_two_in_flight += u64::from(in_flight >= 2);
-            counts.after_kill += u64::from(was_killed);
             let shards: Vec<&Image<'_>> = superblocks.iter().map(|(index, _)| &files[*index]).collect();
             if let Err(what) = check(&shards, &superblocks, &expectations, instant, mutation, &mut entropy) {
                 return Ok((counts, Some(Violation { instant, draw, images: counts.images, what })));

@@ -16,6 +16,7 @@ use crate::trace::Trace;
 use claim_engine::entropy::Entropy;
 use claim_engine::log::superblock::Superblock;
 use claim_engine::mutant::Mutation;
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -25,6 +26,8 @@ use std::time::Duration;
 const DEVICE_BYTES: usize = 48 << 20;
 /// The unit between which a write is torn.
 pub const SECTOR_BYTES: u64 = 4096;
+/// Draws until one differs from those before.
+const TRIES: u64 = 8;
 /// The file of the flaky disk that the loop device lies on.
 const DEVICE: &str = "device.img";
 /// The ledger's directory in the file system.
@@ -150,14 +153,19 @@ pub fn cut(trace: &Trace, images: u64, scratch: &Path, mut progress: impl FnMut(
     let expectations = Expectations::of(trace, &superblocks, Mutation::NONE);
     let instants = instants(trace);
     let mut counts = Counts::default();
+    let mut drawn = HashSet::new();
     let mut model = Model::new(trace);
     for n in 0..images {
         // Spread over the whole trace; twice at an instant only where there are more images than instants.
         let (instant, in_flight) = instants[(n as usize * instants.len() / images as usize).min(instants.len() - 1)];
         while model.instant() < instant && model.advance() {}
-        let mut entropy = Entropy::from_seed_u64((instant as u64) << 20 ^ n);
+        let entropy_of = |draw: u64| Entropy::from_seed_u64((instant as u64) << 20 ^ draw);
+        let fingerprint_of = |draw: &u64| model.image(&mut entropy_of(*draw), SECTOR_BYTES).1;
+        let mut draws = (0..TRIES).map(|again| n + again * images);
+        let Some(draw) = draws.find(|draw| drawn.insert(fingerprint_of(draw))) else { continue };
+        let mut entropy = entropy_of(draw);
         let (files, _) = model.image(&mut entropy, SECTOR_BYTES);
-        let fail = |what: String| format!("instant {instant}, image {n}: {what}");
+        let fail = |what: String| format!("instant {instant}, draw {draw}: {what}");
         let shards = shards_of(&files[device].to_vec(), Some(superblocks.len()), memory.path()).map_err(fail)?;
         let shards: Vec<_> = shards.iter().map(|bytes| Image::of(bytes)).collect();
         let shards: Vec<_> = shards.iter().collect();

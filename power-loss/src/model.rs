@@ -51,6 +51,8 @@ pub struct Model<'a> {
     flushes: Vec<(u32, Flush)>,
     /// Goes up whenever what is durable, or what may be there, changes.
     version: u64,
+    /// Goes up whenever what is durable changes.
+    durable_version: u64,
 }
 
 impl<'a> Model<'a> {
@@ -63,7 +65,16 @@ impl<'a> Model<'a> {
             volatile: Vec::new(),
         };
         let files = trace.files.iter().map(|file| state(&file.content)).collect();
-        Model { trace, instant: 0, next_op: 0, files, writes: Vec::new(), flushes: Vec::new(), version: 0 }
+        Model {
+            trace,
+            instant: 0,
+            next_op: 0,
+            files,
+            writes: Vec::new(),
+            flushes: Vec::new(),
+            version: 0,
+            durable_version: 0,
+        }
     }
 
     /// Events passed.
@@ -106,6 +117,7 @@ impl<'a> Model<'a> {
                     // Shrinking is taken to be durable at once: nobody here relies on more.
                     file.durable.truncate(*bytes as usize);
                     file.durable_bytes = *bytes;
+                    self.durable_version += 1;
                 }
                 self.version += 1;
             }
@@ -154,6 +166,7 @@ impl<'a> Model<'a> {
                 file.supersede(write.offset, write.data.len() as u64);
                 file.put_durable(write.offset, write.data);
                 self.version += 1;
+                self.durable_version += 1;
             }
             return;
         }
@@ -174,14 +187,15 @@ impl<'a> Model<'a> {
             file.durable.resize(bytes, 0);
         }
         self.version += 1;
+        self.durable_version += 1;
     }
 
-    /// Draws one image of each file. `tear_bytes` is the unit between which a write may be torn. The number tells images of
-    /// the same version apart: equal numbers mean equal images.
+    /// Draws one image of each file. `tear_bytes` is the unit between which a write may be torn. The number tells images of a
+    /// trace apart: what is durable in them, and which parts of which other writes they have.
     pub fn image(&self, entropy: &mut Entropy, tear_bytes: u64) -> (Vec<Image<'_>>, u128) {
         let temper = entropy.below(6);
         let mut fingerprint = xxhash_rust::xxh3::Xxh3::new();
-        fingerprint.update(&self.version.to_le_bytes());
+        fingerprint.update(&self.durable_version.to_le_bytes());
         let images = self.files.iter().map(|file| file.image(entropy, temper, tear_bytes, &mut fingerprint)).collect();
         (images, fingerprint.digest128())
     }

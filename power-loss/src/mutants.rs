@@ -11,11 +11,15 @@ use crate::trace::Trace;
 use claim_engine::mutant::Mutant;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The name of the trace of a daemon without a bug.
 pub const SOUND: &str = "sound";
 /// Images of a kept trace that are drawn, at most, until the bug shows.
 pub const IMAGES_MAX: u64 = 3_000;
+/// Images of the sound trace.
+const SOUND_IMAGES: u64 = 1_500;
 /// Recordings that are tried until one shows the bug.
 const ATTEMPTS: u64 = 40;
 
@@ -61,29 +65,45 @@ pub struct Verdict {
 /// Judges a trace.
 pub fn judge(name: &str, trace: &Trace) -> Verdict {
     let verdict = |is_caught, images, what| Verdict { name: name.to_owned(), is_caught, images, what };
-    match cut(trace, IMAGES_MAX, mutation_of(trace), |_| {}) {
+    let images = if name == SOUND { SOUND_IMAGES } else { IMAGES_MAX };
+    match cut(trace, images, mutation_of(trace), |_| {}) {
         Ok((_, Some(violation))) => verdict(true, violation.images, violation.what),
         Ok((counts, None)) => verdict(false, counts.images, String::new()),
         Err(error) => verdict(false, 0, error),
     }
 }
 
-/// Judges every kept trace of a folder. The error says which is missing, or judged wrongly.
-pub fn judge_all(traces: &Path, mut told: impl FnMut(&Verdict)) -> Result<(), String> {
-    let names = MUTANTS.iter().map(|(mutant, _)| mutant.name()).chain([SOUND]);
-    for name in names {
-        let path = path_of(traces, name);
-        let trace = Trace::load(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-        if trace.mutant.as_deref().unwrap_or(SOUND) != name {
-            return Err(format!("{} is a trace of {:?}", path.display(), trace.mutant));
+/// Judges every kept trace of a folder, on all cores. The error says which is missing, or judged wrongly.
+pub fn judge_all(traces: &Path, told: impl FnMut(&Verdict) + Send) -> Result<(), String> {
+    let names: Vec<_> = MUTANTS.iter().map(|(mutant, _)| mutant.name()).chain([SOUND]).collect();
+    let next = AtomicUsize::new(0);
+    let (told, wrong) = (Mutex::new(told), Mutex::new(Vec::new()));
+    let judge_next = || {
+        while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let judged = judge_kept(traces, name).and_then(|verdict| {
+                (told.lock().expect("no panic"))(&verdict);
+                let is_right = verdict.is_caught != (*name == SOUND);
+                if is_right { Ok(()) } else { Err(format!("{name}: caught {}: {}", verdict.is_caught, verdict.what)) }
+            });
+            wrong.lock().expect("no panic").extend(judged.err());
         }
-        let verdict = judge(name, &trace);
-        told(&verdict);
-        if verdict.is_caught != (name != SOUND) {
-            return Err(format!("{name}: {}", if verdict.is_caught { &verdict.what } else { "it is not caught" }));
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(judge_next);
         }
+    });
+    let wrong = wrong.into_inner().expect("no panic");
+    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
+}
+
+fn judge_kept(traces: &Path, name: &str) -> Result<Verdict, String> {
+    let path = path_of(traces, name);
+    let trace = Trace::load(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    if trace.mutant.as_deref().unwrap_or(SOUND) != name {
+        return Err(format!("{} is a trace of {:?}", path.display(), trace.mutant));
     }
-    Ok(())
+    Ok(judge(name, &trace))
 }
 
 /// Records a trace that shows a bug, or one that shows none, with a `claimd` that was built with the feature `mutants`.
