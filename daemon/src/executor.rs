@@ -64,6 +64,8 @@ pub struct ShardOpened {
     pub records: u64,
     /// Batches replayed.
     pub batches: u64,
+    /// How far it is in the global order.
+    pub globals: u64,
 }
 
 /// What an executor is given.
@@ -130,6 +132,7 @@ async fn open_shards(plan: &Plan) -> Result<(Drivers, Vec<ShardOpened>), String>
             last_us: engine.shard().last_us(),
             records: found.records,
             batches: found.batches,
+            globals: engine.shard().globals_applied(),
         });
         drivers[usize::from(superblock.shard)] = Some(Driver::new(engine, storage, Arc::clone(&plan.pulse)));
     }

@@ -172,6 +172,17 @@ fn gone(path: &Path) -> Option<LedgerError> {
     Some(LedgerError::DeviceGone { path: path.to_owned(), target })
 }
 
+/// Why a shard's file is another build's, if it is.
+pub fn version_error(path: &Path) -> Option<SuperblockError> {
+    let copies = LocalExecutor::default().run(async {
+        let storage = RealStorage::open_read_only(path).await.ok()?;
+        let copies = Superblock::read_copies(&storage).await;
+        storage.close().await.ok()?;
+        copies.err()
+    });
+    copies.filter(|error| matches!(error, SuperblockError::Version { .. }))
+}
+
 async fn read_superblock(path: &Path) -> Result<Superblock, LedgerError> {
     let storage = RealStorage::open_read_only(path).await?;
     let superblock = Superblock::read(&storage).await;

@@ -8,6 +8,7 @@
 //! The new files are made beside the old ones, verified, and moved into their places, shard 0 first; the old ones stay
 //! under another name. So a repair that is interrupted can simply be run again.
 
+use crate::ledger;
 use crate::verify::{self, EXIT_DAMAGED, EXIT_UNREADABLE, ShardReport};
 use claim_engine::corpus::Prefix;
 use claim_engine::log::entry::{Entry, Meta, Principal, Record, encode_floors};
@@ -150,6 +151,9 @@ fn repair(options: &RepairOptions) -> Result<ExitCode, String> {
     let mut locks = Vec::new();
     for (path, expected) in &files {
         locks.push(lock(path)?);
+        if let Some(newer) = ledger::version_error(path) {
+            return Err(format!("{}: {newer}; it is not for this build to repair", path.display()));
+        }
         if expected.is_none() {
             return Err(format!(
                 "{}: no copy of the superblock verifies, and no other shard of the ledger is there to say what it was: \

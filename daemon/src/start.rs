@@ -15,6 +15,8 @@ use claim_engine::storage::DirectIo;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
+use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -156,7 +158,10 @@ pub fn start(options: &StartOptions) -> Result<(), String> {
     );
     // Whoever reads this may send a signal at once, and means a stop.
     serving.store(true, Ordering::SeqCst);
-    println!("ready {}", options.socket.display());
+    // A reader that has gone is no reason to end.
+    if let Err(error) = writeln!(std::io::stdout(), "ready {}", options.socket.display()) {
+        tracing::warn!(%error, "`ready` could not be printed");
+    }
 
     stop_wanted.recv().map_err(|_| "the thread that waits for signals is gone".to_owned())?;
     tracing::info!("stopping: finishing what is under way; a second signal ends the process at once");
@@ -189,14 +194,31 @@ fn spawn(core: usize, poll: Duration, plan: Plan) -> Result<ExecutorJoinHandle<(
 /// Waits for every executor's report; returns the time of the ledger's last entry.
 fn collect(opened: &mpsc::Receiver<Ready>, executors: usize) -> Result<i64, String> {
     let mut last_us = 0;
+    let mut globals = BTreeMap::new();
     for _ in 0..executors {
         let ready = opened.recv().map_err(|_| "an executor ended before it had opened its shards".to_owned())?;
         for shard in ready.shards? {
             last_us = last_us.max(shard.last_us);
+            globals.insert(shard.shard, shard.globals);
             tracing::info!(shard = shard.shard, records = shard.records, batches = shard.batches, "recovered");
         }
     }
+    check_global_order(&globals)?;
     Ok(last_us)
+}
+
+/// Shard 0 sends the others nothing that is not durable with it, so no crash leaves one ahead of it. Served like this, it would
+/// give what they have to somebody else.
+fn check_global_order(globals: &BTreeMap<u16, u64>) -> Result<(), String> {
+    let decided = globals.get(&0).copied().unwrap_or(0);
+    match globals.iter().find(|(_, applied)| **applied > decided) {
+        None => Ok(()),
+        Some((shard, applied)) => Err(format!(
+            "shard {shard} has the global order (corpora, prefixes) up to entry {applied}, and shard 0, which decides it, only up \
+             to {decided}: the file of shard 0 is older than the others, or has lost its end. Bring back files of one instant, \
+             or see `claimd verify` and `claimd repair`"
+        )),
+    }
 }
 
 /// Waits for signals in a thread of its own. While nothing is served yet there is nothing to finish, and one signal ends

@@ -178,7 +178,20 @@ pub fn verify(data: &Path, only: Option<u16>, bar: &ProgressBar) -> Result<Repor
 pub fn compare(shards: &mut [ShardReport]) {
     let globals: Vec<_> = shards.iter().map(|shard| &shard.globals).collect();
     let whole: Vec<_> = shards.iter().map(ShardReport::is_whole).collect();
-    for finding in verify::compare_globals(&globals, &whole) {
+    let mut findings = verify::compare_globals(&globals, &whole);
+    // Before shard 0 decides anything, every shard has written the recovery batch of its first start.
+    let has_decided = shards.first().is_some_and(|first| !first.globals.is_empty());
+    for shard in shards.iter().filter(|shard| has_decided && shard.walked.as_ref().is_some_and(|w| w.batches == 0)) {
+        let what = "its log is empty, and shard 0 has decided entries of the global order since: the log is lost";
+        findings.push(Finding::damage(Structure::File, shard.shard, 0, shard.file_bytes, what));
+    }
+    // So it is with shard 0, if another shard has what only shard 0 decides.
+    let first_is_empty = shards.first().is_some_and(|first| first.walked.as_ref().is_some_and(|w| w.batches == 0));
+    if first_is_empty && shards.iter().any(|shard| !shard.globals.is_empty()) {
+        let what = "its log is empty, and other shards have entries of the global order: the log is lost";
+        findings.push(Finding::damage(Structure::File, 0, 0, shards[0].file_bytes, what));
+    }
+    for finding in findings {
         shards[usize::from(finding.shard)].findings.push(finding);
     }
 }

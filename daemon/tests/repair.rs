@@ -186,3 +186,43 @@ fn shard_0_gets_its_corpora_back_from_the_other_shards() {
     }
     daemon.stop();
 }
+
+#[test]
+fn an_older_shard_0_is_not_served() {
+    let scratch = scratch();
+    let data = scratch.path().join("ledger");
+    filled(&data);
+    let older = file(&data, 0);
+    let daemon = Daemon::start(&data);
+    daemon.client().onboard("delta", "", &options()).wait().expect("an onboarding");
+    daemon.stop();
+    fs::write(claimd::ledger::shard_path(&data, 0), older).expect("a file");
+    let data_text = data.to_str().expect("a path of text");
+    // Served like this, delta's prefix would be given to the next corpus.
+    let output = harness::run(&["start", "--data", data_text]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("shard 1 has the global order") && said.contains("claimd verify"), "{said}");
+    let (code, _) = run_json("verify", &data, &[]);
+    assert_eq!(code, 1);
+}
+
+#[test]
+fn an_empty_log_beside_one_that_decided_is_lost_and_not_sound() {
+    let scratch = scratch();
+    for shard in [0, 1] {
+        let data = scratch.path().join(format!("ledger-{shard}"));
+        filled(&data);
+        let path = claimd::ledger::shard_path(&data, shard);
+        let mut bytes = file(&data, shard);
+        // Everything behind the first segment's header.
+        bytes[(64 + 4) << 10..].fill(0);
+        fs::write(&path, bytes).expect("a file");
+        let (code, lines) = run_json("verify", &data, &[]);
+        assert_eq!(code, 1, "shard {shard}: {lines:?}");
+        let output = harness::run(&["repair", "--data", data.to_str().expect("a path of text")]);
+        let said = String::from_utf8_lossy(&output.stdout);
+        let lost = format!("shard {shard}: what followed position 0 is given up");
+        assert!(said.contains(&lost) && said.contains("slots of its claims may be given again"), "{said}");
+    }
+}

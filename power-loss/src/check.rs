@@ -157,6 +157,7 @@ pub fn check(
     let mut records = HashMap::new();
     let mut ids = HashSet::new();
     let mut onboarded: Vec<HashSet<String>> = Vec::new();
+    let mut globals = Vec::new();
     for (number, (image, (_, expected))) in images.iter().zip(superblocks).enumerate() {
         let fail = |what: &str, error: String| format!("shard {number}: {what}: {error}");
         let superblock = run(Superblock::read(*image)).map_err(|e| fail("superblock", e.to_string()))?;
@@ -175,6 +176,7 @@ pub fn check(
         // …one that is not…
         let (engine, opened) = open().map_err(|e| fail("recovery", e.to_string()))?;
         let first = recovered(&engine);
+        globals.push(first.globals);
         let below = image.lowest_written().filter(|lowest| {
             let end = superblock.geometry.file_offset(opened.cut_at);
             !is_cut && (SUPERBLOCK_AREA_BYTES..end).contains(lowest)
@@ -209,6 +211,9 @@ pub fn check(
         if second != expected || again.cut_at != end.next_batch_at {
             return Err(fail("second recovery", format!("it found {second:?}, the first one {expected:?}")));
         }
+    }
+    if let Some(ahead) = globals.iter().position(|applied| *applied > globals[0]) {
+        return Err(format!("shard {ahead} is ahead of shard 0 in the global order: {globals:?}"));
     }
     for acked in expectations.acknowledged.iter().take_while(|acked| acked.instant < instant) {
         let Acknowledged { key, item, event_id, sequence, .. } = *acked;

@@ -145,8 +145,8 @@ pub enum RecoveryError {
     },
     /// The first segment has no header: it got one before the superblock was written.
     #[error(
-        "the header of the first segment, at file offset {file_offset}, is damaged. Restore the file from a backup, or from \
-         a copy of the device"
+        "the header of the first segment, at file offset {file_offset}, is damaged. `claimd verify` names what is concerned, \
+         `claimd repair` makes it anew"
     )]
     NoFirstSegment {
         /// Where it stands.
