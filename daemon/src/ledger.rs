@@ -162,6 +162,17 @@ pub fn superblocks(data: &Path) -> Result<Vec<Superblock>, LedgerError> {
                 });
             }
         }
+        for superblock in &all {
+            let same = |s: &Superblock| (s.key, s.shard_count, s.clock, s.geometry);
+            if same(superblock) != same(&first) {
+                let path = shard_path(data, superblock.shard);
+                return Err(LedgerError::Option(format!(
+                    "{} and the file of shard 0 disagree on key, shards, clock or sizes: one superblock is damaged or forged; \
+                     `claimd verify` says more",
+                    path.display()
+                )));
+            }
+        }
         Ok(all)
     })
 }

@@ -188,13 +188,14 @@ fn repair(options: &RepairOptions) -> Result<ExitCode, String> {
         say(options, "planned", &plans, message)?;
         return Ok(ExitCode::from(EXIT_DAMAGED));
     }
-    let stamp: String = rfc3339(now_us).chars().take(19).filter(|c| !matches!(c, '-' | ':')).collect::<String>() + "Z";
-    let report_path = data.join(format!("repair-{stamp}.ndjson"));
-    write_report(&report_path, &plans, now_us)?;
+    // To the microsecond: an interrupted repair is run again at once.
+    let stamp: String = rfc3339(now_us).chars().filter(|c| !matches!(c, '-' | ':' | '.')).collect();
     let mut made = Vec::new();
     for plan in plans.iter().filter(|plan| plan.is_due()) {
         made.push((plan.report.path.clone(), rebuild(plan, now_us, options.direct)?));
     }
+    let report_path = data.join(format!("repair-{stamp}.ndjson"));
+    write_report(&report_path, &plans, now_us)?;
     // Shard 0 is the first: the others are never ahead of it.
     for (path, new) in made {
         let aside = PathBuf::from(format!("{}.damaged-{stamp}", path.display()));
