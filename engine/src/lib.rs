@@ -8,6 +8,7 @@
 //! | [`storage`] | the real file, and in tests a simulated disk |
 //! | [`id`], [`time`], [`corpus`], [`row`] | the words that the rest is written in |
 //! | [`command`], [`error`] | what is asked and what is answered |
+//! | [`policy`] | who may do what, and the windows and bounds that the configuration sets |
 //! | [`mutant`] | deliberate bugs that the proofs must catch; no build has them by itself |
 //! | [`device`] | what the disk below can do |
 //!
@@ -22,6 +23,7 @@ pub mod error;
 pub mod id;
 pub mod log;
 pub mod mutant;
+pub mod policy;
 pub mod row;
 pub mod shard;
 pub mod storage;
