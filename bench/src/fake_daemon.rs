@@ -154,7 +154,7 @@ impl Served {
                 seen.corpora = seen.names.len();
                 ReplyResult::Onboarded(corpus(name, seen.corpora as u16))
             }
-            Operation::Claim { corpus, item } => {
+            Operation::Claim { corpus, item, .. } => {
                 assert!(seen.names.iter().any(|name| name == corpus), "{corpus} is not onboarded");
                 claim(&mut seen, item.event_key).map_or_else(ReplyResult::Error, ReplyResult::Claimed)
             }
@@ -174,6 +174,7 @@ impl Served {
                 outcome: ErrorOutcome::Definite,
                 message: "the test wants it so".to_owned(),
                 retry_after_ms: 0,
+                registered_id: None,
             });
         }
         Ok(Claimed { event_id: Uuid::from_u128(number.into()), claim_timestamp_us: 0, claim_sequence: number })
@@ -205,5 +206,11 @@ fn corpus(name: &str, prefix: u16) -> CorpusInfo {
         decommissioned_at_us: None,
         notes: String::new(),
         claims: 0,
+        frozen_reason: None,
+        frozen_at_us: None,
+        slots: 0,
+        claims_this_quarter: 0,
+        cap_per_minute: 0,
+        alarms: Vec::new(),
     }
 }

@@ -77,7 +77,7 @@ impl Claims {
             metadata: &self.metadata,
         };
         let operation = match self.shape.batch {
-            1 => Operation::Claim { corpus, item: item(0) },
+            1 => Operation::Claim { corpus, item: item(0), unless_registered_within_ms: 0 },
             batch => Operation::ClaimBatch { corpus, items: (0..batch).map(item).collect() },
         };
         let mut request = Request::new(request_id, operation);
@@ -103,7 +103,7 @@ mod tests {
             let (content, taken) = split_frame(&out).expect("short").expect("whole");
             assert_eq!(taken, out.len());
             let request = decode_request(content).expect("valid");
-            let Operation::Claim { corpus, item } = request.operation else { panic!("{request:?}") };
+            let Operation::Claim { corpus, item, .. } = request.operation else { panic!("{request:?}") };
             assert_eq!(item.metadata.len(), 3);
             seen.push((corpus.to_owned(), item.event_key.to_owned(), request.idempotency_key));
         }

@@ -16,6 +16,7 @@ use crate::connection::Connection;
 use crate::endpoint::{Intaken, Shared};
 use crate::error::{ClientError, UnknownCause};
 use crate::job::Job;
+use crate::retry::Jitter;
 use crate::slot::{Completion, Slot};
 use claim_protocol::{
     Builder, ErrorCode, Operation, PROTOCOL_VERSION, Reply, ReplyResult, Request, Welcome, decode_reply, encode_request,
@@ -75,7 +76,7 @@ pub(crate) struct Driver {
     ended: Vec<(Box<Job>, Result<Reply, ClientError>)>,
     /// Failed or broken connections since the last reply.
     failures: u32,
-    jitter: u64,
+    jitter: Jitter,
 }
 
 impl Driver {
@@ -101,7 +102,7 @@ impl Driver {
             deadlines: BTreeSet::new(),
             ended: Vec::new(),
             failures: 0,
-            jitter: getrandom::u64().unwrap_or(0),
+            jitter: Jitter::new(getrandom::u64().unwrap_or(0)),
         };
         if let Some(connection) = connection {
             driver.greet(connection, now);
@@ -120,6 +121,7 @@ impl Driver {
             match self.shared.intake() {
                 Intaken::Closing => return,
                 Intaken::Jobs(jobs) => {
+                    self.shared.retry_budget().requests(jobs.len() as u64, now);
                     jobs.into_iter().for_each(|job| self.take_in(job));
                     continue;
                 }
@@ -205,7 +207,7 @@ impl Driver {
     /// step.
     fn backoff(&mut self) -> Duration {
         let whole = BACKOFF_FIRST.saturating_mul(1 << self.failures.min(16)).min(BACKOFF_MAX);
-        whole / 2 + jitter(&mut self.jitter, whole / 2)
+        whole / 2 + self.jitter.up_to(whole / 2)
     }
 
     // ---- the connection ----
@@ -402,9 +404,12 @@ impl Driver {
         };
         let pause = match error.code {
             ErrorCode::Overloaded | ErrorCode::Throttled if job.retry_overload => {
-                // Half as much again at most, so that those refused together do not come back together.
                 let advised = Duration::from_millis(u64::from(error.retry_after_ms.max(1)));
-                Some(advised + jitter(&mut self.jitter, advised / 2))
+                let pause = self.jitter.pause(advised, job.refusals);
+                job.refusals += 1;
+                // A retry that cannot come before the deadline takes nothing from the others.
+                let is_granted = now + pause < job.deadline && self.shared.retry_budget().try_retry(now);
+                is_granted.then_some(pause)
             }
             // The daemon is about to close; its successor knows the key.
             ErrorCode::ShuttingDown if job.attempts < self.shared.options.attempts_max => {
@@ -448,12 +453,6 @@ impl Driver {
             slot.fill(Completion { result, at: now });
         }
     }
-}
-
-/// Some duration up to `longest`, by a linear congruential step with Knuth's constants: spread is all that is asked of it.
-fn jitter(state: &mut u64, longest: Duration) -> Duration {
-    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-    longest.mul_f64((*state >> 33) as f64 / (1u64 << 31) as f64)
 }
 
 fn readable(fd: &PollFd<'_>) -> bool {

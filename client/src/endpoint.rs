@@ -5,6 +5,7 @@ use crate::driver::Driver;
 use crate::error::ClientError;
 use crate::job::Job;
 use crate::options::ClientOptions;
+use crate::retry::RetryBudget;
 use crate::slot::{Completion, Slot};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::{BTreeMap, VecDeque};
@@ -21,6 +22,8 @@ use uuid::Uuid;
 pub(crate) struct Shared {
     pub socket: PathBuf,
     pub options: ClientOptions,
+    /// Of the whole client: all its sockets share it.
+    retry_budget: Arc<Mutex<RetryBudget>>,
     intake: Mutex<Intake>,
     /// Notified when an outstanding request ends.
     room: Condvar,
@@ -67,10 +70,11 @@ impl Endpoint {
         ledger: Option<Uuid>,
         greeted: Option<Arc<Slot>>,
         options: ClientOptions,
+        retry_budget: Arc<Mutex<RetryBudget>>,
     ) -> io::Result<Arc<Self>> {
         let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
         let intake = Mutex::new(Intake::default());
-        let shared = Arc::new(Shared { socket, options, intake, room: Condvar::new(), wake });
+        let shared = Arc::new(Shared { socket, options, retry_budget, intake, room: Condvar::new(), wake });
         let driver = Driver::new(Arc::clone(&shared), connection, ledger, greeted);
         thread::Builder::new().name("claim-client".to_owned()).spawn(move || driver.run())?;
         Ok(Arc::new(Endpoint { shared }))
@@ -144,6 +148,11 @@ fn expired(job: &Job, now: Instant) -> Arc<Slot> {
 }
 
 impl Shared {
+    /// Who grants retries.
+    pub fn retry_budget(&self) -> MutexGuard<'_, RetryBudget> {
+        self.retry_budget.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What has come since the last call.
     pub fn intake(&self) -> Intaken {
         let mut intake = self.lock();

@@ -111,7 +111,8 @@ impl ClientError {
 
     /// A refusal that the client states by itself, before anything was sent.
     pub(crate) fn refused(code: ErrorCode, message: String) -> Self {
-        ClientError::Refused(ServerError { code, outcome: ErrorOutcome::Definite, message, retry_after_ms: 0 })
+        let outcome = ErrorOutcome::Definite;
+        ClientError::Refused(ServerError { code, outcome, message, retry_after_ms: 0, registered_id: None })
     }
 }
 

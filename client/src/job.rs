@@ -29,6 +29,8 @@ pub(crate) struct Job {
     pub lane: Option<Lane>,
     /// How often it was sent, or waited through a failed reconnection.
     pub attempts: u32,
+    /// How often it was refused for a while.
+    pub refusals: u32,
     /// It stands in the present connection's outgoing bytes or beyond.
     pub sent: bool,
     /// It waits until then to be sent again.
@@ -79,6 +81,7 @@ impl Job {
             observer: None,
             lane: None,
             attempts: 0,
+            refusals: 0,
             sent: false,
             due: None,
             ambiguous: false,

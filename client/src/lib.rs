@@ -48,6 +48,18 @@
 //! same keys, until the deadline. A [`ClientError`] tells what remains: refused, for certain; unknown, with the key to
 //! ask again with; or no daemon there at all.
 //!
+//! # When the daemon has too much to do
+//!
+//! `OVERLOADED` and `THROTTLED` mean: not now, and nothing was applied. Unless [`RequestOptions::retry_overload`] says
+//! otherwise, the client sends such a request again, with the same key, after a pause: at least the daemon's
+//! `retry_after_ms`, and beyond it a random time of up to half of that or up to 10 ms, 20 ms, 40 ms and so on to 2 s,
+//! whichever is more. A pause that would end after the deadline is not begun.
+//!
+//! Retries are load as well, so that they have a budget: once a [`Client`] was given [`RETRY_REQUESTS_MIN`] requests in
+//! the last [`RETRY_WINDOW`], its retries are at most [`RETRY_PERCENT_MAX`] % of them, clones and all sockets together.
+//! When it is used up, the caller gets the refusal at once, with [`ClientError::retry_after_ms`]: it is for the caller to
+//! ask for less. What is sent again because a connection broke or a daemon went down does not count.
+//!
 //! # Where requests go
 //!
 //! The client connects to the daemon's main socket, learns there which shard serves which corpus, and opens a connection
@@ -67,20 +79,24 @@ mod job;
 mod key;
 mod options;
 mod pending;
+mod retry;
 mod routes;
 mod scan;
 mod slot;
 
 pub use claim_protocol::{
-    AuditOperation, ClaimItem, Claimed, ClockMode, CorpusInfo, Entry, ErrorCode, ErrorOutcome, Lifecycle, LogPosition,
-    ReasonCode, Row, ServerError, ShardEndpoint, ShardStatus, StatusReport, Uuid, Welcome,
+    AlarmKind, AuditOperation, CHAIN_HASH_BYTES, ClaimItem, Claimed, ClockMode, CorpusInfo, DisputeInfo, DisputeSide,
+    DisputeState, DisputeVerdict, Entry, ErrorCode, ErrorOutcome, Head, Lifecycle, LogPosition, Merge, Orphan,
+    OverloadLevel, Pair, Proposal, ReasonCode, ReconcileReport, ReconciliationState, Role, Row, ServerError,
+    ShardEndpoint, ShardStatus, Signature, StatusReport, Suspect, Total, UnknownValue, Uuid, Verdict, Welcome,
 };
-pub use client::Client;
+pub use client::{AuditChecked, Client, Configuration, Decommissioned, Registration, TailOptions, TailPage, TailPages};
 pub use error::{Classification, ClientError, UnknownCause};
 pub use key::new_key;
 pub use options::{
     ATTEMPTS_MAX, CONNECT_TIMEOUT, ClientOptions, DEADLINE_DEFAULT, DEADLINE_MAX, OUTSTANDING_MAX, RequestOptions,
 };
 pub use pending::{Answer, Pending};
+pub use retry::{RETRY_PERCENT_MAX, RETRY_REQUESTS_MIN, RETRY_WINDOW};
 pub use routes::shard_prefix;
-pub use scan::{HistoryPage, Rows, ScanPage, ScanPages, ScanRange};
+pub use scan::{HistoryPage, HistoryQuery, HistorySubject, Rows, ScanPage, ScanPages, ScanRange};

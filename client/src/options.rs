@@ -57,14 +57,14 @@ pub struct RequestOptions {
     pub at_least: Vec<LogPosition>,
     /// The key of a mutating request, a UUIDv7; `None`: a new one. Give one to repeat a request whose outcome is unknown.
     pub idempotency_key: Option<Uuid>,
-    /// One line saying why, at most 512 bytes; the reason of a retraction or reactivation.
+    /// One line saying why, at most 512 bytes, or 4,096 in a dispute; the reason of a retraction or reactivation.
     pub rationale: String,
     /// Ties the entries of one incident together.
     pub correlation_id: Option<Uuid>,
     /// The request's own time in microseconds since the epoch: replay ledgers require it, and only they go by it.
     pub at_us: Option<i64>,
-    /// Whether `OVERLOADED` and `THROTTLED` are answered by waiting and sending again, as long as the deadline allows.
-    /// A repeated request may then take effect after ones that were sent later.
+    /// Whether `OVERLOADED` and `THROTTLED` are answered by waiting and sending again, as long as the deadline and the
+    /// client's budget of retries ([`RETRY_PERCENT_MAX`](crate::RETRY_PERCENT_MAX)) allow. A repeated request may then take effect after ones that were sent later.
     pub retry_overload: bool,
 }
 

@@ -4,7 +4,7 @@ use crate::endpoint::{Endpoint, Ticket};
 use crate::error::ClientError;
 use crate::job::{Job, not_understood};
 use crate::slot::{Completion, Slot};
-use claim_protocol::{LogPosition, ReplyResult};
+use claim_protocol::{LogPosition, ReplyResult, ServerError};
 use std::fmt;
 use std::future::Future;
 use std::ops::Deref;
@@ -19,7 +19,7 @@ use uuid::Uuid;
 pub struct Answer<T> {
     /// The answer itself.
     pub value: T,
-    /// The positions that it depends on, all of them durable. As [`RequestOptions::at_least`] of a later request they
+    /// The positions that it depends on, all of them durable; none where a refusal is the answer. As [`RequestOptions::at_least`] of a later request they
     /// make that one see what this one did.
     ///
     /// [`RequestOptions::at_least`]: crate::RequestOptions::at_least
@@ -48,7 +48,9 @@ impl<T> Deref for Answer<T> {
 pub struct Pending<T> {
     stage: Stage,
     endpoint: Arc<Endpoint>,
-    convert: fn(ReplyResult) -> Result<T, ReplyResult>,
+    convert: fn(ReplyResult) -> Option<T>,
+    /// Refusals that answer what was asked.
+    recover: fn(&ServerError) -> Option<T>,
     mutating: bool,
     key: Option<Uuid>,
     started: Instant,
@@ -67,7 +69,7 @@ impl<T> Pending<T> {
         endpoint: Arc<Endpoint>,
         job: Result<Job, ClientError>,
         started: Instant,
-        convert: fn(ReplyResult) -> Result<T, ReplyResult>,
+        convert: fn(ReplyResult) -> Option<T>,
     ) -> Self {
         let (mutating, key) = job.as_ref().map_or((false, None), |job| (job.mutating, job.key));
         let stage = match job {
@@ -77,7 +79,15 @@ impl<T> Pending<T> {
                 Err((job, ticket)) => Stage::Held(job, ticket),
             },
         };
-        Pending { stage, endpoint, convert, mutating, key, started }
+        Pending { stage, endpoint, convert, recover: |_| None, mutating, key, started }
+    }
+
+    /// With the refusals that are an answer, too.
+    pub(crate) fn recovering(self, recover: fn(&ServerError) -> Option<T>) -> Self {
+        // Not by a struct update: a pending request is dropped with care.
+        let mut pending = self;
+        pending.recover = recover;
+        pending
     }
 
     /// The key of a mutating request, known before its outcome is.
@@ -102,15 +112,19 @@ impl<T> Pending<T> {
     }
 
     fn answer(&self, completion: Completion) -> Result<Answer<T>, ClientError> {
-        let reply = completion.result?;
+        let elapsed = completion.at.saturating_duration_since(self.started);
+        let idempotency_key = self.key;
+        let reply = match completion.result {
+            Ok(reply) => reply,
+            Err(error) => {
+                let refusal = if let ClientError::Refused(refusal) = &error { Some(refusal) } else { None };
+                let value = refusal.and_then(self.recover).ok_or(error)?;
+                return Ok(Answer { value, positions: Vec::new(), idempotency_key, elapsed });
+            }
+        };
         match (self.convert)(reply.result) {
-            Ok(value) => Ok(Answer {
-                value,
-                positions: reply.positions,
-                idempotency_key: self.key,
-                elapsed: completion.at.saturating_duration_since(self.started),
-            }),
-            Err(_) => {
+            Some(value) => Ok(Answer { value, positions: reply.positions, idempotency_key, elapsed }),
+            None => {
                 let message = "the answer belongs to another operation".to_owned();
                 Err(not_understood(self.mutating, self.key, message))
             }

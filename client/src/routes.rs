@@ -3,7 +3,12 @@
 use claim_protocol::CorpusInfo;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use uuid::Uuid;
+
+/// The registry is asked for no sooner after it was. Corpora that the user has no role on are never heard of, and each
+/// request of one would ask again.
+const REFRESH_PAUSE: Duration = Duration::from_secs(1);
 
 /// The 16-bit prefix of the corpus that claimed an event-id.
 ///
@@ -45,11 +50,21 @@ struct State {
     /// Of corpora whose shard was not known when a request came.
     lanes: HashMap<String, Arc<()>>,
     refreshing: bool,
+    /// When the last question for the registry ended.
+    refreshed_at: Option<Instant>,
+}
+
+impl State {
+    /// Whether to ask for the registry; whoever is told so does.
+    fn asks(&mut self) -> bool {
+        let is_due = self.refreshed_at.is_none_or(|at| at.elapsed() >= REFRESH_PAUSE);
+        is_due && !std::mem::replace(&mut self.refreshing, true)
+    }
 }
 
 impl Routes {
-    /// The route of a corpus. `true` with it when the corpus is unknown and the caller has to ask for the registry: each
-    /// unknown name does, one question at a time.
+    /// The route of a corpus. `true` with it when the corpus is unknown and the caller has to ask for the registry: one
+    /// question at a time, and after each a pause.
     pub fn of_corpus(&self, name: &str) -> (Route, bool) {
         let mut state = self.lock();
         let shard = state.corpora.get(name).map(|corpus| corpus.shard);
@@ -62,7 +77,7 @@ impl Routes {
             (Some(_), Some(lane)) => (Route::Main(Some(Lane(Arc::clone(lane)))), false),
             (None, _) => {
                 let lane = Lane(Arc::clone(state.lanes.entry(name.to_owned()).or_default()));
-                (Route::Main(Some(lane)), !std::mem::replace(&mut state.refreshing, true))
+                (Route::Main(Some(lane)), state.asks())
             }
         }
     }
@@ -72,7 +87,7 @@ impl Routes {
         let name = self.lock().names.get(&shard_prefix(event_id)).cloned();
         match name {
             Some(name) => self.of_corpus(&name),
-            None => (Route::Main(None), !std::mem::replace(&mut self.lock().refreshing, true)),
+            None => (Route::Main(None), self.lock().asks()),
         }
     }
 
@@ -95,10 +110,11 @@ impl Routes {
         }
     }
 
-    /// The registry has come, or will not: the next unknown name asks again.
+    /// The registry has come, or will not: after the pause, unknown names ask again.
     pub fn refreshed(&self) {
         let mut state = self.lock();
         state.refreshing = false;
+        state.refreshed_at = Some(Instant::now());
         // Names that do not exist leave their lanes behind.
         state.lanes.retain(|_, lane| Arc::strong_count(lane) > 1);
     }
@@ -110,8 +126,9 @@ impl Routes {
 
 #[cfg(test)]
 mod tests {
-    use super::{Route, Routes, shard_prefix};
+    use super::{REFRESH_PAUSE, Route, Routes, shard_prefix};
     use claim_protocol::CorpusInfo;
+    use std::time::Instant;
     use uuid::Uuid;
 
     fn corpus(name: &str, shard_prefix: u16, shard: u16) -> CorpusInfo {
@@ -123,6 +140,12 @@ mod tests {
             decommissioned_at_us: None,
             notes: String::new(),
             claims: 0,
+            frozen_reason: None,
+            frozen_at_us: None,
+            slots: 0,
+            claims_this_quarter: 0,
+            cap_per_minute: 0,
+            alarms: Vec::new(),
         }
     }
 
@@ -153,5 +176,19 @@ mod tests {
         let id = "00000000-0000-7000-9c00-000000000000".parse().expect("a UUID");
         assert!(matches!(routes.of_event(id), (Route::Shard(1), false)));
         assert_eq!(routes.corpus_of(id), Some(corpus("pd", 7, 1)));
+    }
+
+    #[test]
+    fn what_is_not_heard_of_is_not_asked_for_with_every_request() {
+        let routes = Routes::default();
+        assert!(matches!(routes.of_corpus("secret"), (Route::Main(_), true)));
+        routes.refreshed();
+        let id = "00000000-0000-7000-9c00-000000000000".parse().expect("a UUID");
+        for _ in 0..3 {
+            assert!(matches!(routes.of_corpus("secret"), (Route::Main(_), false)));
+            assert!(matches!(routes.of_event(id), (Route::Main(_), false)));
+        }
+        routes.lock().refreshed_at = Instant::now().checked_sub(REFRESH_PAUSE);
+        assert!(matches!(routes.of_corpus("secret"), (Route::Main(_), true)));
     }
 }

@@ -27,13 +27,35 @@ pub struct ScanPage {
     pub next: Option<Uuid>,
 }
 
-/// One page of a row's audit entries.
+/// Whose audit entries a history gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HistorySubject {
+    /// Those of one row.
+    Event(Uuid),
+    /// Those of one correlation id, whichever rows they concern.
+    Correlation(Uuid),
+}
+
+/// Which audit entries a history gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HistoryQuery {
+    /// Whose they are.
+    pub subject: HistorySubject,
+    /// Entries at or after this time, in microseconds since the epoch.
+    pub since_us: Option<i64>,
+    /// Entries before this time, in microseconds since the epoch.
+    pub until_us: Option<i64>,
+}
+
+/// One page of audit entries.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HistoryPage {
     /// Entries in the order of their positions.
     pub entries: Vec<Entry>,
     /// Whether there are more after these.
     pub more: bool,
+    /// Aliases, canonical ids and the other rows of disputes: their entries are not among these.
+    pub related: Vec<Uuid>,
 }
 
 /// The pages of a scan. As an iterator it blocks; [`ScanPages::next_page`] does not.

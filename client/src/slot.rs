@@ -14,6 +14,10 @@ pub(crate) struct Completion {
 }
 
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a slot lives on the heap, and a box of its own would cost each claim one more"
+)]
 enum State {
     Waiting(Option<Waker>),
     Done(Completion),

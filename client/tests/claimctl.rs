@@ -1,54 +1,14 @@
 //! claimctl as a shell sees it: arguments, exit status, and the exact shapes of its JSON.
 
 mod fake;
+mod shell;
 
 use claim_client::{ClockMode, ErrorCode};
 use fake::{Action, Fake, refusal};
 use serde_json::{Value, json};
+use shell::{AT, AT_MICROS, KEY, claim, claimctl, object, objects, run, start};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
-use tempfile::TempDir;
-
-const AT: &str = "2026-01-31T09:30:00Z";
-const AT_MICROS: &str = "2026-01-31T09:30:00.000000Z";
-const KEY: &str = "019c1348-c5c0-7000-8000-000000000001";
-
-fn claimctl(socket: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_claimctl"));
-    command.env("CLAIMD_SOCKET", socket).env_remove("COLUMNS");
-    command
-}
-
-/// Exit status, standard output, standard error.
-fn run(socket: &Path, arguments: &[&str]) -> (i32, String, String) {
-    let Output { status, stdout, stderr } = claimctl(socket).args(arguments).output().expect("claimctl runs");
-    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-    (status.code().expect("an exit status"), text(stdout), text(stderr))
-}
-
-/// The objects that a verb prints with `--json`.
-fn objects(socket: &Path, arguments: &[&str]) -> Vec<Value> {
-    let (status, stdout, stderr) = run(socket, &[arguments, &["--json"]].concat());
-    assert_eq!((status, stderr.as_str()), (0, ""), "{arguments:?}");
-    stdout.lines().map(|line| serde_json::from_str(line).expect("an object per line")).collect()
-}
-
-fn object(socket: &Path, arguments: &[&str]) -> Value {
-    let mut objects = objects(socket, arguments);
-    assert_eq!(objects.len(), 1, "{objects:?}");
-    objects.remove(0)
-}
-
-fn start() -> (TempDir, Fake) {
-    let directory = tempfile::tempdir().expect("a directory");
-    let fake = Fake::start(directory.path(), 1, ClockMode::Replay);
-    (directory, fake)
-}
-
-fn claim(socket: &Path, event_key: &str) -> String {
-    let arguments = ["claim", "--corpus", "billing", "--event-key", event_key, "--category", "dunning", "--at", AT];
-    object(socket, &arguments)["event_id"].as_str().expect("an id").to_owned()
-}
+use std::process::Stdio;
 
 #[test]
 fn every_verb_explains_itself_with_an_example() {
@@ -65,16 +25,41 @@ fn every_verb_explains_itself_with_an_example() {
         "reactivate",
         "confirm-clock",
         "lookup",
+        "find",
         "history",
         "scan",
+        "dispute open",
+        "dispute respond",
+        "dispute arbitrate",
+        "dispute escalate",
+        "dispute show",
+        "dispute list",
+        "decommission",
+        "freeze",
+        "unfreeze",
+        "cap",
+        "slots propose",
+        "slots sign-off",
+        "slots list",
+        "totals",
+        "incident",
+        "barrier",
+        "reconcile",
+        "propagation",
+        "tail",
+        "audit head",
+        "audit verify",
+        "audit export",
+        "config show",
         "import",
         "status",
     ] {
-        let (status, stdout, _) = run(nowhere, &[verb, "--help"]);
+        let words: Vec<_> = verb.split(' ').chain(["--help"]).collect();
+        let (status, stdout, _) = run(nowhere, &words);
         assert_eq!(status, 0);
         assert!(stdout.contains("Example:\n"), "{verb}: {stdout}");
         assert!(stdout.contains(&format!("claimctl {verb}")) || verb == "import", "{verb}: {stdout}");
-        assert!(stdout.contains("CLAIMD_SOCKET"), "{verb}: {stdout}");
+        assert!(stdout.contains("CLAIMD_SOCKET") && stdout.contains("--json"), "{verb}: {stdout}");
     }
 }
 
@@ -92,6 +77,22 @@ fn wrong_usage_is_2_before_anything_is_connected_to() {
         (&["confirm-clock", "--at", "noon"], "a time looks like"),
         (&["status", "--deadline", "soon"], "a duration looks like"),
         (&["import", "/nonexistent/file"], "/nonexistent/file is no file"),
+        (&["audit", "verify", "--against", "/nonexistent/file"], "name one that `claimctl audit head` wrote"),
+        (&["claim", "--corpus", "a", "--unless-registered-within", "0s"], "it is no time at all"),
+        (&["dispute", "open", "--corpus", "a", "--rationale", "x", KEY], "2 values required"),
+        (&["dispute", "open", "--corpus", "a", KEY, KEY], "--rationale"),
+        (&["dispute", "arbitrate", KEY, "--rationale", "x"], "--canonical"),
+        (&["dispute", "arbitrate", KEY, "--rationale", "x", "--dismissed", "--tombstone", KEY], "cannot be used with"),
+        (&["freeze", "--reason", "x"], "<CORPUS|--ledger>"),
+        (&["freeze", "a", "--ledger", "--reason", "x"], "cannot be used with"),
+        (&["freeze", "a"], "--reason"),
+        (&["cap", "a"], "--claims-per-minute"),
+        (&["cap", "a", "--claims-per-minute", "0"], "0 is not in 1.."),
+        (&["slots", "sign-off", "1", "--role", "king"], "known are client, facilitator"),
+        (&["incident", "perhaps"], "[possible values: on, off]"),
+        (&["history"], "--correlation-id"),
+        (&["history", KEY, "--event-key", "k"], "cannot be used with"),
+        (&["history", "--correlation-id", KEY, "--alone"], "cannot be used with"),
     ] {
         let (status, stdout, stderr) = run(nowhere, arguments);
         assert_eq!((status, stdout.as_str()), (2, ""), "{arguments:?}: {stderr}");
@@ -158,7 +159,8 @@ fn the_json_of_corpora_and_rows() {
     let socket = fake.socket();
     let corpus = json!({
         "name": "billing", "shard_prefix": 1, "shard": 0, "onboarded_at": AT_MICROS, "decommissioned_at": null,
-        "notes": "invoices", "claims": 0
+        "notes": "invoices", "claims": 0, "frozen_reason": null, "frozen_at": null, "slots": 50000,
+        "claims_this_quarter": 0, "cap_per_minute": null, "alarms": []
     });
     assert_eq!(object(&socket, &["onboard", "billing", "--notes", "invoices", "--at", AT]), corpus);
     assert_eq!(objects(&socket, &["corpora"]), [corpus]);
@@ -194,7 +196,10 @@ fn the_json_of_corpora_and_rows() {
         "event_id": id, "corpus": "billing", "lifecycle": "registered", "claim_timestamp": AT_MICROS,
         "claim_sequence": 1, "event_key": "invoice-1", "occurred_at": AT_MICROS, "owning_corpus": "billing",
         "hosting_corpus": "audit", "category": "dunning", "canonical_id": null, "tombstoned_at": null,
-        "tombstone_reason_code": null, "tombstone_reason": null, "reactivated_at": null
+        "tombstone_reason_code": null, "tombstone_reason": null, "reactivated_at": null, "dispute_id": null,
+        "reconciliation_state": "pending", "over_budget": false, "incident_active": false,
+        "effective_quarter": "2026-Q1", "reactivation_quarter": null,
+        "retention_expires_at": "1970-01-01T00:00:00.000000Z", "references": 0
     });
     assert_eq!(object(&socket, &["lookup", id]), row);
     let later = "2026-02-01T00:00:00.250000Z";
@@ -220,7 +225,7 @@ fn the_json_of_corpora_and_rows() {
         json!({
             "shard": 0, "position": 2, "operation": "reactivate", "corpus": "", "event_id": id, "timestamp": later,
             "uid": 1, "gid": 2, "pid": 3, "rationale": "bounced", "correlation_id": incident, "idempotency_key": key,
-            "reason_code": null
+            "reason_code": null, "user_name": "", "dispute_id": null, "canonical_id": null, "detail": "", "event_ids": []
         })
     );
     let (status, _, stderr) = run(&socket, &["retract", KEY, "--reason", "x", "--json"]);
@@ -282,7 +287,21 @@ fn imports_report_what_they_did() {
     let (status, stdout, _) = run(&fake.socket(), &["import", file]);
     assert_eq!(status, 0);
     assert!(stdout.contains("refused: NOT_VISIBLE") && stdout.contains("latency p50"), "{stdout}");
+    // Trying it needs no daemon.
+    let nowhere = Path::new("/nonexistent/claimd.sock");
+    let plan = object(nowhere, &["import", file, "--dry-run"]);
+    assert_eq!(
+        plan,
+        json!({
+            "corpora": 1, "claims": 1, "references": 0, "retractions": 0, "reactivations": 0,
+            "refused": {"NOT_VISIBLE": 1}, "first_refused": "event 2: corpus \"a\" has no earlier claim of ref \"gone\""
+        })
+    );
+    let (status, stdout, _) = run(nowhere, &["import", file, "--dry-run"]);
+    assert!(status == 0 && stdout.contains("would be sent") && stdout.contains("first refused: event 2"), "{stdout}");
     std::fs::write(file, "{").expect("written");
+    let (status, _, stderr) = run(nowhere, &["import", file, "--dry-run"]);
+    assert!(status == 2 && stderr.contains("event 1: the line is no event"), "{stderr}");
     let (status, _, stderr) = run(&fake.socket(), &["import", file]);
     assert!(status == 2 && stderr.contains("event 1: the line is no event"), "{stderr}");
 
@@ -300,7 +319,7 @@ fn text_is_for_people() {
     let id = claim(&socket, "invoice-1");
     for (arguments, expected) in [
         (&["corpora"][..], "billing"),
-        (&["lookup", &id], "category     dunning (taxonomy 1)"),
+        (&["lookup", &id], "category           dunning (taxonomy 1)"),
         (&["history", &id], "shard:position"),
         (&["scan", "--corpus", "billing"], "registered"),
         (&["status"], "serving"),

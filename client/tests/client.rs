@@ -203,6 +203,26 @@ fn overload_is_the_callers_business_if_he_says_so() {
 }
 
 #[test]
+fn retries_are_a_tenth_of_many_requests() {
+    let (_directory, fake, client) = start(ClientOptions::default());
+    let options = RequestOptions::default();
+    // Answered requests count, so that the budget is in force from the first refusal on.
+    const REQUESTS: usize = 1_000;
+    for _ in 0..REQUESTS {
+        client.claim("one", &ITEM, &options).wait().expect("claimed");
+    }
+    fake.script(|_, _| Action::Refuse(refusal(ErrorCode::Overloaded, 1)));
+    let pending: Vec<_> = (0..REQUESTS).map(|i| client.claim(["zero", "one"][i % 2], &ITEM, &options)).collect();
+    for pending in pending {
+        let error = pending.wait().expect_err("refused");
+        assert_eq!((error.code(), error.retry_after_ms()), (Some(ErrorCode::Overloaded), 1));
+    }
+    let retries = fake.seen().len() - 2 * REQUESTS;
+    // The client's own questions for the registry are requests as well.
+    assert!((1..=2 * REQUESTS / 10 + 1).contains(&retries), "{retries} retries");
+}
+
+#[test]
 fn outstanding_requests_are_bounded() {
     let (_directory, fake, client) = start(ClientOptions { outstanding_max: 4, ..ClientOptions::default() });
     fake.script(|_, _| Action::Delay(Duration::from_millis(5)));

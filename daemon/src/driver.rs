@@ -3,11 +3,15 @@
 use crate::clock;
 use crate::scrub::Scrubbed;
 use crate::stall_guard::Pulse;
+use claim_engine::command::Request;
 use claim_engine::engine::{Engine, Output};
+use claim_engine::entropy::Entropy;
 use claim_engine::log::layout::BLOCK_BYTES;
 use claim_engine::log::record::{self, RECORD_HEADER_BYTES};
 use claim_engine::log::writer::perform;
+use claim_engine::peer::PeerMessage;
 use claim_engine::storage::{RealStorage, Storage};
+use claim_engine::time::Now;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -24,6 +28,7 @@ pub type Outlet = Box<dyn Fn(Output)>;
 pub struct Driver {
     /// The shard with its log.
     pub engine: RefCell<Engine>,
+    entropy: RefCell<Entropy>,
     storage: Rc<RealStorage>,
     pulse: Arc<Pulse>,
     outlet: RefCell<Option<Outlet>>,
@@ -45,9 +50,10 @@ pub struct StoredRecord {
 
 impl Driver {
     /// A driver whose outputs have nowhere to go yet.
-    pub fn new(engine: Engine, storage: RealStorage, pulse: Arc<Pulse>) -> Rc<Driver> {
+    pub fn new(engine: Engine, storage: RealStorage, pulse: Arc<Pulse>, entropy: Entropy) -> Rc<Driver> {
         Rc::new(Driver {
             engine: RefCell::new(engine),
+            entropy: RefCell::new(entropy),
             storage: Rc::new(storage),
             pulse,
             outlet: RefCell::new(None),
@@ -81,7 +87,7 @@ impl Driver {
             glommio::spawn_local(async move {
                 let done = perform(&*this.storage, io).await;
                 this.pulse.beat();
-                this.engine.borrow_mut().complete(clock::now(), done);
+                this.engine.borrow_mut().complete(clock::now(), &mut this.entropy.borrow_mut(), done);
                 this.pump();
             })
             .detach();
@@ -108,7 +114,18 @@ impl Driver {
 
     /// Lets the engine look at the time.
     pub fn tick(self: &Rc<Self>) {
-        self.engine.borrow_mut().tick(clock::now());
+        self.engine.borrow_mut().tick(clock::now(), &mut self.entropy.borrow_mut());
+        self.pump();
+    }
+
+    /// Gives a request to the engine.
+    pub fn submit(&self, now: Now, request: &Request<'_>) {
+        self.engine.borrow_mut().submit(now, &mut self.entropy.borrow_mut(), request);
+    }
+
+    /// Gives the engine what another shard says.
+    pub fn take(self: &Rc<Self>, now: Now, message: &PeerMessage) {
+        self.engine.borrow_mut().deliver(now, &mut self.entropy.borrow_mut(), message);
         self.pump();
     }
 

@@ -35,13 +35,20 @@ const TICK_MS: u64 = 10;
 const DRAIN_MS: u64 = 10_000;
 
 /// What the main thread tells an executor.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub enum Control {
     /// All shards are open: serve. The greatest last entry's time of all of them.
     Serve {
         /// Microseconds since the epoch.
         ledger_last_us: i64,
     },
+    /// To the executor of shard 0: put a policy in force, unless it is.
+    Configure {
+        /// Its text.
+        toml: String,
+    },
+    /// Look users' names up again.
+    Forget,
     /// Finish what is under way and end.
     Stop,
 }
@@ -100,6 +107,17 @@ pub struct Plan {
     pub seed: [u8; 32],
 }
 
+impl Plan {
+    /// The stream of one shard.
+    fn entropy(&self, shard: u16) -> Entropy {
+        let mut seed = self.seed;
+        for (byte, own) in seed.iter_mut().zip(shard.to_le_bytes()) {
+            *byte ^= own;
+        }
+        Entropy::from_seed(seed)
+    }
+}
+
 /// Runs on the executor until it is told to stop.
 pub async fn run(plan: Plan) {
     let heartbeat = glommio::spawn_local(Arc::clone(&plan.pulse).heartbeat()).detach();
@@ -134,7 +152,8 @@ async fn open_shards(plan: &Plan) -> Result<(Drivers, Vec<ShardOpened>), String>
             batches: found.batches,
             globals: engine.shard().globals_applied(),
         });
-        drivers[usize::from(superblock.shard)] = Some(Driver::new(engine, storage, Arc::clone(&plan.pulse)));
+        let driver = Driver::new(engine, storage, Arc::clone(&plan.pulse), plan.entropy(superblock.shard));
+        drivers[usize::from(superblock.shard)] = Some(driver);
     }
     Ok((drivers, opened))
 }
@@ -165,9 +184,7 @@ async fn next_order(control: &Inbox<Control>, orders: &mut VecDeque<Control>) ->
 async fn serve(plan: &Plan, drivers: Drivers, mesh: Mesh<Message>) {
     let mut orders = VecDeque::new();
     let Control::Serve { ledger_last_us } = next_order(&plan.control, &mut orders).await else { return };
-    let entropy = Entropy::from_seed(plan.seed);
-    let service =
-        Service::new(Arc::clone(&plan.shared), plan.executor, drivers, mesh, Arc::clone(&plan.pulse), entropy);
+    let service = Service::new(Arc::clone(&plan.shared), plan.executor, drivers, mesh, Arc::clone(&plan.pulse));
     for driver in service.local_drivers() {
         driver.engine.borrow_mut().start(clock::now(), ledger_last_us);
         driver.pump();
@@ -180,7 +197,14 @@ async fn serve(plan: &Plan, drivers: Drivers, mesh: Mesh<Message>) {
     let drivers = service.local_drivers().cloned().collect();
     let scrubbing = glommio::spawn_local(scrub::run(drivers, plan.scrub_bytes_per_s));
 
-    while !matches!(next_order(&plan.control, &mut orders).await, Control::Stop) {}
+    loop {
+        match next_order(&plan.control, &mut orders).await {
+            Control::Stop => break,
+            Control::Configure { toml } => service.configure(&toml),
+            Control::Forget => service.forget_users(),
+            Control::Serve { .. } => {}
+        }
+    }
     scrubbing.cancel().await;
     service.stop();
     sockets.drain_all();

@@ -1,8 +1,15 @@
 //! An answer that several shards give together.
 
-use claim_protocol::reply::{CorpusInfo, ReplyResult, ServerError, ShardStatus, StatusReport};
-use claim_protocol::{LogPosition, Reply};
+use claim_protocol::reply::{
+    CorpusInfo, Entry, Head, Pair, ReplyResult, Row, ServerError, ShardStatus, StatusReport, Total,
+};
+use claim_protocol::{FRAME_BYTES_MAX, LogPosition, Reply, row_frame_bytes};
 use uuid::Uuid;
+
+/// Rows of an answer end when it has grown to this, so that it fits a frame.
+const ROWS_BYTES_MAX: usize = FRAME_BYTES_MAX - (256 << 10);
+/// Entries of a page of a history.
+const ENTRIES_MAX: usize = 1_000;
 
 /// One shard's part.
 #[derive(Debug)]
@@ -26,6 +33,50 @@ pub enum Part {
         /// It.
         shard: ShardStatus,
     },
+    /// The shard's rows with an event key.
+    Rows {
+        /// What they depend on.
+        at: LogPosition,
+        /// The rows.
+        rows: Vec<Row>,
+    },
+    /// The shard's entries of a correlation id.
+    Entries {
+        /// What they depend on.
+        at: LogPosition,
+        /// The entries.
+        entries: Vec<Entry>,
+        /// There are more than it tells.
+        more: bool,
+    },
+    /// The shard's control totals.
+    Totals {
+        /// What they depend on.
+        at: LogPosition,
+        /// The totals.
+        totals: Vec<Total>,
+    },
+    /// The end of the shard's chain.
+    Head {
+        /// It.
+        head: Head,
+    },
+    /// How long claims took until the shard's corpora could see them.
+    Pairs {
+        /// One a pair.
+        pairs: Vec<Pair>,
+    },
+    /// What a corpus is to the shard, and from shard 0 whether it is closed.
+    Usage {
+        /// What it depends on.
+        at: LogPosition,
+        /// From shard 0.
+        closed: Option<Box<(CorpusInfo, bool)>>,
+        /// The corpus's rows on the shard.
+        rows: u64,
+        /// Rows of others on the shard that are aliases of its rows.
+        aliases_elsewhere: u64,
+    },
     /// The shard refuses.
     Refused {
         /// Why.
@@ -40,6 +91,12 @@ enum Kind {
     References(Vec<Option<Result<Uuid, ServerError>>>),
     Corpora(Vec<CorpusInfo>),
     Status(Box<StatusReport>),
+    Rows(Vec<Row>),
+    Entries { entries: Vec<Entry>, more: bool, skip: usize },
+    Totals(Vec<Total>),
+    Heads(Vec<Head>),
+    Pairs(Vec<Pair>),
+    Usage { closed: Option<Box<(CorpusInfo, bool)>>, rows: u64, aliases_elsewhere: u64 },
 }
 
 /// The parts so far.
@@ -72,6 +129,36 @@ impl Gather {
         Gather::new(request_id, Kind::Status(Box::new(report)))
     }
 
+    /// For the rows of an event key.
+    pub fn rows(request_id: u64) -> Gather {
+        Gather::new(request_id, Kind::Rows(Vec::new()))
+    }
+
+    /// For the entries of a correlation id, without the first ones.
+    pub fn entries(request_id: u64, skip: usize) -> Gather {
+        Gather::new(request_id, Kind::Entries { entries: Vec::new(), more: false, skip })
+    }
+
+    /// For control totals.
+    pub fn totals(request_id: u64) -> Gather {
+        Gather::new(request_id, Kind::Totals(Vec::new()))
+    }
+
+    /// For the ends of all chains.
+    pub fn heads(request_id: u64) -> Gather {
+        Gather::new(request_id, Kind::Heads(Vec::new()))
+    }
+
+    /// For telemetry.
+    pub fn pairs(request_id: u64) -> Gather {
+        Gather::new(request_id, Kind::Pairs(Vec::new()))
+    }
+
+    /// For the closing of a corpus.
+    pub fn usage(request_id: u64) -> Gather {
+        Gather::new(request_id, Kind::Usage { closed: None, rows: 0, aliases_elsewhere: 0 })
+    }
+
     /// Refuses one item of a batch of references.
     pub fn refuse(&mut self, item: usize, error: ServerError) {
         if let Kind::References(results) = &mut self.kind {
@@ -101,6 +188,38 @@ impl Gather {
                 report.shards.push(shard);
                 None
             }
+            (Part::Rows { at, rows }, Kind::Rows(all)) => {
+                all.extend(rows);
+                Some(at)
+            }
+            (Part::Entries { at, entries, more }, Kind::Entries { entries: all, more: any_more, .. }) => {
+                all.extend(entries);
+                *any_more |= more;
+                Some(at)
+            }
+            (Part::Totals { at, totals }, Kind::Totals(all)) => {
+                all.extend(totals);
+                Some(at)
+            }
+            (Part::Head { head }, Kind::Heads(all)) => {
+                all.push(head);
+                None
+            }
+            (Part::Pairs { pairs }, Kind::Pairs(all)) => {
+                all.extend(pairs);
+                None
+            }
+            (
+                Part::Usage { at, closed, rows, aliases_elsewhere },
+                Kind::Usage { closed: known, rows: all_rows, aliases_elsewhere: all_aliases },
+            ) => {
+                if closed.is_some() {
+                    *known = closed;
+                }
+                *all_rows += rows;
+                *all_aliases += aliases_elsewhere;
+                Some(at)
+            }
             (Part::Refused { error }, _) => {
                 self.refused.get_or_insert(error);
                 None
@@ -124,6 +243,7 @@ impl Gather {
                         outcome: claim_protocol::ErrorOutcome::Definite,
                         message: "no shard answered for this item".to_owned(),
                         retry_after_ms: 0,
+                        registered_id: None,
                     }))
                 };
                 ReplyResult::ReferencedBatch(results.into_iter().map(|r| r.unwrap_or_else(none)).collect())
@@ -137,6 +257,46 @@ impl Gather {
                 report.shards.sort_by_key(|shard| shard.shard);
                 ReplyResult::Status(report)
             }
+            (Kind::Rows(mut rows), None) => {
+                rows.sort_by_key(|row| row.event_id);
+                let mut bytes = 0;
+                let fits = rows.iter().take_while(|row| {
+                    bytes += row_frame_bytes(row);
+                    bytes <= ROWS_BYTES_MAX
+                });
+                let fitting = fits.count();
+                rows.truncate(fitting.min(claim_protocol::FOUND_ROWS_MAX));
+                ReplyResult::Found(rows)
+            }
+            (Kind::Entries { mut entries, more, skip }, None) => {
+                entries.sort_by_key(|entry| (entry.timestamp_us, entry.position));
+                let rest = entries.len().saturating_sub(skip);
+                let entries: Vec<_> = entries.into_iter().skip(skip).take(ENTRIES_MAX).collect();
+                ReplyResult::History { more: more || entries.len() < rest, entries, related: Vec::new() }
+            }
+            (Kind::Totals(mut totals), None) => {
+                totals.sort_by(|a, b| (&a.corpus, &a.quarter).cmp(&(&b.corpus, &b.quarter)));
+                ReplyResult::TotalsFound(totals)
+            }
+            (Kind::Heads(mut heads), None) => {
+                heads.sort_by_key(|head| head.shard);
+                ReplyResult::AuditHeads(heads)
+            }
+            (Kind::Pairs(mut pairs), None) => {
+                pairs.sort_by(|a, b| (&a.from, &a.to).cmp(&(&b.from, &b.to)));
+                ReplyResult::PropagationFound(pairs)
+            }
+            (Kind::Usage { closed: Some(closed), rows, aliases_elsewhere }, None) => {
+                let (corpus, applied) = *closed;
+                ReplyResult::Decommissioned { corpus, applied, rows, aliases_elsewhere }
+            }
+            (Kind::Usage { closed: None, .. }, None) => ReplyResult::Error(ServerError {
+                code: claim_protocol::ErrorCode::ShardFailed,
+                outcome: claim_protocol::ErrorOutcome::Unknown,
+                message: "shard 0 did not answer; ask again with the same key".to_owned(),
+                retry_after_ms: 0,
+                registered_id: None,
+            }),
         };
         Reply { request_id, positions, result }
     }

@@ -3,7 +3,9 @@
 
 use crate::doctor;
 use crate::ledger;
-use claim_engine::log::entry::{Entry, Record};
+use crate::translate::{self, Names};
+use claim_engine::corpus::Prefix;
+use claim_engine::log::entry::Record;
 use claim_engine::log::record::RawRecord;
 use claim_engine::log::recovery::{self, BatchPlace, RecoveryOptions, Visit};
 use claim_engine::log::superblock::{ClockMode, Superblock};
@@ -195,17 +197,7 @@ fn batch(place: &BatchPlace, file_offset: u64, out: &mut Printer<impl Write>) ->
 fn record(raw: RawRecord<'_>, file_offset: u64, out: &mut Printer<impl Write>) -> Result<(), String> {
     let record = Record::decode(raw.kind, raw.body).map_err(|e| e.to_string())?;
     let meta = &record.meta;
-    let subject = match &record.entry {
-        Entry::Claim(claim) => claim.event_id.to_string(),
-        Entry::Reference { event_id, .. } | Entry::Tombstone { event_id, .. } | Entry::Reactivate { event_id } => {
-            event_id.to_string()
-        }
-        Entry::Onboard { name, .. } => (*name).to_owned(),
-        Entry::PrefixAllocation { minted_to, .. } => format!("prefixes to {minted_to}"),
-        Entry::ConfirmClock { .. } => "clock".to_owned(),
-        Entry::Recovery { incarnation, .. } => format!("incarnation {incarnation}"),
-        Entry::Repair { given_up_to, .. } => format!("given up to {given_up_to}"),
-    };
+    let subject = translate::subject(&record.entry, &Numbers);
     let fields = json!({
         "position": raw.position, "file_offset": file_offset, "operation": record.entry.operation(),
         "timestamp": rfc3339(meta.timestamp_us), "subject": subject,
@@ -214,6 +206,19 @@ fn record(raw: RawRecord<'_>, file_offset: u64, out: &mut Printer<impl Write>) -
         "rationale": meta.rationale,
     });
     out.line("record", 3, fields)
+}
+
+/// What is known without the registry: numbers.
+struct Numbers;
+
+impl Names for Numbers {
+    fn corpus(&self, prefix: Option<Prefix>) -> String {
+        prefix.map_or_else(String::new, |prefix| format!("prefix {prefix}"))
+    }
+
+    fn user(&self, uid: u32) -> String {
+        uid.to_string()
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -6,15 +6,20 @@
 //! | [`start`] | the process: executors, sockets, signals |
 //! | [`executor`] | one core: its shards, connections, mesh |
 //! | [`driver`] | one shard's engine and its storage |
-//! | [`service`], [`gather`], [`reading`], [`translate`] | from a frame to a reply |
+//! | [`service`], [`gather`], [`translate`] | from a frame to a shard |
+//! | [`answering`], [`reading`], [`log_reader`] | from a shard to a reply |
 //! | [`socket`] | connections and frames |
 //! | [`mesh`], [`inbox`], [`message`] | messages between executors |
 //! | [`scrub`] | reads the log again in the background |
 //! | [`stall_guard`] | wakes an executor that sleeps over its work |
 //! | [`doctor`], [`inspect`], [`verify`], [`repair`], [`demo`] | what an operator asks |
+//! | [`config`], [`check_config`] | the configuration file, and what it says about it |
 //! | [`clock`] | the ledger's time and deadlines |
 
+pub mod answering;
+pub mod check_config;
 pub mod clock;
+pub mod config;
 pub mod demo;
 pub mod doctor;
 pub mod driver;
@@ -23,6 +28,7 @@ pub mod gather;
 pub mod inbox;
 pub mod inspect;
 pub mod ledger;
+pub mod log_reader;
 pub mod mesh;
 pub mod message;
 pub mod raw;

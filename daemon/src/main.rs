@@ -1,5 +1,6 @@
 //! `claimd`: the daemon and its operator's commands.
 
+use claim_engine::debt::DebtBounds;
 use claim_engine::engine::OpenOptions;
 use claim_engine::log::layout::Geometry;
 use claim_engine::log::superblock::ClockMode;
@@ -10,7 +11,7 @@ use claimd::ledger::{self, FormatOptions};
 use claimd::repair::{self, RepairOptions};
 use claimd::start::{self, StartOptions};
 use claimd::verify::{self, VerifyOptions};
-use claimd::{demo, doctor, inspect};
+use claimd::{check_config, demo, doctor, inspect};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -58,6 +59,11 @@ enum Command {
         after_help = "Examples:\n  claimd repair --data /var/lib/claimd                  say what would be given up\n  claimd repair --data /var/lib/claimd --accept-loss    do it\n\nThe damaged files stay beside the new ones; repair-<time>.ndjson in the data directory names what was given up.\nExit status: 0 sound or repaired, 1 damaged and left as it is, 2 usage, 3 it could not be read or written."
     )]
     Repair(RepairArgs),
+    /// Say what a configuration file means, or what is wrong with it.
+    #[command(
+        after_help = "Examples:\n  claimd check-config /etc/claimd.toml\n  claimd check-config /etc/claimd.toml --json | jq -r .resolved\n\nUsers are looked up on this machine, as `claimd start` does. Exit status: 0 it can be used, 1 it can't, 2 usage."
+    )]
+    CheckConfig(CheckConfigArgs),
     /// See a ledger take real events, be killed, and lose nothing; takes less than a minute.
     #[command(after_help = "Example:\n  claimd demo --data ./demo")]
     Demo(DemoArgs),
@@ -126,6 +132,17 @@ struct StartArgs {
     /// MiB a second that are read again in the background, to find damage before it is needed; 0: none.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(..=100_000))]
     scrub_mib_per_s: u64,
+    /// Roles, budgets and tolerances; read again on SIGHUP. Without it the user that claimd runs as has every role, and no
+    /// one else any. `claimd check-config` says what a file means.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Requests that a shard accepts before it has answered them. From a quarter of that disputes are deferred; from a half
+    /// scans and references are refused, too; from three quarters claims and lookups.
+    #[arg(long, default_value_t = DebtBounds::default().requests, value_parser = clap::value_parser!(u64).range(8..=1_000_000))]
+    debt_requests: u64,
+    /// MiB of log that the requests which a shard has accepted may take, likewise.
+    #[arg(long, default_value_t = DebtBounds::default().bytes >> 20, value_parser = clap::value_parser!(u64).range(1..=4_096))]
+    debt_mib: u64,
 }
 
 #[derive(Debug, Args)]
@@ -179,6 +196,15 @@ struct RepairArgs {
     #[arg(long)]
     unsafe_no_direct: bool,
     /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct CheckConfigArgs {
+    /// The configuration file.
+    file: PathBuf,
+    /// Print one JSON object: `ok`, and `roles`, `settings` and `resolved`, or `error`.
     #[arg(long)]
     json: bool,
 }
@@ -248,6 +274,7 @@ fn main() -> ExitCode {
             let direct = direct(args.unsafe_no_direct);
             repair::run(&RepairOptions { data: args.data, accept_loss: args.accept_loss, json: args.json, direct })
         }
+        Command::CheckConfig(args) => check_config::run(&args.file, args.json),
         Command::Demo(args) => {
             let data = args.data.unwrap_or_else(|| PathBuf::from(format!("./claimd-demo-{}", std::process::id())));
             report(demo::run(&data))
@@ -364,6 +391,8 @@ fn serve(args: &StartArgs) -> Result<(), String> {
     let socket = args.socket.clone().unwrap_or_else(|| data.join("claimd.sock"));
     let poll = Duration::from_micros(args.poll_us);
     let scrub_bytes_per_s = args.scrub_mib_per_s << 20;
-    let open = OpenOptions { fill_bytes: args.batch_fill_bytes, mutation: mutation()? };
-    start::start(&StartOptions { data, socket, cores, direct, open, scrub_bytes_per_s, poll })
+    let debt = DebtBounds { requests: args.debt_requests, bytes: args.debt_mib << 20 };
+    let open = OpenOptions { fill_bytes: args.batch_fill_bytes, debt, mutation: mutation()? };
+    let config = args.config.clone();
+    start::start(&StartOptions { data, socket, cores, direct, open, scrub_bytes_per_s, poll, config })
 }

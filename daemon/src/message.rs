@@ -2,7 +2,7 @@
 
 use crate::gather::Part;
 use crate::socket::connection::Peer;
-use claim_engine::engine::PeerMessage;
+use claim_engine::peer::PeerMessage;
 
 /// What executors send each other.
 #[derive(Debug)]

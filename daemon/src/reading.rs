@@ -1,58 +1,101 @@
 //! Answers that need the ledger's bytes: a row, a page of rows, a history.
 
 use crate::driver::{Driver, StoredRecord};
-use crate::translate;
+use crate::translate::{self, Names};
 use claim_engine::command::Outcome;
-use claim_engine::corpus::Prefix;
 use claim_engine::error::{Code, Refusal};
-use claim_engine::log::entry::Record;
+use claim_engine::id::EventId;
+use claim_engine::log::entry::{Entry, Record, encode_merges, merges};
 use claim_engine::row::RowView;
 use claim_protocol::reply::{ReplyResult, Row};
-use claim_protocol::{FRAME_BYTES_MAX, LogPosition, row_frame_bytes};
+use claim_protocol::{self as wire, FRAME_BYTES_MAX, LogPosition, row_frame_bytes};
 
 /// A page of rows ends when its reply has grown to this, so that the next row still fits the frame.
 const PAGE_BYTES_MAX: usize = FRAME_BYTES_MAX - (256 << 10);
 /// Rows whose records are read at once.
 const ROWS_READ: usize = 256;
 
-/// Reads what an outcome needs. `name_of` gives a corpus's name.
+/// What a history is narrowed to.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Within {
+    /// Entries from this moment on.
+    pub since_us: Option<i64>,
+    /// Entries before this moment.
+    pub until_us: Option<i64>,
+    /// The row that is asked about: of what else an entry says about other rows it tells nothing.
+    pub about: Option<EventId>,
+}
+
+impl Within {
+    fn takes(&self, at_us: i64) -> bool {
+        self.since_us.is_none_or(|since| at_us >= since) && self.until_us.is_none_or(|until| at_us < until)
+    }
+}
+
+/// Reads what an outcome needs.
 ///
 /// A record that can't be read or does not verify is an error of this answer, never a wrong row.
 pub async fn read(
     driver: &Driver,
     shard: u16,
     outcome: Outcome,
-    name_of: impl Fn(Option<Prefix>) -> String,
+    within: Within,
+    names: &impl Names,
 ) -> Result<ReplyResult, Refusal> {
     match outcome {
         Outcome::Row(view) => {
-            let mut rows = read_rows(driver, &[view], &name_of).await?;
+            let mut rows = read_rows(driver, &[*view], names).await?;
             let row = rows.pop().ok_or_else(|| unreadable("the row's record is not there".into()))?;
             Ok(ReplyResult::Row(Box::new(row)))
         }
-        Outcome::Rows { rows: views, more } => page(driver, &views, more, &name_of).await,
-        Outcome::History { entries_at, more } => {
-            let records = driver.read_records(&entries_at).await.map_err(unreadable)?;
-            let entries = records.iter().map(|stored| {
-                let record = decode(stored)?;
-                let at = LogPosition { shard, position: stored.position };
-                Ok(translate::entry(&record, at, &name_of(record.meta.corpus)))
-            });
-            Ok(ReplyResult::History { entries: entries.collect::<Result<_, Refusal>>()?, more })
+        Outcome::Rows { rows: views, more } => page(driver, &views, more, names).await,
+        Outcome::History { entries_at, more, related } => {
+            let entries = read_entries(driver, shard, &entries_at, within, names).await?;
+            let related = related.into_iter().map(|id| id.as_uuid()).collect();
+            Ok(ReplyResult::History { entries, more, related })
+        }
+        Outcome::Correlated { entries_at, more } => {
+            let entries = read_entries(driver, shard, &entries_at, within, names).await?;
+            Ok(ReplyResult::History { entries, more, related: Vec::new() })
         }
         _ => Err(Refusal::new(Code::BadRequest, "this answer needs no reading")),
     }
 }
 
-async fn page(
+async fn read_entries(
     driver: &Driver,
-    views: &[RowView],
-    more: bool,
-    name_of: &impl Fn(Option<Prefix>) -> String,
-) -> Result<ReplyResult, Refusal> {
+    shard: u16,
+    entries_at: &[u64],
+    within: Within,
+    names: &impl Names,
+) -> Result<Vec<wire::reply::Entry>, Refusal> {
+    let records = driver.read_records(entries_at).await.map_err(unreadable)?;
+    let mut entries = Vec::with_capacity(records.len());
+    for stored in &records {
+        let mut record = decode(stored)?;
+        if !within.takes(record.meta.timestamp_us) {
+            continue;
+        }
+        let own_merges;
+        if let (Some(about), Entry::Reconcile { merges: all, .. }) = (within.about, &mut record.entry) {
+            own_merges = merges_of(about, all);
+            *all = &own_merges;
+        }
+        entries.push(translate::entry(&record, LogPosition { shard, position: stored.position }, names));
+    }
+    Ok(entries)
+}
+
+/// A pass merges rows of all corpora at once; whoever may read one of them need not be told of the others.
+fn merges_of(row: EventId, all: &[u8]) -> Vec<u8> {
+    let own: Vec<_> = merges(all).filter(|merge| [merge.alias, merge.canonical].contains(&row)).collect();
+    encode_merges(&own)
+}
+
+async fn page(driver: &Driver, views: &[RowView], more: bool, names: &impl Names) -> Result<ReplyResult, Refusal> {
     let (mut rows, mut bytes): (Vec<Row>, _) = (Vec::new(), 0);
     for chunk in views.chunks(ROWS_READ) {
-        for row in read_rows(driver, chunk, name_of).await? {
+        for row in read_rows(driver, chunk, names).await? {
             bytes += row_frame_bytes(&row);
             if bytes > PAGE_BYTES_MAX && !rows.is_empty() {
                 let next = rows.last().map(|row| row.event_id);
@@ -65,11 +108,7 @@ async fn page(
     Ok(ReplyResult::ScanPage { rows, next })
 }
 
-async fn read_rows(
-    driver: &Driver,
-    views: &[RowView],
-    name_of: &impl Fn(Option<Prefix>) -> String,
-) -> Result<Vec<Row>, Refusal> {
+async fn read_rows(driver: &Driver, views: &[RowView], names: &impl Names) -> Result<Vec<Row>, Refusal> {
     let claims_at: Vec<_> = views.iter().map(|view| view.claim_at).collect();
     let records = driver.read_records(&claims_at).await.map_err(unreadable)?;
     let mut rows = Vec::with_capacity(views.len());
@@ -79,7 +118,7 @@ async fn read_rows(
             Some(tombstone) => Some(reason(driver, tombstone.entry_at).await?),
             None => None,
         };
-        let name = name_of(Some(view.event_id.prefix()));
+        let name = names.corpus(Some(view.event_id.prefix()));
         let row = translate::row(view, &name, &record, reason);
         rows.push(row.ok_or_else(|| {
             unreadable(format!("log offset {} is not the claim of {}", view.claim_at, view.event_id))
@@ -94,11 +133,13 @@ async fn reason(driver: &Driver, entry_at: u64) -> Result<String, Refusal> {
     Ok(decode(stored)?.meta.rationale.to_owned())
 }
 
-fn decode(stored: &StoredRecord) -> Result<Record<'_>, Refusal> {
+/// A record as what it says.
+pub fn decode(stored: &StoredRecord) -> Result<Record<'_>, Refusal> {
     Record::decode(stored.kind, &stored.body).map_err(|e| unreadable(e.to_string()))
 }
 
-fn unreadable(message: String) -> Refusal {
+/// The refusal of what the storage does not give.
+pub fn unreadable(message: String) -> Refusal {
     Refusal::new(
         Code::ShardFailed,
         format!("{message}: the ledger's storage is damaged or failing; see the daemon's log"),

@@ -476,7 +476,8 @@ async fn append(
     for copy in &plan.globals {
         let mut record = Record::decode(copy.kind, &copy.body).map_err(|e| e.to_string())?;
         record.meta.timestamp_us = floor_us;
-        add(&record, &mut writer)?;
+        // What it means for the rows of this shard is decided anew, from what this shard has.
+        shard.append_global(record, &mut writer)?;
     }
     work_off(&mut writer, storage).await?;
     writer.mark();

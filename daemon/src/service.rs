@@ -9,24 +9,26 @@ use crate::reading;
 use crate::socket::connection::{CloseReason, Connection, FrameHandler, Peer, Verdict};
 use crate::stall_guard::{GuardCounters, Pulse};
 use crate::translate;
-use claim_engine::command::{Outcome, Request};
+use claim_engine::command::Request;
 use claim_engine::corpus::Prefix;
-use claim_engine::engine::{Output, PeerMessage};
-use claim_engine::entropy::Entropy;
+use claim_engine::dispute::DisputeId;
 use claim_engine::error::{Code, Refusal};
 use claim_engine::id::EventId;
 use claim_engine::log::entry::Principal;
 use claim_engine::log::superblock::ClockMode;
+use claim_engine::log::writer::Head;
+use claim_engine::peer::PeerMessage;
+use claim_engine::policy::Action;
 use claim_engine::time::Now;
 use claim_protocol::reply::{ReplyResult, ShardEndpoint, StatusReport, Welcome};
-use claim_protocol::{self as wire, LogPosition, Operation, Reply};
+use claim_protocol::{self as wire, Operation, Reply};
 use slab::Slab;
 use std::cell::{Cell, RefCell};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 /// Replies that wait for reads of the ledger, per executor.
@@ -36,7 +38,9 @@ pub const ASKED_BYTES_MAX: usize = 64 << 20;
 /// What a scan or a history counts for against [`READS_MAX`].
 pub const PAGE_READ_WEIGHT: usize = 16;
 /// Advice on when to try again when an executor has too much to do.
-const OVERLOADED_RETRY_MS: u32 = 5;
+pub(crate) const OVERLOADED_RETRY_MS: u32 = 5;
+/// Users whose names an executor remembers.
+const USERS_MAX: usize = 65_536;
 
 /// What every executor knows of the daemon.
 #[derive(Debug)]
@@ -57,23 +61,77 @@ pub struct Shared {
     pub connections: AtomicUsize,
     /// Executors that have finished what they had, on the way down. The mesh stays open until all of them have.
     pub drained: AtomicUsize,
+    /// A configuration has come in force, or was refused.
+    pub configured: Notice,
     /// What the stall guard did.
     pub guard: std::sync::OnceLock<Arc<GuardCounters>>,
 }
 
-/// Who waits for an engine's answer.
-#[derive(Clone)]
-enum ReplyTo {
-    Connection(Rc<Connection>),
-    Executor { executor: usize, ticket: usize },
-    Gather(usize),
+/// Tells a thread that something has happened.
+#[derive(Debug, Default)]
+pub struct Notice {
+    happened: Mutex<bool>,
+    changed: Condvar,
 }
 
-struct Pending {
-    reply_to: ReplyTo,
-    request_id: u64,
-    shard: u16,
-    is_part: bool,
+impl Notice {
+    /// It has happened.
+    pub fn notify(&self) {
+        *self.happened.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits until it happens, and forgets it; false when it takes longer than this.
+    pub fn wait(&self, patience: Duration) -> bool {
+        let happened = self.happened.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut happened, _) = self
+            .changed
+            .wait_timeout_while(happened, patience, |happened| !*happened)
+            .unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *happened)
+    }
+}
+
+/// Who waits for an engine's answer.
+#[derive(Clone)]
+pub(crate) enum ReplyTo {
+    Connection(Rc<Connection>),
+    Executor {
+        executor: usize,
+        ticket: usize,
+    },
+    Gather(usize),
+    /// The daemon itself: it is told of refusals in the log.
+    Daemon,
+}
+
+pub(crate) struct Pending {
+    pub reply_to: ReplyTo,
+    pub request_id: u64,
+    pub shard: u16,
+    pub is_part: bool,
+    pub then: Then,
+}
+
+/// What is done with an engine's answer.
+#[derive(Debug, Clone)]
+pub(crate) enum Then {
+    /// It is the answer.
+    Answer,
+    /// It is the answer to a batch, which a shard takes for a single claim.
+    BatchOfOne,
+    /// It is narrowed to a range of time.
+    Narrow(Box<reading::Within>),
+    /// One may read on, and that is done beside the state machine.
+    Tail { from_position: u64, limit: usize, wait_ms: u32 },
+    /// One may know the end of the chain.
+    Head,
+    /// One may have the chain checked.
+    Check(Box<Head>),
+    /// One may know how long things take.
+    Pairs,
+    /// One may know how the shard is.
+    Status,
 }
 
 enum Asker {
@@ -96,20 +154,23 @@ struct Gathering {
 pub struct Service {
     /// What every executor knows.
     pub shared: Arc<Shared>,
-    executor: usize,
+    pub(crate) executor: usize,
     /// By shard number; `None` for those of other executors.
-    drivers: Vec<Option<Rc<Driver>>>,
-    mesh: Mesh<Message>,
-    pulse: Arc<Pulse>,
-    entropy: RefCell<Entropy>,
-    pending: RefCell<Slab<Pending>>,
+    pub(crate) drivers: Vec<Option<Rc<Driver>>>,
+    pub(crate) mesh: Mesh<Message>,
+    pub(crate) pulse: Arc<Pulse>,
+    /// Names of uids, as the system had them when they were first asked for.
+    users: RefCell<HashMap<u32, Rc<str>>>,
+    /// The one that asked last, who mostly is the one that asks next.
+    last_user: RefCell<Option<(u32, Rc<str>)>>,
+    pub(crate) pending: RefCell<Slab<Pending>>,
     tickets: RefCell<Slab<Ticket>>,
     gathers: RefCell<Slab<Gathering>>,
     greeted: RefCell<HashSet<u64>>,
-    builder: RefCell<wire::Builder>,
+    pub(crate) builder: RefCell<wire::Builder>,
     /// The clocks are read once for all frames of one read.
     now: Cell<Option<Now>>,
-    reads: Cell<usize>,
+    pub(crate) reads: Cell<usize>,
     /// Bytes of the frames that other executors have.
     asked_bytes: Cell<usize>,
     is_stopping: Cell<bool>,
@@ -123,7 +184,6 @@ impl Service {
         drivers: Vec<Option<Rc<Driver>>>,
         mesh: Mesh<Message>,
         pulse: Arc<Pulse>,
-        entropy: Entropy,
     ) -> Rc<Service> {
         let service = Rc::new(Service {
             shared,
@@ -131,7 +191,8 @@ impl Service {
             drivers,
             mesh,
             pulse,
-            entropy: RefCell::new(entropy),
+            users: RefCell::default(),
+            last_user: RefCell::default(),
             pending: RefCell::default(),
             tickets: RefCell::default(),
             gathers: RefCell::default(),
@@ -142,15 +203,13 @@ impl Service {
             asked_bytes: Cell::new(0),
             is_stopping: Cell::new(false),
         });
-        for (shard, driver) in service.drivers.iter().enumerate() {
-            if let Some(driver) = driver {
-                let weak = Rc::downgrade(&service);
-                driver.set_outlet(Box::new(move |output| {
-                    if let Some(service) = weak.upgrade() {
-                        service.output(shard as u16, output);
-                    }
-                }));
-            }
+        for driver in service.local_drivers() {
+            let weak = Rc::downgrade(&service);
+            driver.set_outlet(Box::new(move |output| {
+                if let Some(service) = weak.upgrade() {
+                    service.output(output);
+                }
+            }));
         }
         service
     }
@@ -163,6 +222,11 @@ impl Service {
     /// Refuses new requests from now on.
     pub fn stop(&self) {
         self.is_stopping.set(true);
+    }
+
+    /// Whether new requests are refused.
+    pub fn is_stopping(&self) -> bool {
+        self.is_stopping.get()
     }
 
     /// Whether nothing is under way on this executor.
@@ -230,43 +294,105 @@ impl Service {
         }
     }
 
-    fn deliver(&self, shard: u16, message: &PeerMessage) {
+    pub(crate) fn deliver(&self, shard: u16, message: &PeerMessage) {
         if let Some(driver) = &self.drivers[usize::from(shard)] {
-            driver.engine.borrow_mut().deliver(self.now(), message);
-            driver.pump();
+            driver.take(self.now(), message);
         }
     }
 
-    /// The registry as any local shard has it. An onboarding is acknowledged only once every shard has it.
-    fn shard_of_corpus(&self, name: &str) -> Result<u16, Refusal> {
-        let found = self.local_drivers().next().and_then(|driver| {
-            let engine = driver.engine.borrow();
-            engine.shard().registry().of_name(name).map(|corpus| corpus.shard)
-        });
-        found.ok_or_else(|| {
-            let name: String = name.chars().take(80).collect();
-            Refusal::new(
-                Code::UnknownCorpus,
-                format!("there is no corpus '{name}'; `claimctl onboard {name}` makes it one"),
-            )
-        })
+    /// Something of the state that every shard has, as a local shard has it.
+    pub(crate) fn shared_state<T>(&self, look: impl FnOnce(&claim_engine::shard::Shard) -> T) -> Option<T> {
+        let driver = self.local_drivers().next()?;
+        Some(look(driver.engine.borrow().shard()))
+    }
+
+    /// Where a corpus lives. What is not known is for shard 0 to refuse: whoever has no role learns nothing from it.
+    fn shard_of_corpus(&self, name: &str) -> u16 {
+        self.shared_state(|shard| shard.registry().of_name(name).map(|corpus| corpus.shard)).flatten().unwrap_or(0)
     }
 
     fn shard_of_id(&self, uuid: Uuid) -> Result<u16, Refusal> {
         let id = translate::event_id(uuid)?;
-        let found = self.local_drivers().next().and_then(|driver| {
-            let engine = driver.engine.borrow();
-            engine.shard().registry().of_prefix(id.prefix()).map(|corpus| corpus.shard)
-        });
-        found.ok_or_else(|| Refusal::retry_after(Code::NotVisible, 100, format!("there is no row {id} here yet")))
+        let found = self.shared_state(|shard| shard.registry().of_prefix(id.prefix()).map(|corpus| corpus.shard));
+        Ok(found.flatten().unwrap_or(0))
     }
 
-    fn corpus_name(&self, prefix: Option<Prefix>) -> String {
-        let found = self.local_drivers().next().and_then(|driver| {
-            let engine = driver.engine.borrow();
-            engine.shard().registry().of_prefix(prefix?).map(|corpus| corpus.name.clone())
-        });
-        found.unwrap_or_default()
+    fn sides_of(&self, dispute: DisputeId) -> Vec<EventId> {
+        let sides = self.shared_state(|shard| shard.disputes().get(dispute).map(|d| d.sides.ids().to_vec()));
+        sides.flatten().unwrap_or_default()
+    }
+
+    /// The name that the system gives a uid; empty where it has none.
+    fn user(&self, uid: u32) -> Rc<str> {
+        if let Some((last, name)) = &*self.last_user.borrow()
+            && *last == uid
+        {
+            return Rc::clone(name);
+        }
+        let name = self.look_up_user(uid);
+        *self.last_user.borrow_mut() = Some((uid, Rc::clone(&name)));
+        name
+    }
+
+    fn look_up_user(&self, uid: u32) -> Rc<str> {
+        if let Some(name) = self.users.borrow().get(&uid) {
+            return Rc::clone(name);
+        }
+        let found = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten();
+        let name: Rc<str> = found.map_or_else(String::new, |user| user.name).into();
+        let mut users = self.users.borrow_mut();
+        if users.len() < USERS_MAX {
+            users.insert(uid, Rc::clone(&name));
+        }
+        name
+    }
+
+    /// Forgets the names of users: the system may have others by now.
+    pub fn forget_users(&self) {
+        self.users.borrow_mut().clear();
+        *self.last_user.borrow_mut() = None;
+    }
+
+    /// Puts a configuration in force; a shard 0 that is not of this executor gets it from its own.
+    pub fn configure(self: &Rc<Self>, toml: &str) {
+        let Some(driver) = self.drivers.first().and_then(Option::as_ref) else { return };
+        let is_in_force = claim_engine::policy::Policy::parse(toml)
+            .is_ok_and(|policy| driver.engine.borrow().shard().policy() == &policy);
+        if is_in_force {
+            return self.shared.configured.notify();
+        }
+        let pending =
+            Pending { reply_to: ReplyTo::Daemon, request_id: 0, shard: 0, is_part: false, then: Then::Answer };
+        let token = self.pending.borrow_mut().insert(pending);
+        self.pulse.work_add(1);
+        let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        let now = self.now();
+        let is_replay = self.shared.clock == ClockMode::Replay;
+        let last_us = driver.engine.borrow().shard().last_us();
+        // A replay ledger's keys are of its own time.
+        let key_us = if is_replay { last_us } else { now.wall_us.max(last_us) };
+        let mut random = [0; 10];
+        if let Err(error) = getrandom::fill(&mut random) {
+            tracing::error!(%error, "no entropy from the kernel: the configuration is not put in force");
+            return self.shared.configured.notify();
+        }
+        let key = uuid::Builder::from_unix_timestamp_millis((key_us / 1_000) as u64, &random).into_uuid();
+        driver.submit(
+            now,
+            &Request {
+                token: token as u64,
+                principal: Principal { uid, gid, pid: std::process::id() },
+                user: &self.user(uid),
+                idempotency_key: key.as_u128(),
+                correlation_id: 0,
+                rationale: "configuration",
+                at_us: is_replay.then_some(last_us),
+                deadline_boot_us: None,
+                at_least: &[],
+                operation: claim_engine::command::Operation::Configure { toml },
+            },
+        );
+        self.submitted();
     }
 
     fn refuse(&self, conn: &Connection, request_id: u64, refusal: Refusal) {
@@ -276,11 +402,11 @@ impl Service {
         );
     }
 
-    fn send(&self, conn: &Connection, reply: &Reply) {
+    pub(crate) fn send(&self, conn: &Connection, reply: &Reply) {
         conn.send(|out| self.encode(reply, out));
     }
 
-    fn encode(&self, reply: &Reply, out: &mut Vec<u8>) {
+    pub(crate) fn encode(&self, reply: &Reply, out: &mut Vec<u8>) {
         let builder = &mut *self.builder.borrow_mut();
         if wire::encode_reply(builder, reply, out).is_ok() {
             return;
@@ -332,23 +458,21 @@ impl Service {
         }
         let deadline_boot_us =
             (request.deadline_ms > 0).then(|| self.now().boot_us + i64::from(request.deadline_ms) * 1_000);
+        let request_id = request.request_id;
+        let to_all = |gather| self.gather(conn, request, frame, deadline_boot_us, gather, self.all_shards());
         let shard = match &request.operation {
-            Operation::Corpora => {
-                return self.gather(
-                    conn,
-                    request,
-                    frame,
-                    deadline_boot_us,
-                    Gather::corpora(request.request_id),
-                    self.all_shards(),
-                );
-            }
-            Operation::Status => {
-                let gather = Gather::status(request.request_id, self.status_frame());
-                return self.gather(conn, request, frame, deadline_boot_us, gather, self.all_shards());
+            Operation::Corpora => return to_all(Gather::corpora(request_id)),
+            Operation::Status => return to_all(Gather::status(request_id, self.status_frame())),
+            Operation::Find { .. } => return to_all(Gather::rows(request_id)),
+            Operation::Totals { .. } => return to_all(Gather::totals(request_id)),
+            Operation::AuditHead => return to_all(Gather::heads(request_id)),
+            Operation::Propagation => return to_all(Gather::pairs(request_id)),
+            Operation::Decommission { .. } => return to_all(Gather::usage(request_id)),
+            Operation::History { event_id: None, skip, .. } => {
+                return to_all(Gather::entries(request_id, *skip as usize));
             }
             Operation::ReferenceBatch { event_ids, .. } => {
-                let mut gather = Gather::references(request.request_id, event_ids.len());
+                let mut gather = Gather::references(request_id, event_ids.len());
                 let mut shards = Vec::new();
                 for (index, uuid) in event_ids.iter().enumerate() {
                     match self.shard_of_id(*uuid) {
@@ -359,15 +483,41 @@ impl Service {
                 }
                 return self.gather(conn, request, frame, deadline_boot_us, gather, shards);
             }
-            Operation::Hello { .. } | Operation::Onboard { .. } | Operation::ConfirmClock => Ok(0),
+            Operation::Hello { .. }
+            | Operation::Onboard { .. }
+            | Operation::ConfirmClock
+            | Operation::Dispute { .. }
+            | Operation::Respond { .. }
+            | Operation::Arbitrate { .. }
+            | Operation::Escalate { .. }
+            | Operation::DisputeLookup { .. }
+            | Operation::Disputes { .. }
+            | Operation::Freeze { .. }
+            | Operation::Cap { .. }
+            | Operation::ProposeSlots { .. }
+            | Operation::SignOff { .. }
+            | Operation::Proposals
+            | Operation::Incident { .. }
+            | Operation::Barrier
+            | Operation::Reconcile { .. }
+            | Operation::Configuration => Ok(0),
             Operation::Claim { corpus, .. }
             | Operation::ClaimBatch { corpus, .. }
             | Operation::Retract { corpus, .. }
-            | Operation::Scan { corpus, .. } => self.shard_of_corpus(corpus),
+            | Operation::Scan { corpus, .. } => Ok(self.shard_of_corpus(corpus)),
             Operation::Reference { event_id, .. }
             | Operation::Reactivate { event_id }
             | Operation::Lookup { event_id }
-            | Operation::History { event_id, .. } => self.shard_of_id(*event_id),
+            | Operation::History { event_id: Some(event_id), .. } => self.shard_of_id(*event_id),
+            Operation::Tail { shard, .. } | Operation::AuditCheck { shard, .. } => {
+                match usize::from(*shard) < self.drivers.len() {
+                    true => Ok(*shard),
+                    false => Err(Refusal::new(
+                        Code::BadRequest,
+                        format!("there is no shard {shard}: this ledger has {}", self.drivers.len()),
+                    )),
+                }
+            }
         };
         let shard = match shard {
             Ok(shard) => shard,
@@ -433,6 +583,10 @@ impl Service {
             connections: self.shared.connections.load(Ordering::Relaxed) as u32,
             stall_wakes: self.shared.guard.get().map_or(0, |guard| guard.wakes.load(Ordering::Relaxed)),
             shards: Vec::new(),
+            incident_active: false,
+            frozen_reason: None,
+            last_pass_at_us: None,
+            policy_at_us: None,
         }
     }
 
@@ -462,7 +616,7 @@ impl Service {
         self.gathered(key, Part::Nothing);
     }
 
-    fn gathered(&self, key: usize, part: Part) {
+    pub(crate) fn gathered(&self, key: usize, part: Part) {
         let mut gathers = self.gathers.borrow_mut();
         let Some(gathering) = gathers.get_mut(key) else { return };
         if gathering.gather.add(part) {
@@ -484,26 +638,47 @@ impl Service {
         is_part: bool,
     ) {
         let Some(driver) = &self.drivers[usize::from(shard)] else { return };
-        if matches!(request.operation, Operation::Status) {
-            let status = driver.engine.borrow().status();
-            let core = self.shared.cores[self.executor] as u16;
-            self.finish_part(
-                &reply_to,
-                Part::Status { shard: translate::status(status, driver.scrubbed().borrow().clone(), core) },
-            );
-            return;
+        let principal = Principal { uid: peer.uid, gid: peer.gid, pid: peer.pid };
+        let then = match &request.operation {
+            Operation::Status => Then::Status,
+            Operation::ClaimBatch { items, .. } if items.len() == 1 => Then::BatchOfOne,
+            Operation::Tail { from_position, limit, wait_ms, .. } => {
+                let limit =
+                    if *limit == 0 { wire::TAIL_ENTRIES_MAX } else { (*limit as usize).min(wire::TAIL_ENTRIES_MAX) };
+                Then::Tail { from_position: (*from_position).max(1), limit, wait_ms: *wait_ms }
+            }
+            Operation::AuditHead => Then::Head,
+            Operation::AuditCheck { batch, position, hash, .. } => {
+                Then::Check(Box::new(Head { batch: *batch, position: *position, hash: *hash }))
+            }
+            Operation::Propagation => Then::Pairs,
+            Operation::History { event_id, since_us, until_us, .. } => {
+                let about = event_id.and_then(EventId::from_uuid);
+                Then::Narrow(Box::new(reading::Within { since_us: *since_us, until_us: *until_us, about }))
+            }
+            _ => Then::Answer,
+        };
+        // How a shard is can be seen when it has stopped, too.
+        if matches!(then, Then::Status)
+            && driver.engine.borrow().shard().policy().allows(principal, Action::Status, None)
+        {
+            return self.finish_part(&reply_to, self.status_part(driver));
         }
-        let pending = Pending { reply_to: reply_to.clone(), request_id: request.request_id, shard, is_part };
+        let pending = Pending { reply_to: reply_to.clone(), request_id: request.request_id, shard, is_part, then };
         let token = self.pending.borrow_mut().insert(pending);
         self.pulse.work_add(1);
+        let user = self.user(peer.uid);
         let refused = translate::with_operation(
             request,
+            shard,
             |id| self.shard_of_id(id) == Ok(shard),
+            |dispute| self.sides_of(dispute),
             |operation| {
                 let at_least: Vec<_> = request.at_least.iter().map(|at| (at.shard, at.position)).collect();
                 let request = Request {
                     token: token as u64,
-                    principal: Principal { uid: peer.uid, gid: peer.gid, pid: peer.pid },
+                    principal,
+                    user: &user,
                     idempotency_key: request.idempotency_key.map_or(0, |key| key.as_u128()),
                     correlation_id: request.correlation_id.map_or(0, |id| id.as_u128()),
                     rationale: request.rationale,
@@ -512,7 +687,7 @@ impl Service {
                     at_least: &at_least,
                     operation,
                 };
-                driver.engine.borrow_mut().submit(self.now(), &mut self.entropy.borrow_mut(), &request);
+                driver.submit(self.now(), &request);
             },
         );
         if let Err(refusal) = refused {
@@ -522,150 +697,24 @@ impl Service {
         }
     }
 
-    fn output(self: &Rc<Self>, from: u16, output: Output) {
-        match output {
-            Output::Message { to, message } => {
-                let executor = self.shared.executor_of_shard[usize::from(to)];
-                if executor == self.executor {
-                    self.deliver(to, &message);
-                } else {
-                    // Shards' messages answer each other, one for one; the mesh is closed only when all is over.
-                    let _ = self.mesh.answer(executor, Message::Peer { shard: to, message });
-                }
-            }
-            Output::Reply(reply) => {
-                let Some(pending) = self.pending.borrow_mut().try_remove(reply.token as usize) else { return };
-                self.pulse.work_sub(1);
-                let Pending { reply_to, request_id, shard, is_part } = pending;
-                debug_assert_eq!(shard, from);
-                match (reply.outcome, &reply_to) {
-                    (Outcome::Claimed(claimed), ReplyTo::Connection(conn)) => {
-                        let at = LogPosition { shard, position: reply.position };
-                        let claimed = translate::claimed(&claimed);
-                        let builder = &mut *self.builder.borrow_mut();
-                        conn.send(|out| wire::encode_claimed(builder, request_id, at, &claimed, out));
-                        conn.finish();
-                    }
-                    (outcome, _) => self.answer(&reply_to, is_part, request_id, shard, reply.position, outcome),
-                }
-            }
+    pub(crate) fn status_part(&self, driver: &Driver) -> Part {
+        let core = self.shared.cores[self.executor] as u16;
+        Part::Status {
+            shard: translate::status(driver.engine.borrow().status(), driver.scrubbed().borrow().clone(), core),
         }
     }
+}
 
-    fn answer(
-        self: &Rc<Self>,
-        reply_to: &ReplyTo,
-        is_part: bool,
-        request_id: u64,
-        shard: u16,
-        position: u64,
-        outcome: Outcome,
-    ) {
-        let at = LogPosition { shard, position };
-        let result = match outcome {
-            Outcome::Refused(refusal) => Err(refusal),
-            Outcome::Claimed(claimed) => Ok(ReplyResult::Claimed(translate::claimed(&claimed))),
-            Outcome::ClaimedItems(results) => {
-                let results =
-                    results.iter().map(|r| r.as_ref().map(translate::claimed).map_err(|e| translate::error(e.clone())));
-                Ok(ReplyResult::ClaimedBatch(results.collect()))
-            }
-            Outcome::ReferencedItems(results) => {
-                let mut results =
-                    results.into_iter().map(|(index, r)| (index, r.map(EventId::as_uuid).map_err(translate::error)));
-                if is_part {
-                    return self.finish_part(reply_to, Part::References { at, results: results.collect() });
-                }
-                let (_, single) = results.next().expect("a reference that is no part has one item");
-                Ok(single.map_or_else(ReplyResult::Error, ReplyResult::Referenced))
-            }
-            Outcome::Retracted { event_id, tombstoned_at_us } => {
-                Ok(ReplyResult::Retracted { event_id: event_id.as_uuid(), tombstoned_at_us })
-            }
-            Outcome::Reactivated { event_id, reactivated_at_us } => {
-                Ok(ReplyResult::Reactivated { event_id: event_id.as_uuid(), reactivated_at_us })
-            }
-            Outcome::Onboarded(corpus) => Ok(ReplyResult::Onboarded(translate::corpus(&corpus, 0))),
-            Outcome::ClockConfirmed { confirmed_at_us } => Ok(ReplyResult::ClockConfirmed { confirmed_at_us }),
-            Outcome::Corpora(corpora) => {
-                let corpora = corpora.iter().map(|(corpus, claims)| translate::corpus(corpus, *claims)).collect();
-                return self.finish_part(reply_to, Part::Corpora { at, corpora });
-            }
-            outcome @ (Outcome::Row(_) | Outcome::Rows { .. } | Outcome::History { .. }) => {
-                return self.read(reply_to.clone(), request_id, shard, position, outcome);
-            }
-        };
-        self.finish(reply_to, is_part, request_id, shard, position, result);
+impl translate::Names for Service {
+    fn corpus(&self, prefix: Option<Prefix>) -> String {
+        let name = |shard: &claim_engine::shard::Shard| Some(shard.registry().of_prefix(prefix?)?.name.clone());
+        self.shared_state(name).flatten().unwrap_or_default()
     }
 
-    /// Reads from the ledger what an answer needs, and then answers.
-    fn read(self: &Rc<Self>, reply_to: ReplyTo, request_id: u64, shard: u16, position: u64, outcome: Outcome) {
-        let weight = if matches!(outcome, Outcome::Row(_)) { 1 } else { PAGE_READ_WEIGHT };
-        if self.reads.get() + weight > READS_MAX {
-            let message = "too many reads are under way; try again a little later";
-            let refusal = Refusal::retry_after(Code::Overloaded, OVERLOADED_RETRY_MS, message);
-            return self.finish(&reply_to, false, request_id, shard, 0, Err(refusal));
-        }
-        let Some(driver) = self.drivers[usize::from(shard)].clone() else { return };
-        self.reads.set(self.reads.get() + weight);
-        self.pulse.work_add(1);
-        let this = Rc::clone(self);
-        glommio::spawn_local(async move {
-            let names = |prefix| this.corpus_name(prefix);
-            let result = reading::read(&driver, shard, outcome, names).await;
-            this.pulse.work_sub(1);
-            this.pulse.beat();
-            this.reads.set(this.reads.get() - weight);
-            if let Err(refusal) = &result {
-                tracing::error!(shard, message = refusal.message, "a read of the ledger failed");
-            }
-            this.finish(&reply_to, false, request_id, shard, position, result);
-        })
-        .detach();
-    }
-
-    fn finish(
-        &self,
-        reply_to: &ReplyTo,
-        is_part: bool,
-        request_id: u64,
-        shard: u16,
-        position: u64,
-        result: Result<ReplyResult, Refusal>,
-    ) {
-        let result = result.map_err(translate::error);
-        if is_part {
-            let part = Part::Refused {
-                error: result.err().unwrap_or_else(|| translate::error(Refusal::new(Code::BadRequest, "no part"))),
-            };
-            return self.finish_part(reply_to, part);
-        }
-        let positions = if position > 0 { vec![LogPosition { shard, position }] } else { Vec::new() };
-        let reply = Reply { request_id, positions, result: result.unwrap_or_else(ReplyResult::Error) };
-        match reply_to {
-            ReplyTo::Connection(conn) => {
-                self.send(conn, &reply);
-                conn.finish();
-            }
-            ReplyTo::Executor { executor, ticket } => {
-                let mut frame = Vec::new();
-                self.encode(&reply, &mut frame);
-                // The mesh is closed only when nobody waits any more.
-                let _ = self.mesh.answer(*executor, Message::Answer { ticket: *ticket, frame });
-            }
-            ReplyTo::Gather(_) => unreachable!("a gathering takes parts"),
-        }
-    }
-
-    fn finish_part(&self, reply_to: &ReplyTo, part: Part) {
-        match reply_to {
-            ReplyTo::Gather(key) => self.gathered(*key, part),
-            ReplyTo::Executor { executor, ticket } => {
-                // As in `finish`.
-                let _ = self.mesh.answer(*executor, Message::AnswerPart { ticket: *ticket, part });
-            }
-            ReplyTo::Connection(_) => unreachable!("a connection takes whole replies"),
-        }
+    fn user(&self, uid: u32) -> String {
+        let known = self.local_drivers().find_map(|driver| driver.engine.borrow().shard().user(uid).map(str::to_owned));
+        // What shard 0 decided, the others log without the name.
+        known.unwrap_or_else(|| Service::user(self, uid).as_ref().to_owned())
     }
 }
 

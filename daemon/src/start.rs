@@ -1,16 +1,18 @@
 //! `claimd start`: from a data directory to a daemon that serves, and back down.
 
+use crate::config;
 use crate::doctor;
 use crate::executor::{self, Control, IO_MEMORY_BYTES, Plan, Ready};
 use crate::inbox::Inbox;
 use crate::ledger;
 use crate::mesh::{MeshBuilder, MeshLimits};
-use crate::service::{self, Shared};
+use crate::service::{self, Notice, Shared};
 use crate::socket::limits::Limits;
 use crate::socket::listener::{Acceptor, PATH_BYTES_MAX, Routes, SocketPaths, bind_all};
 use crate::stall_guard::{GuardTimes, Pulse, StallGuard};
 use claim_engine::engine::OpenOptions;
 use claim_engine::log::superblock::ClockMode;
+use claim_engine::policy::Policy;
 use claim_engine::storage::DirectIo;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -23,6 +25,8 @@ use std::sync::mpsc;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+/// How long a configuration may take to be in force everywhere before the daemon serves without it.
+const CONFIGURE_PATIENCE: Duration = Duration::from_secs(10);
 /// Orders that wait for an executor, at most.
 const CONTROL_MAX: usize = 16;
 
@@ -43,19 +47,29 @@ pub struct StartOptions {
     pub scrub_bytes_per_s: u64,
     /// How long an executor looks for work before it sleeps.
     pub poll: Duration,
+    /// Roles, budgets and tolerances; without it this process's own uid has every role, and no one else any.
+    pub config: Option<PathBuf>,
+}
+
+/// What the main thread waits for while the daemon serves.
+enum Wanted {
+    Stop,
+    /// The configuration is to be read again.
+    Reload,
 }
 
 /// Serves until SIGTERM or SIGINT. The error is a sentence for the operator.
 pub fn start(options: &StartOptions) -> Result<(), String> {
     let started = Instant::now();
     // The signals are taken by this thread alone, so they are blocked before any other thread is made.
-    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     signals.thread_block().map_err(|e| format!("blocking signals failed: {e}"))?;
 
     let serving = Arc::new(AtomicBool::new(false));
-    let (stop_sent, stop_wanted) = mpsc::channel();
-    watch_signals(signals, Arc::clone(&serving), stop_sent);
+    let (wanted_sent, wanted) = mpsc::channel();
+    watch_signals(signals, Arc::clone(&serving), wanted_sent);
     allow_descriptors();
+    let policy = read_policy(options.config.as_deref())?;
     // Without rings not even a superblock is read.
     doctor::preflight(&options.data, 1, true)?;
     let superblocks = ledger::superblocks(&options.data).map_err(|e| e.to_string())?;
@@ -77,6 +91,7 @@ pub fn start(options: &StartOptions) -> Result<(), String> {
         started,
         connections: AtomicUsize::new(0),
         drained: AtomicUsize::new(0),
+        configured: Notice::default(),
         guard: OnceLock::new(),
     });
     let limits = Limits::default();
@@ -133,6 +148,12 @@ pub fn start(options: &StartOptions) -> Result<(), String> {
             return Err(message);
         }
     };
+    for control in &controls {
+        let _ = control.try_push(Control::Serve { ledger_last_us });
+    }
+    // Nobody is let in before it is known who may do what.
+    let of_shard_0 = &controls[shared.executor_of_shard[0]];
+    put_in_force(of_shard_0, &shared, &policy);
     let acceptor = bind_all(&paths).map_err(|e| e.to_string()).and_then(|listeners| {
         let routes = Routes { inboxes, executor_of_shard };
         Acceptor::start(listeners, routes, &limits, service::busy_frame())
@@ -145,9 +166,6 @@ pub fn start(options: &StartOptions) -> Result<(), String> {
             return Err(message);
         }
     };
-    for control in &controls {
-        let _ = control.try_push(Control::Serve { ledger_last_us });
-    }
     tracing::info!(
         ledger = %shared.ledger,
         shards = shard_count,
@@ -163,13 +181,43 @@ pub fn start(options: &StartOptions) -> Result<(), String> {
         tracing::warn!(%error, "`ready` could not be printed");
     }
 
-    stop_wanted.recv().map_err(|_| "the thread that waits for signals is gone".to_owned())?;
+    loop {
+        match wanted.recv().map_err(|_| "the thread that waits for signals is gone".to_owned())? {
+            Wanted::Stop => break,
+            Wanted::Reload => {
+                for control in &controls {
+                    let _ = control.try_push(Control::Forget);
+                }
+                match read_policy(options.config.as_deref()) {
+                    Ok(policy) => put_in_force(of_shard_0, &shared, &policy),
+                    Err(error) => tracing::error!(error, "the configuration can't be used; the one in force stays"),
+                }
+            }
+        }
+    }
     tracing::info!("stopping: finishing what is under way; a second signal ends the process at once");
     acceptor.stop();
     stop(handles, &controls);
     guard.stop();
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The policy that a configuration file says, or the one without a file.
+fn read_policy(file: Option<&Path>) -> Result<Policy, String> {
+    match file {
+        Some(file) => config::read(file),
+        None => Ok(Policy::of_owner(nix::unistd::geteuid().as_raw())),
+    }
+}
+
+/// Has shard 0 log a policy, unless it is in force. While the ledger can't take it, the one in force stays, and the log
+/// says so.
+fn put_in_force(of_shard_0: &Inbox<Control>, shared: &Shared, policy: &Policy) {
+    let toml = policy.to_toml();
+    if of_shard_0.try_push(Control::Configure { toml }).is_err() || !shared.configured.wait(CONFIGURE_PATIENCE) {
+        tracing::error!("the configuration was not put in force; `claimctl config show` shows the one that is");
+    }
 }
 
 /// Takes as many descriptors as the hard limit allows: the usual soft limit of 1,024 is less than the connections that
@@ -223,16 +271,26 @@ fn check_global_order(globals: &BTreeMap<u16, u64>) -> Result<(), String> {
 
 /// Waits for signals in a thread of its own. While nothing is served yet there is nothing to finish, and one signal ends
 /// the process; after that the first asks for a stop, and the second ends the process.
-fn watch_signals(signals: SigSet, serving: Arc<AtomicBool>, stop: mpsc::Sender<()>) {
+fn watch_signals(signals: SigSet, serving: Arc<AtomicBool>, wanted: mpsc::Sender<Wanted>) {
     std::thread::spawn(move || {
-        for round in 0.. {
-            if let Err(error) = signals.wait() {
-                tracing::error!(%error, "waiting for a signal failed");
-                return;
+        let mut is_stopping = false;
+        loop {
+            match signals.wait() {
+                Ok(Signal::SIGHUP) => {
+                    // Before it serves it reads the configuration anyway.
+                    let _ = wanted.send(Wanted::Reload);
+                    continue;
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::error!(%error, "waiting for a signal failed");
+                    return;
+                }
             }
-            if round > 0 || !serving.load(Ordering::SeqCst) || stop.send(()).is_err() {
+            if is_stopping || !serving.load(Ordering::SeqCst) || wanted.send(Wanted::Stop).is_err() {
                 std::process::exit(1);
             }
+            is_stopping = true;
         }
     });
 }

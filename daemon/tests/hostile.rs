@@ -97,7 +97,10 @@ fn what_does_not_verify_gets_one_error_and_the_end() {
     client.onboard("customer", "", &options()).wait().unwrap();
     let claim = frame(&Request {
         idempotency_key: Some(claim_client::new_key(None)),
-        ..Request::new(2, Operation::Claim { corpus: "customer", item: item("hostile") })
+        ..Request::new(
+            2,
+            Operation::Claim { corpus: "customer", item: item("hostile"), unless_registered_within_ms: 0 },
+        )
     });
 
     // Random bytes, before and after the hello.

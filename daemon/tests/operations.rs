@@ -127,6 +127,23 @@ fn batches_are_as_good_as_their_items() {
 }
 
 #[test]
+fn a_batch_of_one_is_answered_as_a_batch() {
+    let scratch = scratch();
+    format(scratch.path(), 2, "wall");
+    let daemon = Daemon::start(scratch.path());
+    let client = two_corpora(&daemon);
+    for corpus in ["customer", "internal-tools"] {
+        let mut items = [item("alone")];
+        let claimed = client.claim_batch(corpus, &items, &options()).wait().unwrap().value;
+        assert!(matches!(claimed[..], [Ok(claimed)] if claimed.claim_sequence == 1), "{claimed:?}");
+        items[0].occurred_at_us = -1;
+        let refused = client.claim_batch(corpus, &items, &options()).wait().unwrap().value;
+        assert!(matches!(&refused[..], [Err(error)] if error.code == ErrorCode::BadRequest), "{refused:?}");
+    }
+    assert_eq!(code(client.claim_batch("nobody", &[item("x")], &options()).wait()), ErrorCode::UnknownCorpus);
+}
+
+#[test]
 fn a_key_executes_once_across_a_kill() {
     let scratch = scratch();
     format(scratch.path(), 2, "wall");
@@ -284,7 +301,7 @@ fn what_a_second_request_with_the_key_reveals_waits_for_the_first() {
     let hello = wire::Operation::Hello { min_version: 1, max_version: 1, client: "a test" };
     wire::encode_request(&mut builder, &wire::Request::new(1, hello), &mut bytes).unwrap();
     for (id, name) in [(2, "first"), (3, "second")] {
-        let operation = wire::Operation::Claim { corpus: "customer", item: item(name) };
+        let operation = wire::Operation::Claim { corpus: "customer", item: item(name), unless_registered_within_ms: 0 };
         let request = wire::Request { idempotency_key: key, ..wire::Request::new(id, operation) };
         wire::encode_request(&mut builder, &request, &mut bytes).unwrap();
     }

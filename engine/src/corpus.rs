@@ -19,6 +19,9 @@ impl Prefix {
         }
     }
 
+    /// The first that is given out.
+    pub const FIRST: Prefix = Prefix(NonZeroU16::MIN);
+
     /// The number.
     pub const fn get(self) -> u16 {
         self.0.get()

@@ -1,5 +1,7 @@
 //! Refusals: what the state machine answers instead of an effect.
 
+use crate::id::EventId;
+
 /// The stable codes. The outcome of each is definite unless said otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Code {
@@ -11,8 +13,18 @@ pub enum Code {
     NotVisible,
     /// The row's state does not allow it.
     BadTransition,
-    /// The name is taken.
+    /// The name is taken; or another row stands for the event.
     AlreadyRegistered,
+    /// Retention is over.
+    Expired,
+    /// The corpus is closed.
+    Decommissioned,
+    /// An audited stop.
+    Frozen,
+    /// No role allows it.
+    Forbidden,
+    /// A cap, or a bound against bad faith.
+    Throttled,
     /// The key was used for another request.
     KeyReused,
     /// The key is older than the window.
@@ -53,12 +65,20 @@ pub struct Refusal {
     pub message: String,
     /// When to try again; 0: no advice.
     pub retry_after_ms: u32,
+    /// The row that stands for the event already.
+    pub registered_id: Option<Box<EventId>>,
 }
 
 impl Refusal {
     /// A definite refusal without advice on when to retry.
     pub fn new(code: Code, message: impl Into<String>) -> Refusal {
-        Refusal { code, certainty: Certainty::Definite, message: message.into(), retry_after_ms: 0 }
+        Refusal {
+            code,
+            certainty: Certainty::Definite,
+            message: message.into(),
+            retry_after_ms: 0,
+            registered_id: None,
+        }
     }
 
     /// The same, to be retried after a while.

@@ -7,8 +7,9 @@
 //! | [`log`] | formats, the writer with its group commit, recovery |
 //! | [`storage`] | the real file, and in tests a simulated disk |
 //! | [`id`], [`time`], [`corpus`], [`row`] | the words that the rest is written in |
+//! | [`policy`], [`dispute`] | who may do what, and what takes how long; the steps of a dispute |
+//! | [`peer`], [`reconcile`] | what shards say to each other; a pass over all of them |
 //! | [`command`], [`error`] | what is asked and what is answered |
-//! | [`policy`] | who may do what, and the windows and bounds that the configuration sets |
 //! | [`mutant`] | deliberate bugs that the proofs must catch; no build has them by itself |
 //! | [`device`] | what the disk below can do |
 //!
@@ -16,14 +17,21 @@
 
 pub mod command;
 pub mod corpus;
+pub mod debt;
 pub mod device;
+pub mod dispute;
 pub mod engine;
 pub mod entropy;
 pub mod error;
 pub mod id;
 pub mod log;
 pub mod mutant;
+mod parked;
+pub mod peer;
 pub mod policy;
+mod prefetch;
+pub mod propagation;
+pub mod reconcile;
 pub mod row;
 pub mod shard;
 pub mod storage;

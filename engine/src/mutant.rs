@@ -28,11 +28,19 @@ pub enum Mutant {
     SegmentBeforeZeroed,
     /// Batches are hashed without the ledger's key.
     NoKey,
+    /// A merge is applied whatever became of the row since it was planned.
+    MergeWithoutCheck,
+    /// A dispute that comes to nothing leaves its rows flagged.
+    VoidLeavesRowsFlagged,
+    /// Aliases are followed one step instead of to the end.
+    AliasFollowedOnce,
+    /// A conditional claim reserves nothing.
+    ClaimWithoutReservation,
 }
 
 impl Mutant {
     /// All of them, with their names.
-    pub const ALL: [(Mutant, &'static str); 12] = [
+    pub const ALL: [(Mutant, &'static str); 16] = [
         (Mutant::AckBeforeDurable, "ack-before-durable"),
         (Mutant::AckOutOfOrder, "ack-out-of-order"),
         (Mutant::NoDsync, "no-dsync"),
@@ -45,6 +53,10 @@ impl Mutant {
         (Mutant::NoFlushBeforeServing, "no-flush-before-serving"),
         (Mutant::SegmentBeforeZeroed, "segment-before-zeroed"),
         (Mutant::NoKey, "no-key"),
+        (Mutant::MergeWithoutCheck, "merge-without-check"),
+        (Mutant::VoidLeavesRowsFlagged, "void-leaves-rows-flagged"),
+        (Mutant::AliasFollowedOnce, "alias-followed-once"),
+        (Mutant::ClaimWithoutReservation, "claim-without-reservation"),
     ];
 
     /// The mutant of a name.

@@ -1,72 +1,17 @@
 //! What the configuration decides: who may do what, and the windows, budgets and bounds of the ledger.
 //!
 //! A [`Policy`] is the *resolved* configuration: users are numbers, every setting has a value. Its text is what a
-//! `configuration` entry holds, so that history replays the same whatever the host's user database says later:
-//!
-//! ```toml
-//! [reconcile]
-//! interval_us = 300000000
-//! tolerance_us = 300000000
-//! window_us = 300000000
-//! incident_window_us = 900000000
-//!
-//! [[reconcile.budget]]
-//! from = "customer"
-//! to = "compliance"
-//! window_us = 1200000000
-//!
-//! [dispute]
-//! rate_per_minute = 1
-//!
-//! [retention]
-//! years = 4
-//!
-//! [slots]
-//! per_quarter = 50000
-//!
-//! [[role]]
-//! role = "client"
-//! corpora = ["customer"]
-//! uids = [1001]
-//! gids = []
-//! ```
-//!
-//! `corpora = ["*"]` stands for all corpora. A setting that is left out has its default.
+//! `configuration` entry holds, so that history replays the same whatever the host's user database says later.
 
-use crate::corpus::is_corpus_name;
+pub mod settings;
+pub mod text;
+
 use crate::log::entry::Principal;
 use hashbrown::HashMap;
 use serde::Deserialize;
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::{Display, Write};
-use std::ops::{Range, RangeInclusive};
-use toml::Spanned;
-
-/// Longest text of a policy, in bytes.
-pub const POLICY_BYTES_MAX: usize = 256 << 10;
-/// Pairs of a user or group and a corpus that the roles of a policy may name in all.
-pub const GRANTED_PAIRS_MAX: usize = 65_536;
-/// What stands for all corpora.
-pub const ALL_CORPORA: &str = "*";
-/// The user and group id that nobody can have: the kernel takes it for "unchanged".
-const ID_OF_NOBODY: u32 = u32::MAX;
-
-const SECOND_US: i64 = 1_000_000;
-const MINUTE_US: i64 = 60 * SECOND_US;
-const DAY_US: i64 = 24 * 60 * MINUTE_US;
-
-/// How often reconciliation may run.
-pub const INTERVAL_US: RangeInclusive<i64> = SECOND_US..=7 * DAY_US;
-/// How far apart two claims' `occurred_at` may be said to be one event's.
-pub const TOLERANCE_US: RangeInclusive<i64> = 0..=DAY_US;
-/// Windows and budgets.
-pub const WINDOW_US: RangeInclusive<i64> = SECOND_US..=DAY_US;
-/// Deferred disputes that may move on in a minute.
-pub const DISPUTES_PER_MINUTE: RangeInclusive<i64> = 1..=6_000;
-/// Years that rows and entries may be kept.
-pub const RETENTION_YEARS: RangeInclusive<i64> = 1..=1_000;
-/// Slots that a corpus may have in a quarter.
-pub const SLOTS_PER_QUARTER: RangeInclusive<i64> = 1..=1_000_000_000_000;
+use settings::{Corpora, Grant, MINUTE_US, Settings, in_order};
+use std::collections::BTreeMap;
+pub use text::POLICY_BYTES_MAX;
 
 /// What somebody is to the ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
@@ -197,6 +142,18 @@ pub enum Action {
     Status,
 }
 
+impl Action {
+    /// The number under which it is logged: its place in [`PERMISSIONS`].
+    pub fn number(self) -> u8 {
+        self as u8
+    }
+
+    /// `None` for a number that no action has.
+    pub fn from_number(number: u8) -> Option<Action> {
+        PERMISSIONS.iter().map(|(action, _)| *action).find(|action| action.number() == number)
+    }
+}
+
 use Action as A;
 use Role::{Arbitrator, Auditor, Client, Facilitator, Leadership, Manager, Platform};
 
@@ -263,67 +220,6 @@ impl RoleSet {
     }
 }
 
-/// Corpora that a role is held on.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Corpora {
-    /// Whatever corpora there are and will be.
-    All,
-    /// These.
-    Named(BTreeSet<String>),
-}
-
-/// Users and groups that have a role.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Grant {
-    /// The role.
-    pub role: Role,
-    /// Where they have it; [`Corpora::All`] for roles of the whole ledger.
-    pub corpora: Corpora,
-    /// Users, ascending.
-    pub uids: Vec<u32>,
-    /// Groups, ascending: of these a process has the role by its own group, not by its supplementary ones.
-    pub gids: Vec<u32>,
-}
-
-/// What a policy is made of, unchecked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
-    /// Who has which role.
-    pub grants: Vec<Grant>,
-    /// How often reconciliation runs.
-    pub reconcile_interval_us: i64,
-    /// How far apart `occurred_at` of one event's claims may be.
-    pub tolerance_us: i64,
-    /// The window of a pair that has no budget of its own.
-    pub default_window_us: i64,
-    /// The same while an incident is on.
-    pub incident_window_us: i64,
-    /// Pairs with a budget of their own: from, to, microseconds.
-    pub budgets: Vec<(String, String, i64)>,
-    /// Deferred disputes that move on in a minute.
-    pub disputes_per_minute: i64,
-    /// Full years that rows and entries are kept after their quarter.
-    pub retention_years: i64,
-    /// Slots of a corpus in a quarter.
-    pub slots_per_quarter: i64,
-}
-
-impl Default for Settings {
-    fn default() -> Settings {
-        Settings {
-            grants: Vec::new(),
-            reconcile_interval_us: 5 * MINUTE_US,
-            tolerance_us: 5 * MINUTE_US,
-            default_window_us: 5 * MINUTE_US,
-            incident_window_us: 15 * MINUTE_US,
-            budgets: Vec::new(),
-            disputes_per_minute: 1,
-            retention_years: 4,
-            slots_per_quarter: 50_000,
-        }
-    }
-}
-
 /// Who may do what, and the windows, budgets and bounds in force.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
@@ -381,38 +277,9 @@ impl Policy {
         Policy::build(Settings::default())
     }
 
-    /// Checks `settings` against the bounds above. The error names the key of the resolved form.
+    /// Checks `settings` against the bounds of [`settings`](self::settings). The error names the key of the resolved form.
     pub fn new(settings: Settings) -> Result<Policy, String> {
-        for (key, value, bounds) in [
-            ("reconcile.interval_us", settings.reconcile_interval_us, INTERVAL_US),
-            ("reconcile.tolerance_us", settings.tolerance_us, TOLERANCE_US),
-            ("reconcile.window_us", settings.default_window_us, WINDOW_US),
-            ("reconcile.incident_window_us", settings.incident_window_us, WINDOW_US),
-            ("dispute.rate_per_minute", settings.disputes_per_minute, DISPUTES_PER_MINUTE),
-            ("retention.years", settings.retention_years, RETENTION_YEARS),
-            ("slots.per_quarter", settings.slots_per_quarter, SLOTS_PER_QUARTER),
-        ] {
-            check_bounds(key, value, &bounds)?;
-        }
-        let mut pairs = BTreeSet::new();
-        for (from, to, window_us) in &settings.budgets {
-            check_budget(from, to)?;
-            check_bounds("reconcile.budget.window_us", *window_us, &WINDOW_US)?;
-            if !pairs.insert((from, to)) {
-                return Err(format!("the budget of {from} → {to} is given twice: give it once"));
-            }
-        }
-        let mut granted = 0;
-        for grant in &settings.grants {
-            check_grant(grant)?;
-            granted += granted_pairs(grant);
-        }
-        if granted > GRANTED_PAIRS_MAX {
-            return Err(format!(
-                "the roles name {granted} pairs of a user or group and a corpus, and {GRANTED_PAIRS_MAX} are the most: use \
-                 groups, or corpora = [\"{ALL_CORPORA}\"]"
-            ));
-        }
+        settings.check()?;
         let policy = Policy::build(settings);
         let bytes = policy.to_toml().len();
         if bytes > POLICY_BYTES_MAX {
@@ -442,111 +309,6 @@ impl Policy {
             }
         }
         Policy { settings, budgets, by_uid, by_gid }
-    }
-
-    /// Reads the resolved form. The error says line and key, and what would be right.
-    pub fn parse(toml: &str) -> Result<Policy, String> {
-        if toml.len() > POLICY_BYTES_MAX {
-            return Err(format!("the configuration has {} bytes, and {POLICY_BYTES_MAX} are the most", toml.len()));
-        }
-        let raw: RawPolicy =
-            toml::from_str(toml).map_err(|error| at_line(toml, error.span(), error.message().trim()))?;
-        let mut settings = Settings::default();
-        if let Some(reconcile) = raw.reconcile {
-            settings.reconcile_interval_us = within(
-                toml,
-                "reconcile.interval_us",
-                reconcile.interval_us,
-                settings.reconcile_interval_us,
-                &INTERVAL_US,
-            )?;
-            settings.tolerance_us =
-                within(toml, "reconcile.tolerance_us", reconcile.tolerance_us, settings.tolerance_us, &TOLERANCE_US)?;
-            settings.default_window_us =
-                within(toml, "reconcile.window_us", reconcile.window_us, settings.default_window_us, &WINDOW_US)?;
-            settings.incident_window_us = within(
-                toml,
-                "reconcile.incident_window_us",
-                reconcile.incident_window_us,
-                settings.incident_window_us,
-                &WINDOW_US,
-            )?;
-            for budget in reconcile.budget {
-                let span = budget.span();
-                let RawBudget { from, to, window_us } = budget.into_inner();
-                check_budget(&from, &to).map_err(|e| at_line(toml, Some(span), &e))?;
-                let window_us = within(toml, "reconcile.budget.window_us", Some(window_us), 0, &WINDOW_US)?;
-                settings.budgets.push((from, to, window_us));
-            }
-        }
-        if let Some(dispute) = raw.dispute {
-            settings.disputes_per_minute = within(
-                toml,
-                "dispute.rate_per_minute",
-                dispute.rate_per_minute,
-                settings.disputes_per_minute,
-                &DISPUTES_PER_MINUTE,
-            )?;
-        }
-        if let Some(retention) = raw.retention {
-            settings.retention_years =
-                within(toml, "retention.years", retention.years, settings.retention_years, &RETENTION_YEARS)?;
-        }
-        if let Some(slots) = raw.slots {
-            settings.slots_per_quarter =
-                within(toml, "slots.per_quarter", slots.per_quarter, settings.slots_per_quarter, &SLOTS_PER_QUARTER)?;
-        }
-        for role in raw.role {
-            let span = role.span();
-            let RawRole { role, corpora, uids, gids } = role.into_inner();
-            let grant = corpora_of(role, corpora).map(|corpora| Grant { role, corpora, uids, gids });
-            let checked = grant.and_then(|grant| check_grant(&grant).map(|()| grant));
-            settings.grants.push(checked.map_err(|e| at_line(toml, Some(span), &e))?);
-        }
-        Policy::new(settings)
-    }
-
-    /// The resolved form. Equal policies have equal texts, and [`Policy::parse`] makes an equal policy of it.
-    pub fn to_toml(&self) -> String {
-        let s = &self.settings;
-        let mut out = String::new();
-        let mut section = |name: &str, keys: &[(&str, &dyn Display)]| {
-            let separator = if out.is_empty() { "" } else { "\n" };
-            let _ = writeln!(out, "{separator}{name}");
-            for (key, value) in keys {
-                let _ = writeln!(out, "{key} = {value}");
-            }
-        };
-        section(
-            "[reconcile]",
-            &[
-                ("interval_us", &s.reconcile_interval_us),
-                ("tolerance_us", &s.tolerance_us),
-                ("window_us", &s.default_window_us),
-                ("incident_window_us", &s.incident_window_us),
-            ],
-        );
-        for (from, to, window_us) in &s.budgets {
-            let (from, to) = (quoted(from), quoted(to));
-            section("[[reconcile.budget]]", &[("from", &from), ("to", &to), ("window_us", window_us)]);
-        }
-        section("[dispute]", &[("rate_per_minute", &s.disputes_per_minute)]);
-        section("[retention]", &[("years", &s.retention_years)]);
-        section("[slots]", &[("per_quarter", &s.slots_per_quarter)]);
-        for grant in &s.grants {
-            let (role, uids, gids) = (quoted(grant.role.name()), list(&grant.uids), list(&grant.gids));
-            let corpora = match &grant.corpora {
-                Corpora::All => list(&[quoted(ALL_CORPORA)]),
-                Corpora::Named(names) => list(&names.iter().map(|name| quoted(name)).collect::<Vec<_>>()),
-            };
-            let mut keys: Vec<(&str, &dyn Display)> = vec![("role", &role)];
-            if grant.role.reach() != Reach::Ledger {
-                keys.push(("corpora", &corpora));
-            }
-            keys.extend([("uids", &uids as &dyn Display), ("gids", &gids)]);
-            section("[[role]]", &keys);
-        }
-        out
     }
 
     /// Whether `who` may do `action`. `None` for what concerns no single corpus: a role then counts if it is held on all
@@ -623,192 +385,6 @@ impl Policy {
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
-}
-
-/// What the key `corpora` of a grant says; `None` where it is absent.
-pub fn corpora_of(role: Role, named: Option<Vec<String>>) -> Result<Corpora, String> {
-    let role_name = role.name();
-    match (role.reach(), named) {
-        (Reach::Ledger, Some(_)) => Err(format!("the role {role_name} is for the whole ledger: leave 'corpora' out")),
-        (Reach::Ledger | Reach::CorporaOrAll, None) => Ok(Corpora::All),
-        (Reach::Corpora, None) => Err(format!(
-            "the role {role_name} needs the key 'corpora': name them, or write [\"{ALL_CORPORA}\"] for all"
-        )),
-        (_, Some(names)) if names == [ALL_CORPORA] => Ok(Corpora::All),
-        (_, Some(names)) if names.iter().any(|name| name == ALL_CORPORA) => {
-            Err(format!("'corpora' names all and some: write [\"{ALL_CORPORA}\"] alone"))
-        }
-        (_, Some(names)) => Ok(Corpora::Named(names.into_iter().collect())),
-    }
-}
-
-/// What must hold of a grant by itself.
-pub fn check_grant(grant: &Grant) -> Result<(), String> {
-    let role = grant.role.name();
-    match &grant.corpora {
-        Corpora::Named(_) if grant.role.reach() == Reach::Ledger => {
-            return Err(format!("the role {role} is for the whole ledger: leave 'corpora' out"));
-        }
-        Corpora::Named(names) if names.is_empty() => {
-            return Err(format!(
-                "'corpora' of the role {role} is empty: name some, or write [\"{ALL_CORPORA}\"] for all"
-            ));
-        }
-        Corpora::Named(names) => names.iter().try_for_each(|name| check_name("corpora", name))?,
-        Corpora::All => {}
-    }
-    if grant.uids.is_empty() && grant.gids.is_empty() {
-        return Err(format!("the role {role} is given to nobody: name users or groups"));
-    }
-    if grant.uids.contains(&ID_OF_NOBODY) || grant.gids.contains(&ID_OF_NOBODY) {
-        return Err(format!("the role {role} is given to the id {ID_OF_NOBODY}, which nobody can have"));
-    }
-    Ok(())
-}
-
-/// What must hold of a budget's pair.
-pub fn check_budget(from: &str, to: &str) -> Result<(), String> {
-    check_name("from", from)?;
-    check_name("to", to)?;
-    if from == to {
-        return Err(format!("the budget of {from} → {to} is a pair of one corpus with itself: name two"));
-    }
-    Ok(())
-}
-
-fn check_name(key: &str, name: &str) -> Result<(), String> {
-    if is_corpus_name(name) {
-        return Ok(());
-    }
-    Err(format!("'{key}' has {name:?}, which is no corpus name: 1 to 63 of a-z, 0-9 and '-', the first no '-'"))
-}
-
-fn check_bounds(key: &str, value: i64, bounds: &RangeInclusive<i64>) -> Result<(), String> {
-    if bounds.contains(&value) {
-        return Ok(());
-    }
-    Err(format!("{key} is {value}, and must be {} to {}", bounds.start(), bounds.end()))
-}
-
-fn granted_pairs(grant: &Grant) -> usize {
-    let corpora = match &grant.corpora {
-        Corpora::All => 1,
-        Corpora::Named(names) => names.len(),
-    };
-    corpora.saturating_mul(grant.uids.len() + grant.gids.len())
-}
-
-/// The same roles in one order, whatever grants they were given in: what one user or group has of a role comes together,
-/// and then those who have it on the same corpora.
-fn in_order(grants: &[Grant]) -> Vec<Grant> {
-    let mut held: BTreeMap<(Role, bool, u32), Corpora> = BTreeMap::new();
-    for grant in grants {
-        let uids = grant.uids.iter().map(|uid| (grant.role, false, *uid));
-        for holder in uids.chain(grant.gids.iter().map(|gid| (grant.role, true, *gid))) {
-            let corpora = held.entry(holder).or_insert_with(|| Corpora::Named(BTreeSet::new()));
-            match (corpora, &grant.corpora) {
-                (Corpora::Named(had), Corpora::Named(more)) => had.extend(more.iter().cloned()),
-                (corpora, Corpora::All) => *corpora = Corpora::All,
-                (Corpora::All, Corpora::Named(_)) => {}
-            }
-        }
-    }
-    let mut together: BTreeMap<(Role, Corpora), (Vec<u32>, Vec<u32>)> = BTreeMap::new();
-    for ((role, is_group, id), corpora) in held {
-        let (uids, gids) = together.entry((role, corpora)).or_default();
-        if is_group { gids.push(id) } else { uids.push(id) }
-    }
-    together.into_iter().map(|((role, corpora), (uids, gids))| Grant { role, corpora, uids, gids }).collect()
-}
-
-/// A corpus name, a role's name or `*`: nothing that needs an escape.
-fn quoted(text: &str) -> String {
-    format!("\"{text}\"")
-}
-
-fn list<T: Display>(values: &[T]) -> String {
-    let values: Vec<_> = values.iter().map(T::to_string).collect();
-    format!("[{}]", values.join(", "))
-}
-
-/// A setting, or its default where it is absent.
-fn within(
-    toml: &str,
-    key: &str,
-    value: Option<Spanned<i64>>,
-    default: i64,
-    bounds: &RangeInclusive<i64>,
-) -> Result<i64, String> {
-    let Some(value) = value else { return Ok(default) };
-    check_bounds(key, *value.get_ref(), bounds).map_err(|error| at_line(toml, Some(value.span()), &error))?;
-    Ok(value.into_inner())
-}
-
-/// `message` with the line that it is about, and what stands there.
-pub fn at_line(text: &str, span: Option<Range<usize>>, message: &str) -> String {
-    let Some(before) = span.and_then(|span| text.get(..span.start)) else { return message.to_owned() };
-    let number = before.matches('\n').count() + 1;
-    let line = text.lines().nth(number - 1).unwrap_or("").trim();
-    if line.is_empty() { format!("line {number}: {message}") } else { format!("line {number} (`{line}`): {message}") }
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawPolicy {
-    reconcile: Option<RawReconcile>,
-    dispute: Option<RawDispute>,
-    retention: Option<RawRetention>,
-    slots: Option<RawSlots>,
-    #[serde(default)]
-    role: Vec<Spanned<RawRole>>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawReconcile {
-    interval_us: Option<Spanned<i64>>,
-    tolerance_us: Option<Spanned<i64>>,
-    window_us: Option<Spanned<i64>>,
-    incident_window_us: Option<Spanned<i64>>,
-    #[serde(default)]
-    budget: Vec<Spanned<RawBudget>>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawBudget {
-    from: String,
-    to: String,
-    window_us: Spanned<i64>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawDispute {
-    rate_per_minute: Option<Spanned<i64>>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawRetention {
-    years: Option<Spanned<i64>>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawSlots {
-    per_quarter: Option<Spanned<i64>>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawRole {
-    role: Role,
-    corpora: Option<Vec<String>>,
-    #[serde(default)]
-    uids: Vec<u32>,
-    #[serde(default)]
-    gids: Vec<u32>,
 }
 
 #[cfg(test)]

@@ -51,6 +51,23 @@ impl Quarter {
         self.next().start_us()
     }
 
+    /// The first microsecond so many years after the quarter's end; none is later than the ledger's last.
+    pub fn end_us_after_years(self, years: u16) -> i64 {
+        let next = self.next();
+        match next.year.checked_add_unsigned(years).filter(|year| *year <= 9998) {
+            Some(year) => Quarter { year, quarter: next.quarter }.start_us(),
+            None => TIME_US_MAX,
+        }
+    }
+
+    /// The quarter before this one.
+    pub fn previous(self) -> Quarter {
+        match self.quarter {
+            1 => Quarter { year: self.year - 1, quarter: 4 },
+            n => Quarter { year: self.year, quarter: n - 1 },
+        }
+    }
+
     /// The quarter after this one.
     pub fn next(self) -> Quarter {
         let first = Date::new(self.year, (self.quarter - 1) * 3 + 1, 1).expect("a quarter starts on a real day");

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use claim_engine::command::{Claim, Operation, Outcome, Request};
-use claim_engine::engine::{Engine, OpenOptions, Output, PeerMessage};
+use claim_engine::engine::{Engine, OpenOptions, Output};
 use claim_engine::entropy::Entropy;
 use claim_engine::id::EventId;
 use claim_engine::log::entry::Principal;
@@ -12,6 +12,8 @@ use claim_engine::log::recovery::{self, RecoveryError, RecoveryOptions, Visit};
 use claim_engine::log::superblock::{COPIES, ClockMode, Superblock, SuperblockError, copy_offset};
 use claim_engine::log::verify::{self, Content, Finding, GlobalCopy, Step, Structure, WalkOptions};
 use claim_engine::log::writer::{self, Io, perform};
+use claim_engine::peer::PeerMessage;
+use claim_engine::policy::Policy;
 use claim_engine::row::ReasonCode;
 use claim_engine::storage::{Durability, Storage};
 use claim_engine::time::Now;
@@ -32,6 +34,7 @@ const RUNS: u64 = 6;
 const STEPS: u64 = 36;
 const GEOMETRY: Geometry = Geometry { segment_bytes: 1 << 20, batch_bytes_max: 400 << 10 };
 const CORPORA: [&str; 3] = ["alpha", "beta", "gamma"];
+const WHO: Principal = Principal { uid: 1, gid: 2, pid: 3 };
 const START_US: i64 = 1_700_000_000_000_000;
 
 /// Runs what never waits.
@@ -157,7 +160,8 @@ impl Ledger {
         let key = ((at.wall_us / 1_000) as u128) << 80 | 7 << 76 | 0b10 << 62 | u128::from(self.tokens);
         let request = Request {
             token: self.tokens,
-            principal: Principal { uid: 1, gid: 2, pid: 3 },
+            principal: WHO,
+            user: "",
             idempotency_key: key,
             correlation_id: 0,
             rationale: "a test",
@@ -181,7 +185,7 @@ impl Ledger {
                 }
                 for io in under_way {
                     is_quiet = false;
-                    engine.complete(at, now(perform(file, io)));
+                    engine.complete(at, &mut self.entropy, now(perform(file, io)));
                 }
             }
             is_quiet &= !self.deliver(at);
@@ -209,7 +213,7 @@ impl Ledger {
         }
         let any = !messages.is_empty();
         for (to, message) in messages {
-            self.engines[usize::from(to)].deliver(at, &message);
+            self.engines[usize::from(to)].deliver(at, &mut self.entropy, &message);
         }
         any
     }
@@ -260,7 +264,7 @@ impl Ledger {
                 metadata: &bytes[..*length],
             })
             .collect();
-        self.submit(shard, Operation::Claim { corpus, items: &items });
+        self.submit(shard, Operation::Claim { corpus, items: &items, unless_within_us: None });
     }
 
     /// The process dies with several batches under way; the first of them is lost or not, the others land.
@@ -304,6 +308,8 @@ fn ledger(seed: u64) -> Vec<Vec<u8>> {
     for run in 0..RUNS {
         ledger.open();
         if run == 0 {
+            ledger.submit(0, Operation::Configure { toml: &Policy::of_owner(WHO.uid).to_toml() });
+            ledger.pump();
             for name in CORPORA {
                 ledger.submit(0, Operation::Onboard { name, notes: "a corpus" });
                 ledger.pump();

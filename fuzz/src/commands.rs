@@ -4,7 +4,7 @@
 use crate::disk::{Disk, run as now_or_never};
 use crate::{Input, START_US, WHO, pick};
 use claim_engine::command::{Claim, Claimed, Operation, Outcome, Reply, Request, Token};
-use claim_engine::engine::{Engine, OpenOptions, Output, PeerMessage};
+use claim_engine::engine::{Engine, OpenOptions, Output};
 use claim_engine::entropy::Entropy;
 use claim_engine::error::Certainty;
 use claim_engine::id::EventId;
@@ -13,6 +13,8 @@ use claim_engine::log::layout::{BLOCK_BYTES, Geometry, RECORD_BYTES_MAX};
 use claim_engine::log::record;
 use claim_engine::log::superblock::{ClockMode, Superblock};
 use claim_engine::log::writer::{self, Io, IoDone, perform};
+use claim_engine::peer::PeerMessage;
+use claim_engine::policy::Policy;
 use claim_engine::row::{ReasonCode, RowView};
 use claim_engine::time::{DAY_US, HOUR_US, Now, SECOND_US};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -157,6 +159,7 @@ impl Cluster {
             ids: Vec::new(),
         };
         cluster.start();
+        cluster.configure();
         // Most inputs want corpora; those that don't can have a clock that is not believed first.
         if choices & 0x40 == 0 {
             for name in &NAMES[..shard_count + 1] {
@@ -165,6 +168,25 @@ impl Cluster {
             cluster.settle();
         }
         cluster
+    }
+
+    /// Gives whoever asks here every role.
+    fn configure(&mut self) {
+        let toml = Policy::of_owner(WHO.uid).to_toml();
+        let request = Request {
+            token: 0,
+            principal: WHO,
+            user: "fuzz",
+            idempotency_key: self.key(START_US),
+            correlation_id: 0,
+            rationale: "",
+            at_us: (self.clock == ClockMode::Replay).then_some(START_US),
+            deadline_boot_us: None,
+            at_least: &[],
+            operation: Operation::Configure { toml: &toml },
+        };
+        self.nodes[0].engine.submit(self.now, &mut self.entropy, &request);
+        self.settle();
     }
 
     fn start(&mut self) {
@@ -318,7 +340,7 @@ impl Cluster {
             What::Onboard(name) => Operation::Onboard { name, notes: "notes" },
             What::Claims { corpus, items } => {
                 claims = items.iter().map(|(at_us, bytes)| claim(*at_us, *bytes)).collect();
-                Operation::Claim { corpus, items: &claims }
+                Operation::Claim { corpus, items: &claims, unless_within_us: None }
             }
             What::References { corpus, ids } => {
                 references = (0..).zip(ids.iter().copied()).collect();
@@ -339,6 +361,7 @@ impl Cluster {
         let request = Request {
             token: self.next_token,
             principal: WHO,
+            user: "fuzz",
             idempotency_key: sent.key,
             correlation_id: 0,
             rationale: sent.rationale,
@@ -368,7 +391,7 @@ impl Cluster {
         };
         let wall_us = self.now.wall_us.saturating_add(wall_us).clamp(0, WALL_US_MAX);
         self.now = Now { wall_us, boot_us: self.now.boot_us + boot_us };
-        self.nodes.iter_mut().for_each(|node| node.engine.tick(self.now));
+        self.nodes.iter_mut().for_each(|node| node.engine.tick(self.now, &mut self.entropy));
     }
 
     /// One piece of I/O ends, well or not.
@@ -380,7 +403,7 @@ impl Cluster {
         let fate = input.below(32);
         if fate < 30 {
             let done = now_or_never(perform(&node.disk, io));
-            return node.engine.complete(self.now, done);
+            return node.engine.complete(self.now, &mut self.entropy, done);
         }
         // It fails; a write may have landed all the same, or in part.
         let error = if fate == 30 { io::ErrorKind::StorageFull } else { io::ErrorKind::Other };
@@ -393,7 +416,7 @@ impl Cluster {
             }
             Io::Prepare { segment, .. } => IoDone::Prepare { segment, result },
         };
-        node.engine.complete(self.now, done);
+        node.engine.complete(self.now, &mut self.entropy, done);
     }
 
     fn deliver(&mut self, input: &mut Input<'_>) {
@@ -403,7 +426,7 @@ impl Cluster {
         let at = if queue.len() > 1 && input.one_in(16) { input.below(queue.len()) } else { 0 };
         self.is_disordered |= at > 0;
         let message = queue.remove(at).expect("the index is below the length");
-        self.nodes[to].engine.deliver(self.now, &message);
+        self.nodes[to].engine.deliver(self.now, &mut self.entropy, &message);
     }
 
     /// Takes out what leaves, and what is to be done.
@@ -433,14 +456,16 @@ impl Cluster {
                 for io in std::mem::take(&mut node.ios) {
                     is_quiet = false;
                     let done = now_or_never(perform(&node.disk, io));
-                    node.engine.complete(self.now, done);
+                    node.engine.complete(self.now, &mut self.entropy, done);
                 }
             }
             for (_, to) in self.mesh.keys().copied().collect::<Vec<_>>() {
                 let queues = self.mesh.iter_mut().filter(|((_, at), _)| *at == to);
                 let messages: Vec<_> = queues.flat_map(|(_, queue)| queue.drain(..)).collect();
                 is_quiet &= messages.is_empty();
-                messages.iter().for_each(|message| self.nodes[to].engine.deliver(self.now, message));
+                for message in &messages {
+                    self.nodes[to].engine.deliver(self.now, &mut self.entropy, message);
+                }
             }
             if is_quiet && self.nodes.iter().all(|node| !node.engine.status().no_space) {
                 return;
@@ -449,7 +474,7 @@ impl Cluster {
                 // What could not grow tries again.
                 self.now.boot_us += SECOND_US;
                 self.now.wall_us = (self.now.wall_us + SECOND_US).min(WALL_US_MAX);
-                self.nodes.iter_mut().for_each(|node| node.engine.tick(self.now));
+                self.nodes.iter_mut().for_each(|node| node.engine.tick(self.now, &mut self.entropy));
                 if self.nodes.iter().all(|node| node.engine.failed().is_some() || node.engine.is_idle()) && round > 16 {
                     return;
                 }
@@ -495,6 +520,10 @@ impl Cluster {
     // ---- what must hold ----
 
     fn answered(&mut self, node: usize, reply: &Reply) {
+        // The configuration, which no input asked for.
+        if reply.token == 0 {
+            return assert!(matches!(reply.outcome, Outcome::Configured { .. }), "{reply:?}");
+        }
         let index = self.open.remove(&reply.token).expect("a request is answered once");
         let status = self.nodes[node].engine.status();
         assert!(reply.position <= status.durable_position, "{reply:?} is shown before it is durable: {status:?}");
@@ -604,9 +633,9 @@ impl Cluster {
         for ((node, id), (claimed, key)) in &self.claimed {
             let row = self.nodes[*node].engine.shard().rows().get(*id);
             let row = row.unwrap_or_else(|| panic!("the acknowledged {claimed:?} is lost"));
-            let (kind, body) = self.read(*node, row.view.claim_at);
+            let (kind, body) = self.read(*node, row.claim_at);
             let record = Record::decode(kind, &body).expect("a claim");
-            let Entry::Claim(claim) = record.entry else { panic!("no claim at {}", row.view.claim_at) };
+            let Entry::Claim(claim) = record.entry else { panic!("no claim at {}", row.claim_at) };
             let found = Claimed {
                 event_id: claim.event_id,
                 claim_timestamp_us: record.meta.timestamp_us,
@@ -672,7 +701,7 @@ impl State {
         let shard = engine.shard();
         let corpora = shard.registry().corpora().to_vec();
         let rows = corpora.iter().flat_map(|corpus| shard.rows().scan(corpus.prefix, None, None, None, usize::MAX).0);
-        let rows = rows.map(|found| found.view).collect();
+        let rows = rows.map(|found| shard.view(&found)).collect();
         State {
             last_position: shard.last_position(),
             last_us: shard.last_us(),

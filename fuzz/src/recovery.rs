@@ -17,6 +17,7 @@ use claim_engine::log::recovery::{RecoveryError, RecoveryOptions, Visit, walk};
 use claim_engine::log::superblock::{ClockMode, Superblock, encode_segment_header};
 use claim_engine::log::writer::{self, Io, LogEnd, perform};
 use claim_engine::mutant::Mutation;
+use claim_engine::policy::Policy;
 use claim_engine::row::ReasonCode;
 use claim_engine::time::Now;
 use std::collections::HashSet;
@@ -108,7 +109,7 @@ impl Ledger {
             for _ in 0..input.below(4).min(load.ios.len()) {
                 let io = load.ios.swap_remove(input.below(load.ios.len()));
                 let done = now_or_never(perform(&self.disk, io));
-                load.engine.complete(load.now, done);
+                load.engine.complete(load.now, &mut load.entropy, done);
             }
             load.engine.drain().for_each(drop);
         }
@@ -512,6 +513,20 @@ fn change_entry(input: &mut Input<'_>, entry: &mut Entry<'_>) {
         Entry::ConfirmClock { global_sequence } => *global_sequence = input.number(),
         Entry::Repair { cut_at, given_up_to, .. } => (*cut_at, *given_up_to) = (input.number(), input.number()),
         Entry::Recovery { incarnation, cut_at } => (*incarnation, *cut_at) = (input.number(), input.number()),
+        Entry::Configuration { global_sequence, .. }
+        | Entry::Dispute { global_sequence, .. }
+        | Entry::DisputeStep { global_sequence, .. }
+        | Entry::Reconcile { global_sequence, .. }
+        | Entry::Decommission { global_sequence, .. }
+        | Entry::Freeze { global_sequence, .. }
+        | Entry::Cap { global_sequence, .. }
+        | Entry::SlotIncrease { global_sequence, .. }
+        | Entry::SignOff { global_sequence, .. }
+        | Entry::Incident { global_sequence, .. }
+        | Entry::Barrier { global_sequence, .. } => *global_sequence = input.number(),
+        Entry::Alarm { claims, slots, .. } => (*claims, *slots) = (input.number(), input.number()),
+        Entry::Forbidden { counted, .. } => *counted = input.number(),
+        Entry::User { uid, .. } => *uid = input.number() as u32,
     }
 }
 
@@ -536,7 +551,10 @@ impl Load {
     fn new(mut engine: Engine, wall_us: i64) -> Load {
         let now = Now { wall_us, boot_us: 0 };
         engine.start(now, engine.shard().last_us());
-        Load { engine, entropy: Entropy::from_seed_u64(1), now, ios: Vec::new(), tokens: 0 }
+        let mut load = Load { engine, entropy: Entropy::from_seed_u64(1), now, ios: Vec::new(), tokens: 0 };
+        let toml = Policy::of_owner(WHO.uid).to_toml();
+        load.submit(None, Operation::Configure { toml: &toml });
+        load
     }
 
     fn step(&mut self, input: &mut Input<'_>) {
@@ -564,7 +582,7 @@ impl Load {
             6 => {
                 self.now.boot_us += 60_000;
                 self.now.wall_us += 60_000;
-                self.engine.tick(self.now);
+                self.engine.tick(self.now, &mut self.entropy);
             }
             _ => {}
         }
@@ -588,7 +606,7 @@ impl Load {
             taxonomy_version: 1,
             metadata: &metadata,
         };
-        self.submit(key, Operation::Claim { corpus, items: &[claim] });
+        self.submit(key, Operation::Claim { corpus, items: &[claim], unless_within_us: None });
     }
 
     fn submit(&mut self, key: Option<u128>, operation: Operation<'_>) {
@@ -599,6 +617,7 @@ impl Load {
         let request = Request {
             token: self.tokens,
             principal: WHO,
+            user: "fuzz",
             idempotency_key: key.unwrap_or(own),
             correlation_id: 0,
             rationale: "because",
@@ -615,7 +634,7 @@ impl Load {
         for _ in 0..ROUNDS_MAX {
             let Some(io) = self.engine.next_io() else { break };
             let done = now_or_never(perform(disk, io));
-            self.engine.complete(self.now, done);
+            self.engine.complete(self.now, &mut self.entropy, done);
         }
         self.engine.drain().for_each(drop);
     }

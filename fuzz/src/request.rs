@@ -98,9 +98,15 @@ fn same_reply(reply: &Reply) {
 fn translated(request: &Request<'_>) {
     let mut operations = 0;
     let is_here = |uuid: Uuid| uuid.as_u128() & 1 == 0;
-    let refused = translate::with_operation(request, is_here, |operation| {
-        operations += 1;
-        assert_eq!(operation.is_mutation(), request.operation.is_mutating());
-    });
+    let refused = translate::with_operation(
+        request,
+        0,
+        is_here,
+        |_| Vec::new(),
+        |operation| {
+            operations += 1;
+            assert_eq!(operation.is_mutation(), request.operation.is_mutating());
+        },
+    );
     assert_eq!(operations == 0, refused.is_err());
 }

@@ -158,6 +158,7 @@ pub fn check(
     let mut ids = HashSet::new();
     let mut onboarded: Vec<HashSet<String>> = Vec::new();
     let mut globals = Vec::new();
+    let mut governed: HashMap<u128, HashSet<u16>> = HashMap::new();
     for (number, (image, (_, expected))) in images.iter().zip(superblocks).enumerate() {
         let fail = |what: &str, error: String| format!("shard {number}: {what}: {error}");
         let superblock = run(Superblock::read(*image)).map_err(|e| fail("superblock", e.to_string()))?;
@@ -196,6 +197,9 @@ pub fn check(
         let end = run(walk(*image, &superblock, RecoveryOptions { mutation }, |visit| match visit {
             Visit::Record(raw, _) => {
                 let record = Record::decode(raw.kind, raw.body).map_err(|e| e.to_string())?;
+                if matches_governing(&record, number as u16, expectations, instant, &mut governed)? {
+                    return Ok(());
+                }
                 match_record(&record, number as u16, expectations, instant, &mut records, &mut ids, &mut names)
             }
             Visit::Batch(_) => Ok(()),
@@ -224,6 +228,14 @@ pub fn check(
             }
             continue;
         }
+        if let Sent::Governing(operation) = sent {
+            let shards = if operation.is_everywhere() { superblocks.len() } else { 1 };
+            let has = |shard: usize| governed.get(&key).is_some_and(|shards| shards.contains(&(shard as u16)));
+            if let Some(shard) = (0..shards).find(|shard| !has(*shard)) {
+                return Err(format!("shard {shard}: the acknowledged {operation:?} is lost"));
+            }
+            continue;
+        }
         match records.get(&(key, item)) {
             None => return Err(format!("{sent:?} item {item} was acknowledged as {event_id:032x} and is lost")),
             Some(found) if event_id != 0 && (found.event_id, found.sequence) != (event_id, sequence) => {
@@ -240,11 +252,31 @@ pub fn check(
         }
     }
     for (_, key) in expectations.refused.iter().take_while(|(at, _)| *at < instant) {
-        if records.contains_key(&(*key, 0)) {
+        if records.contains_key(&(*key, 0)) || governed.contains_key(key) {
             return Err(format!("{:?} was refused and has had its effect", expectations.sent[key].1));
         }
     }
     Ok(())
+}
+
+/// Whether a record is of what concerns the whole ledger; every shard has it once.
+fn matches_governing(
+    record: &Record<'_>,
+    shard: u16,
+    expectations: &Expectations<'_>,
+    instant: usize,
+    governed: &mut HashMap<u128, HashSet<u16>>,
+) -> Result<bool, String> {
+    let key = record.meta.idempotency_key;
+    let sent = expectations.sent.get(&key).filter(|(at, _)| *at < instant).map(|(_, sent)| *sent);
+    let Some(Sent::Governing(operation)) = sent else { return Ok(false) };
+    if operation.operation() != record.entry.operation() {
+        return Err(format!("key {key:032x}: {:?} was never sent, but {operation:?}", record.entry));
+    }
+    if !governed.entry(key).or_default().insert(shard) {
+        return Err(format!("shard {shard}: {operation:?} has had its effect twice"));
+    }
+    Ok(true)
 }
 
 /// Holds a record against what clients sent.
@@ -258,8 +290,10 @@ fn match_record(
     names: &mut HashSet<String>,
 ) -> Result<(), String> {
     let (key, item) = (record.meta.idempotency_key, record.meta.item);
-    // What a daemon does by itself; the minting of prefixes carries the key of the onboarding that needed them.
-    if key == NO_KEY || matches!(record.entry, Entry::PrefixAllocation { .. }) {
+    // What a daemon does by itself; the minting of prefixes carries the key of the onboarding that needed them, and a
+    // configuration one of the daemon's.
+    let is_own = matches!(record.entry, Entry::PrefixAllocation { .. } | Entry::Configuration { .. });
+    if key == NO_KEY || is_own {
         return Ok(());
     }
     let sent = expectations.sent.get(&key).filter(|(at, _)| *at < instant).map(|(_, sent)| *sent);

@@ -103,6 +103,18 @@ impl Daemon {
         let _ = self.child.wait();
     }
 
+    /// Its resident memory, now and at most so far, in bytes.
+    pub fn memory(&self) -> Result<(u64, u64), String> {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))?;
+        let of = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+            kib.map(|kib| kib << 10).ok_or_else(|| format!("{path} does not say {name}"))
+        };
+        Ok((of("VmRSS:")?, of("VmHWM:")?))
+    }
+
     /// SIGTERM, and its exit status.
     pub fn stop(&mut self) -> Result<ExitStatus, String> {
         self.terminate()?;

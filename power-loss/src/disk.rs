@@ -107,6 +107,13 @@ pub struct Fault {
 pub struct Pace {
     /// Each takes a random time up to this; zero: they complete at once and in order.
     pub delay_max: Duration,
+    /// Each flush and each write with O_DSYNC takes this long besides, several of them side by side.
+    pub durable: Duration,
+}
+
+impl Pace {
+    /// Nothing takes any time.
+    pub const AT_ONCE: Pace = Pace { delay_max: Duration::ZERO, durable: Duration::ZERO };
 }
 
 struct Pending {
@@ -219,7 +226,7 @@ impl State {
         self.record(Event::Resized { file: index as u32, bytes });
     }
 
-    fn submit(&mut self, op: impl FnOnce() -> Op, what: What, failure: Option<Failure>) {
+    fn submit(&mut self, op: impl FnOnce() -> Op, what: What, is_durable: bool, failure: Option<Failure>) {
         let number = self.submitted;
         if self.trace.is_some() {
             self.submitted += 1;
@@ -228,7 +235,8 @@ impl State {
         }
         let most = self.pace.delay_max.as_micros() as u64;
         let delay = Duration::from_micros(if most == 0 { 0 } else { self.entropy.below(most) });
-        let mut due = Instant::now() + delay;
+        let durable = if is_durable { self.pace.durable } else { Duration::ZERO };
+        let mut due = Instant::now() + delay + durable;
         if self.is_in_order {
             due = due.max(self.last_due);
         }
@@ -504,7 +512,7 @@ impl Filesystem for FlakyFs {
         let is_durable = flags.0 & libc::O_DSYNC != 0;
         let op = || Op::Write { file: file as u32, offset, data: data.to_vec(), is_durable };
         let what = What::Write { file, offset, data: data.to_vec(), reply, failure };
-        state.submit(op, what, failure);
+        state.submit(op, what, is_durable, failure);
         drop(state);
         self.0.changed.notify_all();
     }
@@ -513,7 +521,7 @@ impl Filesystem for FlakyFs {
         let mut state = self.lock();
         let failure = state.failure_of(Call::Flush, Some(index(ino)), None);
         let file = index(ino) as u32;
-        state.submit(|| Op::Flush { file }, What::Flush { reply, failure }, failure);
+        state.submit(|| Op::Flush { file }, What::Flush { reply, failure }, true, failure);
         drop(state);
         self.0.changed.notify_all();
     }
@@ -580,7 +588,7 @@ impl Disk {
                 files: Vec::new(),
                 waiting: Vec::new(),
                 entropy: Entropy::from_seed_u64(seed),
-                pace: Pace { delay_max: Duration::ZERO },
+                pace: Pace::AT_ONCE,
                 fault: None,
                 fault_happened: false,
                 held: Vec::new(),
@@ -691,6 +699,15 @@ impl Disk {
     pub fn content(&self, name: &str) -> Option<Vec<u8>> {
         let state = self.shared.lock();
         state.find(OsStr::new(name)).map(|index| state.files[index].content.clone())
+    }
+
+    /// Keeps room in memory for a file to grow to so many bytes, so that its growing takes no time.
+    pub fn reserve(&self, name: &str, bytes: usize) {
+        let mut state = self.shared.lock();
+        if let Some(index) = state.find(OsStr::new(name)) {
+            let content = &mut state.files[index].content;
+            content.reserve_exact(bytes.saturating_sub(content.len()));
+        }
     }
 
     /// Puts a file on the disk, as it were from outside: all of it is there at once.

@@ -106,11 +106,11 @@ pub fn record(binary: &Binary, plan: &Plan, scratch: &Path) -> Result<Trace, (St
     command("sync", &["-f", text(&path)]).map_err(early)?;
     disk.wait_until_idle();
     disk.begin_trace();
-    disk.set_pace(Pace { delay_max: Duration::from_micros(plan.delay_us_max) });
+    disk.set_pace(Pace { delay_max: Duration::from_micros(plan.delay_us_max), ..Pace::AT_ONCE });
     // What the kernel has under way for a killed process goes on: the file system relies on it.
     let result = session::runs(binary, plan, scratch, &disk, &data, None);
     let trace = disk.end_trace();
-    disk.set_pace(Pace { delay_max: Duration::ZERO });
+    disk.set_pace(Pace::AT_ONCE);
     drop(mounted);
     drop(device);
     match result {

@@ -258,7 +258,7 @@ impl<'a> Stage<'a> {
         };
         stage.format_now()?;
         stage.disk.begin_trace();
-        stage.disk.set_pace(Pace { delay_max: Duration::from_micros(DELAY_US_MAX) });
+        stage.disk.set_pace(Pace { delay_max: Duration::from_micros(DELAY_US_MAX), ..Pace::AT_ONCE });
         Ok(stage)
     }
 
@@ -710,7 +710,7 @@ impl<'a> Stage<'a> {
             format!("{refused} calls: exit 1, nothing left over; the next format succeeds")
         };
         self.disk.set_fault(None);
-        self.disk.set_pace(Pace { delay_max: Duration::ZERO });
+        self.disk.set_pace(Pace::AT_ONCE);
         self.disk.begin_trace();
         let mut daemon = self.serving()?;
         Probe::new(self)?.claim_on(0)?;

@@ -155,7 +155,7 @@ fn write(config: &Path, scratch: &Path, state: &Path, entropy: &mut Entropy) -> 
     disk.begin_trace();
     // fio takes as completed all but the last few writes that it submitted, so they have to complete in their order.
     disk.set_in_order();
-    disk.set_pace(Pace { delay_max: Duration::from_micros(DELAY_US_MAX) });
+    disk.set_pace(Pace { delay_max: Duration::from_micros(DELAY_US_MAX), ..Pace::AT_ONCE });
     let sign = state.join("sign");
     let cut = disk.path().join(CUT);
     let mut fio = fio(config, disk.path(), state, "write");

@@ -14,6 +14,7 @@
 //! | [`mutants`] | the deliberate bugs, and the kept traces in which they must be found |
 //! | [`ext4`] | the same on ext4, with every image mounted before recovery |
 //! | [`faults`] | every I/O call failing in every way |
+//! | [`overload`], [`generator`] | more load than a shard can take, on a disk with slow flushes |
 //! | [`fio`] | fio, as a witness that the disk loses what a disk may lose, and nothing else |
 
 pub mod check;
@@ -24,10 +25,13 @@ pub mod disk;
 pub mod ext4;
 pub mod faults;
 pub mod fio;
+pub mod generator;
+pub mod governing;
 pub mod image;
 pub mod load;
 pub mod model;
 pub mod mutants;
 pub mod needs;
+pub mod overload;
 pub mod session;
 pub mod trace;

@@ -1,6 +1,7 @@
 //! The load: several connections that claim, refer, retract, reactivate, onboard and read, and write down before each request
 //! what they ask, and after each answer what they were told.
 
+use crate::governing::{self, Governing, Possible};
 use crate::trace::{Mark, Recorder, Sent, SentItem};
 use claim_client::{
     ClaimItem, Client, ClientError, ClientOptions, ErrorCode, Pending, ReasonCode, RequestOptions, ScanRange, Uuid,
@@ -21,6 +22,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const KNOWN_MAX: usize = 4_096;
 /// Rows of one corpus that a reader looks at, at most.
 const READ_ROWS: u32 = 200;
+/// Events of a run that several corpora claim.
+const SHARED_EVENTS: u64 = 64;
+/// Known rows among which a dispute looks for two.
+const KNOWN_LOOKED_AT: usize = 256;
 /// A claim's fixed properties.
 const CATEGORY: &str = "load";
 const OCCURRED_AT_US: i64 = 1_700_000_000_000_000;
@@ -155,6 +160,9 @@ pub fn run(
                     entropy,
                     count: 0,
                     waiting: VecDeque::new(),
+                    late: Vec::new(),
+                    dispute: None,
+                    proposal: None,
                 };
                 scope.spawn(move || connection.run(over))
             })
@@ -194,6 +202,12 @@ struct Connection<'a> {
     entropy: Entropy,
     count: u64,
     waiting: VecDeque<(Uuid, Sent, Waiting)>,
+    /// Corpora that were onboarded on the way.
+    late: Vec<String>,
+    /// The dispute that this connection has open, and its rows.
+    dispute: Option<(u128, Vec<u128>)>,
+    /// The proposal that it made last.
+    proposal: Option<u64>,
 }
 
 /// The daemon is gone, or the harness has had enough.
@@ -238,19 +252,72 @@ impl Connection<'_> {
                 None => return,
             },
             96..97 => Sent::Onboard { name: format!("late-{}-{}-{}", self.run, self.number, self.count) },
+            97..99 => match self.govern() {
+                Some(operation) => Sent::Governing(operation),
+                None => return,
+            },
             _ => return self.look(),
         };
         self.send_as(new_key(None), operation);
+    }
+
+    /// Something that concerns the whole ledger. Stops, caps and closings are for corpora that claim nothing here.
+    fn govern(&mut self) -> Option<Governing> {
+        if let Some((dispute, event_ids)) = self.dispute.take() {
+            if !governing::waits_for_verdict(&self.client, dispute) && self.entropy.below(4) > 0 {
+                self.dispute = Some((dispute, event_ids));
+                let corpus = corpus(self.number);
+                return Some(Governing::Respond { corpus, dispute });
+            }
+            return Some(match self.entropy.below(8) {
+                0 => {
+                    self.dispute = Some((dispute, event_ids));
+                    Governing::Escalate { dispute }
+                }
+                1..3 => Governing::Dismiss { dispute },
+                _ => Governing::Arbitrate { dispute, event_ids },
+            });
+        }
+        let late = self.late.last().cloned();
+        Some(match (self.entropy.below(12), late) {
+            (0..5, _) => {
+                let own = corpus(self.number);
+                let owner = |id: u128| self.client.corpus_of(Uuid::from_u128(id)).map(|corpus| corpus.name);
+                let known = self.memory.known.lock().unwrap_or_else(PoisonError::into_inner);
+                let registered = known.iter().rev().filter(|(_, state)| *state == RowState::Registered);
+                let ids: Vec<_> = registered.map(|(id, _)| id.as_u128()).take(KNOWN_LOOKED_AT).collect();
+                drop(known);
+                let mine = *ids.iter().find(|id| owner(**id).as_deref() == Some(&own))?;
+                let other = *ids.iter().find(|id| owner(**id).is_some_and(|name| name != own))?;
+                Governing::Dispute { corpus: own, event_ids: vec![mine, other] }
+            }
+            (5..7, _) => Governing::Reconcile,
+            (7, _) => Governing::Incident { active: self.entropy.below(3) == 0 },
+            (8, _) => Governing::Barrier,
+            (9, Some(corpus)) => match self.proposal.take() {
+                Some(proposal) => Governing::SignOff { proposal },
+                None => Governing::ProposeSlots { corpus, slots: 60_000 + self.count },
+            },
+            (10, Some(corpus)) => match self.entropy.below(3) {
+                0 => Governing::Freeze { corpus },
+                1 => Governing::Unfreeze { corpus },
+                _ => Governing::Cap { corpus, claims_per_minute: self.entropy.below(100) as u32 },
+            },
+            (11, Some(_)) => Governing::Decommission { name: self.late.pop()? },
+            _ => return None,
+        })
     }
 
     fn item(&mut self) -> SentItem {
         self.count += 1;
         let is_large = self.entropy.below(100) < self.weight.large_percent;
         let most = if is_large { self.weight.metadata_bytes_max } else { 120 };
-        SentItem {
-            event_key: format!("event-{}-{}-{}", self.run, self.number, self.count),
-            metadata_bytes: self.entropy.below(most) as u32,
-        }
+        // Some events are claimed by several corpora.
+        let event_key = match self.entropy.below(8) {
+            0 => format!("shared-{}-{}", self.run, self.entropy.below(SHARED_EVENTS)),
+            _ => format!("event-{}-{}-{}", self.run, self.number, self.count),
+        };
+        SentItem { event_key, metadata_bytes: self.entropy.below(most) as u32 }
     }
 
     /// A row in a state; `takes` it, so that no two transitions of a row are under way at once.
@@ -323,7 +390,24 @@ impl Connection<'_> {
             Sent::Onboard { name } => {
                 // Rare, and answered by all shards: it is waited for at once.
                 match self.client.onboard(name, "", &plain).wait() {
-                    Ok(_) => self.acknowledged(key, 0, 0, 0),
+                    Ok(_) => {
+                        self.acknowledged(key, 0, 0, 0);
+                        self.late.push(name.clone());
+                    }
+                    Err(error) => self.failed(key, operation, &error),
+                }
+                return;
+            }
+            Sent::Governing(governing) => {
+                match governing.ask(&self.client, key) {
+                    Ok(possible) => {
+                        self.acknowledged(key, 0, 0, 0);
+                        match possible {
+                            Possible::Dispute(dispute, event_ids) => self.dispute = Some((dispute, event_ids)),
+                            Possible::Proposal(proposal) => self.proposal = Some(proposal),
+                            Possible::Nothing => {}
+                        }
+                    }
                     Err(error) => self.failed(key, operation, &error),
                 }
                 return;

@@ -49,6 +49,11 @@ enum Command {
     /// Every I/O call of the daemon fails in every way, and nothing is lost.
     #[command(after_help = "Example:\n  power-loss faults --call batch")]
     Faults(commands::FaultsArgs),
+    /// More load than a shard can take, on a disk with slow flushes: nothing acknowledged is lost, and refusals are quick.
+    #[command(
+        after_help = "Examples:\n  power-loss overload --seconds 10\n  power-loss overload --judge\n\nWhat is lost, given twice or never answered, and memory out of bounds always make it fail; times only with --judge,\nwhich belongs on a machine that has two cores free for it."
+    )]
+    Overload(commands::OverloadArgs),
     /// fio verifies what cuts of the flaky disk leave: clean with O_DSYNC, damaged without. It needs fio.
     #[command(after_help = "Example:\n  power-loss fio --cuts 10")]
     Fio(commands::FioArgs),
@@ -136,6 +141,7 @@ fn main() -> ExitCode {
         Command::Mutants(args) => judge_mutants(&args),
         Command::Record(args) => record_mutants(&args),
         Command::Faults(args) => commands::faults(&args),
+        Command::Overload(args) => commands::overload(&args),
         Command::Fio(args) => commands::fio(&args),
         Command::Replay(args) => replay(&args),
     };

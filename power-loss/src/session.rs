@@ -38,9 +38,11 @@ pub enum LeftOvers {
     EarlierLedger,
 }
 
-/// How the daemon is started: batches go beside others in flight as soon as they have two kilobytes.
+/// How the daemon is started: batches go beside others in flight as soon as they have two kilobytes, and windows of
+/// reconciliation close while the load runs.
 pub fn arguments() -> Vec<String> {
-    vec!["--batch-fill-bytes".into(), "2K".into()]
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/load.toml");
+    ["--batch-fill-bytes", "2K", "--config", config].map(str::to_owned).to_vec()
 }
 
 /// Runs a session in `scratch`. The error is a sentence; the trace up to there comes with it.
@@ -53,7 +55,7 @@ pub fn record(binary: &Binary, plan: &Plan, scratch: &Path) -> Result<Trace, (St
         leave_over(binary, plan, scratch, &disk).map_err(early)?;
     }
     disk.begin_trace();
-    disk.set_pace(Pace { delay_max: Duration::from_micros(plan.delay_us_max) });
+    disk.set_pace(Pace { delay_max: Duration::from_micros(plan.delay_us_max), ..Pace::AT_ONCE });
     let result = runs(binary, plan, scratch, &disk, &mount, Some(Event::Killed));
     let mut trace = disk.end_trace();
     trace.mutant = binary.mutant.map(str::to_owned);

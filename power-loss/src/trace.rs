@@ -1,6 +1,7 @@
 //! What happened on the flaky disk, in the order in which it happened: writes and flushes with their submission and
 //! completion, sizes, kills, and what clients sent and were told. An *instant* is an index into the events.
 
+use crate::governing::Governing;
 use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
@@ -80,6 +81,8 @@ pub enum Sent {
         /// Its name.
         name: String,
     },
+    /// What concerns the whole ledger.
+    Governing(Governing),
 }
 
 /// What a client did or learnt.

@@ -16,6 +16,24 @@ pub const EVENT_KEY_BYTES_MAX: usize = 256;
 pub const NAME_BYTES_MAX: usize = 63;
 /// Bytes of a rationale.
 pub const RATIONALE_BYTES_MAX: usize = 512;
+/// Bytes of a rationale in a dispute: of its opening, a response, an arbitration or an escalation.
+pub const DISPUTE_RATIONALE_BYTES_MAX: usize = 4096;
+/// Ids that a dispute has at least.
+pub const DISPUTE_IDS_MIN: usize = 2;
+/// Ids that a dispute has at most.
+pub const DISPUTE_IDS_MAX: usize = 8;
+/// Milliseconds within which a conditional claim may look for its event: 24 hours.
+pub const UNLESS_REGISTERED_MS_MAX: u32 = 86_400_000;
+/// Milliseconds that a reader of the log's tail may ask to wait.
+pub const TAIL_WAIT_MS_MAX: u32 = 60_000;
+/// Entries of a page of the log's tail.
+pub const TAIL_ENTRIES_MAX: usize = 1000;
+/// Rows of any corpora that one event key finds.
+pub const FOUND_ROWS_MAX: usize = 1000;
+/// Merges, suspects and orphans that a report of reconciliation lists, each.
+pub const REPORT_LIST_MAX: usize = 1000;
+/// Bytes of the hash that chains a log's batches.
+pub const CHAIN_HASH_BYTES: usize = 32;
 /// Bytes of the notes that a corpus is onboarded with.
 pub const NOTES_BYTES_MAX: usize = 512;
 /// Bytes of the name that a client gives itself in its hello.

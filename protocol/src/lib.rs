@@ -24,7 +24,9 @@
 pub mod bounds;
 mod decode_error;
 mod decode_reply;
+mod decode_request;
 mod encode_reply;
+mod encode_request;
 pub mod frame;
 #[rustfmt::skip]
 #[path = "generated/claimd_generated.rs"]
@@ -32,26 +34,31 @@ pub mod frame;
 mod generated;
 pub mod reply;
 pub mod request;
-mod request_codec;
 mod values;
+mod wire_values;
 
 pub use bounds::{
-    AT_LEAST_MAX, BATCH_ITEMS_MAX, CLIENT_NAME_BYTES_MAX, EVENT_KEY_BYTES_MAX, FRAME_BYTES_MAX, FRAME_PREFIX_BYTES,
-    METADATA_BYTES_MAX, NAME_BYTES_MAX, NOTES_BYTES_MAX, PROTOCOL_VERSION, RATIONALE_BYTES_MAX, SCAN_ROWS_MAX,
+    AT_LEAST_MAX, BATCH_ITEMS_MAX, CHAIN_HASH_BYTES, CLIENT_NAME_BYTES_MAX, DISPUTE_IDS_MAX, DISPUTE_IDS_MIN,
+    DISPUTE_RATIONALE_BYTES_MAX, EVENT_KEY_BYTES_MAX, FOUND_ROWS_MAX, FRAME_BYTES_MAX, FRAME_PREFIX_BYTES,
+    METADATA_BYTES_MAX, NAME_BYTES_MAX, NOTES_BYTES_MAX, PROTOCOL_VERSION, RATIONALE_BYTES_MAX, REPORT_LIST_MAX,
+    SCAN_ROWS_MAX, TAIL_ENTRIES_MAX, TAIL_WAIT_MS_MAX, UNLESS_REGISTERED_MS_MAX,
 };
 pub use decode_error::DecodeError;
 pub use decode_reply::decode_reply;
+pub use decode_request::decode_request;
 pub use encode_reply::{encode_claimed, encode_reply, entry_frame_bytes, row_frame_bytes};
+pub use encode_request::encode_request;
 pub use frame::{FrameBuffer, FrameTooLarge};
 pub use reply::{
-    Claimed, CorpusInfo, Entry, Reply, ReplyResult, Row, ServerError, ShardEndpoint, ShardStatus, StatusReport, Welcome,
+    Claimed, CorpusInfo, DisputeInfo, DisputeSide, Entry, Head, Merge, Orphan, Pair, Proposal, ReconcileReport, Reply,
+    ReplyResult, Row, ServerError, ShardEndpoint, ShardStatus, Signature, StatusReport, Suspect, Total, Welcome,
 };
 
-pub use request::{ClaimItem, Operation, Request};
-pub use request_codec::{decode_request, encode_request};
+pub use request::{ClaimItem, Operation, Request, Verdict};
 pub use uuid::Uuid;
 pub use values::{
-    AuditOperation, ClockMode, ErrorCode, ErrorOutcome, Lifecycle, LogPosition, ReasonCode, UnknownValue,
+    AlarmKind, AuditOperation, ClockMode, DisputeState, DisputeVerdict, ErrorCode, ErrorOutcome, Lifecycle,
+    LogPosition, OverloadLevel, ReasonCode, ReconciliationState, Role, UnknownValue,
 };
 
 /// The scratch space of the encoders. One per thread is enough: each call resets it and keeps its memory.

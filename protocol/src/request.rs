@@ -1,6 +1,7 @@
 //! What a client may ask, as plain types. They borrow, so that neither side copies a request to look at it.
 
-use crate::{LogPosition, ReasonCode};
+use crate::bounds::{CHAIN_HASH_BYTES, DISPUTE_RATIONALE_BYTES_MAX, RATIONALE_BYTES_MAX};
+use crate::{DisputeVerdict, LogPosition, ReasonCode, Role};
 use uuid::Uuid;
 
 /// One request, as it stands in a frame.
@@ -14,7 +15,8 @@ pub struct Request<'a> {
     pub at_least: Vec<LogPosition>,
     /// A UUIDv7 made when the client first meant the operation; every mutating operation carries one.
     pub idempotency_key: Option<Uuid>,
-    /// One line saying why, at most 512 bytes; may be empty except where the operation requires it.
+    /// One line saying why, at most [`Operation::rationale_bytes_max`]; may be empty except where the operation
+    /// requires it.
     pub rationale: &'a str,
     /// Ties the entries of one incident together.
     pub correlation_id: Option<Uuid>,
@@ -49,8 +51,9 @@ pub enum Operation<'a> {
     Onboard { name: &'a str, notes: &'a str },
     /// Lists the corpora.
     Corpora,
-    /// Registers one event.
-    Claim { corpus: &'a str, item: ClaimItem<'a> },
+    /// Registers one event. `unless_registered_within_ms` other than 0: only if no corpus registered the same key in the
+    /// last 24 hours with a time of occurrence at most this far away.
+    Claim { corpus: &'a str, item: ClaimItem<'a>, unless_registered_within_ms: u32 },
     /// Registers many events of one corpus; items are independent of each other.
     ClaimBatch { corpus: &'a str, items: Vec<ClaimItem<'a>> },
     /// Records that `corpus` refers to a row of another corpus.
@@ -65,12 +68,70 @@ pub enum Operation<'a> {
     ConfirmClock,
     /// One row.
     Lookup { event_id: Uuid },
-    /// The audit entries of one row, oldest first, without the first `skip`.
-    History { event_id: Uuid, skip: u32 },
+    /// The audit entries of one row or of one correlation id, oldest first, by timestamp in [since, until), without the
+    /// first `skip`. Exactly one of `event_id` and `correlation_id` is set.
+    History {
+        event_id: Option<Uuid>,
+        correlation_id: Option<Uuid>,
+        skip: u32,
+        since_us: Option<i64>,
+        until_us: Option<i64>,
+    },
     /// Rows of a corpus in id order, by claim_timestamp in [since, until).
     Scan { corpus: &'a str, since_us: Option<i64>, until_us: Option<i64>, after: Option<Uuid>, limit: u32 },
     /// The state of the daemon.
     Status,
+    /// Opens a dispute on behalf of `corpus` about 2 to 8 rows.
+    Dispute { corpus: &'a str, event_ids: Vec<Uuid> },
+    /// Adds the rationale of one side of a dispute.
+    Respond { corpus: &'a str, dispute_id: Uuid },
+    /// Decides a dispute: one verdict for each of its ids, or none and `dismissed`.
+    Arbitrate { dispute_id: Uuid, dismissed: bool, verdicts: Vec<Verdict> },
+    /// Passes a dispute on to the leadership.
+    Escalate { dispute_id: Uuid },
+    /// One dispute.
+    DisputeLookup { dispute_id: Uuid },
+    /// The disputes of a corpus, or of all that may be read where `corpus` is empty.
+    Disputes { corpus: &'a str, include_closed: bool },
+    /// Closes a corpus; a dry run says what it would mean.
+    Decommission { name: &'a str, dry_run: bool },
+    /// Stops mutations of a corpus, or of the ledger where `corpus` is empty; `frozen` false lets them go on.
+    Freeze { corpus: &'a str, frozen: bool },
+    /// Limits the claims a minute of a corpus; 0 lifts the limit.
+    Cap { corpus: &'a str, claims_per_minute: u32 },
+    /// Proposes the number of slots that a corpus gets from the next quarter on.
+    ProposeSlots { corpus: &'a str, slots: u64 },
+    /// Signs a proposal in one of the signer's roles.
+    SignOff { proposal: u64, role: Role },
+    /// The proposals.
+    Proposals,
+    /// Says that an incident is on, or over.
+    Incident { active: bool },
+    /// Makes the rows claimed around the present pending again.
+    Barrier,
+    /// Runs a pass of reconciliation; a dry run carries a key, too, and logs nothing.
+    Reconcile { dry_run: bool },
+    /// The rows of all corpora that may be read, with one event key.
+    Find { event_key: &'a str },
+    /// The control totals of a corpus, or of all that may be read where `corpus` is empty.
+    Totals { corpus: &'a str },
+    /// Durable entries of a shard, at or after a position. Answered as soon as there is one, or after `wait_ms`.
+    Tail { shard: u16, from_position: u64, limit: u32, wait_ms: u32 },
+    /// The head of each shard's chain.
+    AuditHead,
+    /// Whether a shard's chain passes through a head that was given out earlier.
+    AuditCheck { shard: u16, batch: u64, position: u64, hash: [u8; CHAIN_HASH_BYTES] },
+    /// The configuration in effect.
+    Configuration,
+    /// How long claims take until other corpora see them.
+    Propagation,
+}
+
+/// What an arbitration decides about one id: canonical, references or tombstone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verdict {
+    pub event_id: Uuid,
+    pub verdict: DisputeVerdict,
 }
 
 /// What is claimed.
@@ -103,13 +164,46 @@ impl Operation<'_> {
             | Operation::ReferenceBatch { .. }
             | Operation::Retract { .. }
             | Operation::Reactivate { .. }
-            | Operation::ConfirmClock => true,
+            | Operation::ConfirmClock
+            | Operation::Dispute { .. }
+            | Operation::Respond { .. }
+            | Operation::Arbitrate { .. }
+            | Operation::Escalate { .. }
+            | Operation::Decommission { .. }
+            | Operation::Freeze { .. }
+            | Operation::Cap { .. }
+            | Operation::ProposeSlots { .. }
+            | Operation::SignOff { .. }
+            | Operation::Incident { .. }
+            | Operation::Barrier
+            | Operation::Reconcile { .. } => true,
             Operation::Hello { .. }
             | Operation::Corpora
             | Operation::Lookup { .. }
             | Operation::History { .. }
             | Operation::Scan { .. }
-            | Operation::Status => false,
+            | Operation::Status
+            | Operation::DisputeLookup { .. }
+            | Operation::Disputes { .. }
+            | Operation::Proposals
+            | Operation::Find { .. }
+            | Operation::Totals { .. }
+            | Operation::Tail { .. }
+            | Operation::AuditHead
+            | Operation::AuditCheck { .. }
+            | Operation::Configuration
+            | Operation::Propagation => false,
+        }
+    }
+
+    /// Bytes that the request's rationale may have: disputes are argued at length.
+    pub const fn rationale_bytes_max(&self) -> usize {
+        match self {
+            Operation::Dispute { .. }
+            | Operation::Respond { .. }
+            | Operation::Arbitrate { .. }
+            | Operation::Escalate { .. } => DISPUTE_RATIONALE_BYTES_MAX,
+            _ => RATIONALE_BYTES_MAX,
         }
     }
 }

@@ -185,7 +185,9 @@ wire_enum! {
 wire_enum! {
     /// What an audit entry records.
     AuditOperation, all: "claim, reference, tombstone, reactivate, onboard, shard_prefix_allocation, confirm_clock, \
-                          recovery" {
+                          recovery, repair, dispute, respond, arbitrate, escalate, canonicalise, void, reconcile, \
+                          decommission, freeze, slot_increase, sign_off, cap, barrier, incident, alarm, configuration, \
+                          forbidden, user, quarantine, unfreeze" {
         /// A row was registered.
         Claim = 0 => "claim",
         /// A corpus referred to a row.
@@ -204,6 +206,146 @@ wire_enum! {
         Recovery = 7 => "recovery",
         /// An operator gave up what was damaged, and what stood behind it.
         Repair = 8 => "repair",
+        /// A dispute was opened.
+        Dispute = 9 => "dispute",
+        /// A side of a dispute said its part.
+        Respond = 10 => "respond",
+        /// A dispute was decided.
+        Arbitrate = 11 => "arbitrate",
+        /// A dispute was passed on to the leadership.
+        Escalate = 12 => "escalate",
+        /// A dispute's decision took effect on a row.
+        Canonicalise = 13 => "canonicalise",
+        /// A dispute ended because a row was no longer disputable.
+        Void = 14 => "void",
+        /// Reconciliation made a row an alias, or a pass ended.
+        Reconcile = 15 => "reconcile",
+        /// A corpus was closed.
+        Decommission = 16 => "decommission",
+        /// Mutations of a corpus or of the ledger were stopped.
+        Freeze = 17 => "freeze",
+        /// A slot increase was proposed, or took effect.
+        SlotIncrease = 18 => "slot_increase",
+        /// A slot increase was signed.
+        SignOff = 19 => "sign_off",
+        /// A corpus's claims a minute were capped, or its cap was lifted.
+        Cap = 20 => "cap",
+        /// Rows around an instant became pending again.
+        Barrier = 21 => "barrier",
+        /// An incident began or ended.
+        Incident = 22 => "incident",
+        /// A corpus used up much of its slots.
+        Alarm = 23 => "alarm",
+        /// A configuration took effect.
+        Configuration = 24 => "configuration",
+        /// A request was refused for lack of a role.
+        Forbidden = 25 => "forbidden",
+        /// The name of a uid was learnt.
+        User = 26 => "user",
+        /// A row became disputed.
+        Quarantine = 27 => "quarantine",
+        /// A freeze was lifted.
+        Unfreeze = 28 => "unfreeze",
+    }
+}
+
+wire_enum! {
+    /// How far reconciliation is with a row.
+    ReconciliationState, all: "pending, clean, disputed, tombstoned, deferred" {
+        /// Its window is open, or no pass has covered it since.
+        Pending = 0 => "pending",
+        /// A pass has covered it.
+        Clean = 1 => "clean",
+        /// It is disputed, or was tombstoned by arbitration.
+        Disputed = 2 => "disputed",
+        /// It was retracted.
+        Tombstoned = 3 => "tombstoned",
+        /// Its prefix is not known here yet.
+        Deferred = 4 => "deferred",
+    }
+}
+
+wire_enum! {
+    /// How far a dispute is.
+    DisputeState, all: "detect, quarantine, arbitrate, escalate, canonicalise, closed, void" {
+        /// Opened; its rows are as they were.
+        Detect = 0 => "detect",
+        /// Its rows are being flagged.
+        Quarantine = 1 => "quarantine",
+        /// It waits for the arbitrator.
+        Arbitrate = 2 => "arbitrate",
+        /// It waits for the leadership.
+        Escalate = 3 => "escalate",
+        /// Its decision is taking effect.
+        Canonicalise = 4 => "canonicalise",
+        /// It is over.
+        Closed = 5 => "closed",
+        /// A row was no longer disputable; the others are what they were.
+        Void = 6 => "void",
+    }
+}
+
+wire_enum! {
+    /// What a dispute decided about one id.
+    DisputeVerdict, all: "none, canonical, references, tombstone, dismissed" {
+        /// Nothing yet.
+        None = 0 => "none",
+        /// It stands for the event.
+        Canonical = 1 => "canonical",
+        /// It becomes an alias of the canonical one.
+        References = 2 => "references",
+        /// It is withdrawn for good.
+        Tombstone = 3 => "tombstone",
+        /// It is registered in its own right.
+        Dismissed = 4 => "dismissed",
+    }
+}
+
+wire_enum! {
+    /// What a principal may do.
+    Role, all: "client, facilitator, platform, manager, arbitrator, leadership, auditor" {
+        /// Claims for its corpora.
+        Client = 0 => "client",
+        /// Answers for its corpora.
+        Facilitator = 1 => "facilitator",
+        /// Runs the ledger.
+        Platform = 2 => "platform",
+        /// Signs slot increases.
+        Manager = 3 => "manager",
+        /// Decides disputes.
+        Arbitrator = 4 => "arbitrator",
+        /// Decides disputes that were escalated.
+        Leadership = 5 => "leadership",
+        /// Reads everything.
+        Auditor = 6 => "auditor",
+    }
+}
+
+wire_enum! {
+    /// What a shard refuses for the load that it has.
+    #[derive(Default)]
+    OverloadLevel, all: "green, yellow, orange, red" {
+        /// Nothing.
+        #[default]
+        Green = 0 => "green",
+        /// Disputes are deferred, background work pauses.
+        Yellow = 1 => "yellow",
+        /// Scans and references, too.
+        Orange = 2 => "orange",
+        /// Lookups and new claims, too.
+        Red = 3 => "red",
+    }
+}
+
+wire_enum! {
+    /// Why a corpus's use of its slots calls for attention; each once a quarter.
+    AlarmKind, all: "half, eighty, early" {
+        /// Half of the slots are taken.
+        Half = 0 => "half",
+        /// 80 % of the slots are taken.
+        Eighty = 1 => "eighty",
+        /// At the present rate more than half of them will be taken.
+        Early = 2 => "early",
     }
 }
 
@@ -224,7 +366,10 @@ impl fmt::Display for LogPosition {
 
 #[cfg(test)]
 mod tests {
-    use super::{AuditOperation, ClockMode, ErrorCode, ErrorOutcome, Lifecycle, ReasonCode};
+    use super::{
+        AlarmKind, AuditOperation, ClockMode, DisputeState, DisputeVerdict, ErrorCode, ErrorOutcome, Lifecycle,
+        OverloadLevel, ReasonCode, ReconciliationState, Role,
+    };
     use crate::generated::claimd as wire;
 
     /// The typed enum and the generated one agree on every byte and name, apart from those that the typed one refuses.
@@ -263,7 +408,13 @@ mod tests {
             Lifecycle = ENUM_VALUES_LIFECYCLE,
             ReasonCode = ENUM_VALUES_REASON_CODE,
             ClockMode = ENUM_VALUES_CLOCK_MODE,
-            AuditOperation = ENUM_VALUES_AUDIT_OPERATION
+            AuditOperation = ENUM_VALUES_AUDIT_OPERATION,
+            ReconciliationState = ENUM_VALUES_RECONCILIATION_STATE,
+            DisputeState = ENUM_VALUES_DISPUTE_STATE,
+            DisputeVerdict = ENUM_VALUES_DISPUTE_VERDICT,
+            Role = ENUM_VALUES_ROLE,
+            OverloadLevel = ENUM_VALUES_OVERLOAD_LEVEL,
+            AlarmKind = ENUM_VALUES_ALARM_KIND
         );
     }
 
@@ -275,6 +426,27 @@ mod tests {
         check!(ReasonCode, wire::ReasonCode, refused: ["none"]);
         check!(ClockMode, wire::ClockMode, refused: [""]);
         check!(AuditOperation, wire::AuditOperation, refused: [""]);
+        check!(ReconciliationState, wire::ReconciliationState, refused: [""]);
+        check!(DisputeState, wire::DisputeState, refused: [""]);
+        check!(DisputeVerdict, wire::DisputeVerdict, refused: [""]);
+        check!(Role, wire::Role, refused: [""]);
+        check!(OverloadLevel, wire::OverloadLevel, refused: [""]);
+        check!(AlarmKind, wire::AlarmKind, refused: [""]);
+    }
+
+    /// The list of known names, which stands apart from the variants, names each of them.
+    #[test]
+    fn the_known_names_are_all_names() {
+        macro_rules! check {
+            ($($typed:ty),+) => {
+                $({
+                    let names: Vec<_> = <$typed>::ALL.iter().map(|value| value.as_str()).collect();
+                    assert_eq!("nonsense".parse::<$typed>().expect_err("no such name").known, names.join(", "));
+                })+
+            };
+        }
+        check!(ErrorCode, ErrorOutcome, Lifecycle, ReasonCode, ClockMode, AuditOperation);
+        check!(ReconciliationState, DisputeState, DisputeVerdict, Role, OverloadLevel, AlarmKind);
     }
 
     #[test]

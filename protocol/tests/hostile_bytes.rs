@@ -2,72 +2,37 @@
 
 use claim_protocol::frame::split_frame;
 use claim_protocol::{
-    Builder, ClaimItem, Claimed, ErrorCode, ErrorOutcome, FRAME_PREFIX_BYTES, LogPosition, Operation, ReasonCode,
-    Reply, ReplyResult, Request, ServerError, Uuid, decode_reply, decode_request, encode_reply, encode_request,
+    Builder, CHAIN_HASH_BYTES, ClaimItem, DisputeVerdict, FRAME_PREFIX_BYTES, LogPosition, Operation, ReasonCode,
+    Reply, ReplyResult, Request, Role, Verdict, decode_reply, decode_request, encode_reply, encode_request,
 };
 use proptest::prelude::{ProptestConfig, any, proptest};
 use proptest::{collection, prop_assert};
+use samples::{ID, KEY, item};
+use std::sync::LazyLock;
 
-const KEY: Uuid = Uuid::from_u128(0x0190_0000_0001_7000_8000_0000_0000_0001);
-
-fn item() -> ClaimItem<'static> {
-    ClaimItem {
-        event_key: "key",
-        occurred_at_us: 1,
-        owning_corpus: "a",
-        hosting_corpus: "b",
-        category: "root",
-        taxonomy_version: 3,
-        metadata: &[9; 40],
-    }
-}
+mod samples;
 
 /// Frames' contents that verify, to be damaged.
-fn requests() -> Vec<Vec<u8>> {
-    [
-        Operation::Hello { min_version: 1, max_version: 1, client: "test" },
-        Operation::Claim { corpus: "bbolt", item: item() },
-        Operation::ClaimBatch { corpus: "bbolt", items: vec![item(); 5] },
-        Operation::ReferenceBatch { corpus: "bbolt", event_ids: vec![KEY; 5] },
-        Operation::Retract { corpus: "bbolt", event_id: KEY, reason_code: ReasonCode::Other },
-        Operation::Scan { corpus: "bbolt", since_us: Some(1), until_us: None, after: Some(KEY), limit: 3 },
-    ]
-    .into_iter()
-    .map(|operation| {
-        let request = Request {
-            at_least: vec![LogPosition { shard: 1, position: 2 }],
-            idempotency_key: Some(KEY),
-            rationale: "because",
-            ..Request::new(77, operation)
-        };
-        let mut stream = Vec::new();
-        encode_request(&mut Builder::new(), &request, &mut stream).expect("fits");
-        stream.split_off(FRAME_PREFIX_BYTES)
-    })
-    .collect()
+static REQUESTS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| samples::operations().into_iter().map(content).collect());
+static REPLIES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| samples::results().into_iter().map(reply).collect());
+
+fn content(operation: Operation<'_>) -> Vec<u8> {
+    let request = Request {
+        at_least: vec![LogPosition { shard: 1, position: 2 }],
+        idempotency_key: Some(KEY),
+        rationale: "because",
+        ..Request::new(77, operation)
+    };
+    let mut stream = Vec::new();
+    encode_request(&mut Builder::new(), &request, &mut stream).expect("fits");
+    stream.split_off(FRAME_PREFIX_BYTES)
 }
 
-fn replies() -> Vec<Vec<u8>> {
-    let claimed = Claimed { event_id: KEY, claim_timestamp_us: 1, claim_sequence: 2 };
-    let error = ServerError {
-        code: ErrorCode::NoSpace,
-        outcome: ErrorOutcome::Definite,
-        message: "no room".to_owned(),
-        retry_after_ms: 1,
-    };
-    [
-        ReplyResult::Claimed(claimed),
-        ReplyResult::ClaimedBatch(vec![Ok(claimed), Err(error.clone())]),
-        ReplyResult::Error(error),
-    ]
-    .into_iter()
-    .map(|result| {
-        let mut stream = Vec::new();
-        let reply = Reply { request_id: 7, positions: vec![LogPosition { shard: 0, position: 1 }], result };
-        encode_reply(&mut Builder::new(), &reply, &mut stream).expect("fits");
-        stream.split_off(FRAME_PREFIX_BYTES)
-    })
-    .collect()
+fn reply(result: ReplyResult) -> Vec<u8> {
+    let mut stream = Vec::new();
+    let reply = Reply { request_id: 7, positions: vec![LogPosition { shard: 0, position: 1 }], result };
+    encode_reply(&mut Builder::new(), &reply, &mut stream).expect("fits");
+    stream.split_off(FRAME_PREFIX_BYTES)
 }
 
 /// What a decoded request holds is bounded by the frame, whatever it shares within itself.
@@ -96,7 +61,7 @@ proptest! {
         cut in any::<u16>(),
         damage in collection::vec((any::<u16>(), any::<u8>()), 0..8),
     ) {
-        for corpus in [requests(), replies()] {
+        for corpus in [&*REQUESTS, &*REPLIES] {
             let mut bytes = corpus[which % corpus.len()].clone();
             for &(at, value) in &damage {
                 let at = usize::from(at) % bytes.len();
@@ -114,17 +79,19 @@ proptest! {
 }
 
 #[test]
-fn every_single_byte_of_a_request_may_be_wrong() {
-    for content in requests() {
+fn every_single_byte_may_be_wrong() {
+    for content in REQUESTS.iter().chain(&*REPLIES) {
         for at in 0..content.len() {
             for value in [0, 1, 2, 3, 0x7f, 0x80, 0xfe, 0xff] {
                 let mut bytes = content.clone();
                 bytes[at] = value;
                 let _ = decode_request(&bytes);
+                let _ = decode_reply(&bytes);
             }
         }
         for length in 0..content.len() {
             let _ = decode_request(&content[..length]);
+            let _ = decode_reply(&content[..length]);
         }
     }
 }
@@ -141,13 +108,23 @@ fn with_byte(content: &[u8], value: u8, other: u8, expect: &str) -> bool {
 
 #[test]
 fn unknown_unions_and_enums_are_definite_refusals() {
-    let requests = requests();
-    let (hello, retract) = (&requests[0], &requests[4]);
-    // The union's type is 1 for a hello and 8 for a retraction; its reason code is 5.
-    assert!(with_byte(hello, 1, 99, "operation type 99 is unknown"));
-    assert!(with_byte(hello, 1, 0, "operation type 0 is unknown"));
-    assert!(with_byte(retract, 5, 200, "\"200\" is no ReasonCode"));
-    assert!(with_byte(retract, 5, 0, "\"0\" is no ReasonCode"));
+    let hello = content(Operation::Hello { min_version: 1, max_version: 1, client: "test" });
+    let retract = content(Operation::Retract { corpus: "bbolt", event_id: ID, reason_code: ReasonCode::Other });
+    let sign_off = content(Operation::SignOff { proposal: 0x7777, role: Role::Auditor });
+    let verdicts = [DisputeVerdict::Canonical, DisputeVerdict::Tombstone];
+    let verdicts = verdicts.map(|verdict| Verdict { event_id: ID, verdict }).to_vec();
+    let arbitrate = content(Operation::Arbitrate { dispute_id: ID, dismissed: false, verdicts });
+    let hash = [0x77; CHAIN_HASH_BYTES];
+    let check = content(Operation::AuditCheck { shard: 1, batch: 2, position: 3, hash });
+    // The union's type is 1 for a hello and 8 for a retraction; its reason code is 5, the role 6, the verdict 3.
+    assert!(with_byte(&hello, 1, 99, "operation type 99 is unknown"));
+    assert!(with_byte(&hello, 1, 0, "operation type 0 is unknown"));
+    assert!(with_byte(&retract, 5, 200, "\"200\" is no ReasonCode"));
+    assert!(with_byte(&retract, 5, 0, "\"0\" is no ReasonCode"));
+    assert!(with_byte(&sign_off, 6, 200, "role: \"200\" is no Role"));
+    assert!(with_byte(&arbitrate, 3, 200, "verdict: \"200\" is no DisputeVerdict"));
+    assert!(with_byte(&check, 32, 31, "hash has 31 bytes; 32 are required"));
+    assert!(with_byte(&arbitrate, 3, 4, "verdict dismissed is no decision about one id"));
 }
 
 #[test]

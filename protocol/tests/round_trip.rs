@@ -2,15 +2,15 @@
 
 use claim_protocol::frame::split_frame;
 use claim_protocol::{
-    AT_LEAST_MAX, AuditOperation, BATCH_ITEMS_MAX, Builder, ClaimItem, Claimed, ClockMode, CorpusInfo,
-    EVENT_KEY_BYTES_MAX, Entry, ErrorCode, ErrorOutcome, FRAME_BYTES_MAX, FrameTooLarge, Lifecycle, LogPosition,
-    METADATA_BYTES_MAX, NAME_BYTES_MAX, Operation, RATIONALE_BYTES_MAX, ReasonCode, Reply, ReplyResult, Request, Row,
-    SCAN_ROWS_MAX, ServerError, ShardEndpoint, ShardStatus, StatusReport, Uuid, Welcome, decode_reply, decode_request,
-    encode_claimed, encode_reply, encode_request, entry_frame_bytes, row_frame_bytes,
+    AT_LEAST_MAX, BATCH_ITEMS_MAX, Builder, ClaimItem, DISPUTE_IDS_MAX, DISPUTE_RATIONALE_BYTES_MAX, DisputeVerdict,
+    EVENT_KEY_BYTES_MAX, Entry, FRAME_BYTES_MAX, FrameTooLarge, LogPosition, METADATA_BYTES_MAX, NAME_BYTES_MAX,
+    Operation, RATIONALE_BYTES_MAX, Reply, ReplyResult, Request, Row, SCAN_ROWS_MAX, TAIL_WAIT_MS_MAX,
+    UNLESS_REGISTERED_MS_MAX, Uuid, Verdict, decode_reply, decode_request, encode_claimed, encode_reply,
+    encode_request, entry_frame_bytes, row_frame_bytes,
 };
+use samples::{ID, KEY, claimed, entry, error, item, row};
 
-const ID: Uuid = Uuid::from_u128(0x0190_0000_0000_7abc_8def_0123_4567_89ab);
-const KEY: Uuid = Uuid::from_u128(0x0190_0000_0001_7000_8000_0000_0000_0001);
+mod samples;
 
 /// What a reply takes beside its rows or entries.
 const REST_BYTES: usize = 256;
@@ -46,48 +46,13 @@ fn refusal(request: &Request<'_>) -> String {
     error.message
 }
 
-fn item() -> ClaimItem<'static> {
-    ClaimItem {
-        event_key: "key",
-        occurred_at_us: -1,
-        owning_corpus: "",
-        hosting_corpus: "other",
-        category: "root",
-        taxonomy_version: 3,
-        metadata: &[0, 255],
-    }
-}
-
 fn mutating(operation: Operation<'_>) -> Request<'_> {
     Request { idempotency_key: Some(KEY), ..Request::new(9, operation) }
 }
 
 #[test]
 fn every_operation() {
-    let bare = ClaimItem { hosting_corpus: "", metadata: &[], taxonomy_version: 0, ..item() };
-    let operations = [
-        Operation::Hello { min_version: 1, max_version: 7, client: "test" },
-        Operation::Hello { min_version: 0, max_version: 0, client: "" },
-        Operation::Onboard { name: "bbolt", notes: "" },
-        Operation::Onboard { name: "bbolt", notes: "a key-value store" },
-        Operation::Corpora,
-        Operation::Claim { corpus: "bbolt", item: item() },
-        Operation::Claim { corpus: "bbolt", item: bare },
-        Operation::ClaimBatch { corpus: "bbolt", items: vec![] },
-        Operation::ClaimBatch { corpus: "bbolt", items: vec![item(), bare, item()] },
-        Operation::Reference { corpus: "pd", event_id: ID },
-        Operation::ReferenceBatch { corpus: "pd", event_ids: vec![] },
-        Operation::ReferenceBatch { corpus: "pd", event_ids: vec![ID, KEY] },
-        Operation::Retract { corpus: "pd", event_id: ID, reason_code: ReasonCode::Duplicate },
-        Operation::Reactivate { event_id: ID },
-        Operation::ConfirmClock,
-        Operation::Lookup { event_id: ID },
-        Operation::History { event_id: ID, skip: 7 },
-        Operation::Scan { corpus: "pd", since_us: None, until_us: None, after: None, limit: 0 },
-        Operation::Scan { corpus: "pd", since_us: Some(0), until_us: Some(i64::MAX), after: Some(ID), limit: 10 },
-        Operation::Status,
-    ];
-    for operation in operations {
+    for operation in samples::operations() {
         check_request(&mutating(operation.clone()));
         check_request(&Request {
             request_id: u64::MAX,
@@ -135,18 +100,27 @@ fn bounds_are_refused_by_name() {
         ),
         (mutating(Operation::Onboard { name: "a", notes: &long }), "notes has 513 bytes; at most 512 are allowed"),
         (
-            mutating(Operation::Claim { corpus: "a", item: ClaimItem { event_key: "", ..item() } }),
+            mutating(Operation::Claim {
+                corpus: "a",
+                item: ClaimItem { event_key: "", ..item() },
+                unless_registered_within_ms: 0,
+            }),
             "event_key is empty; at least one byte is required",
         ),
         (
             mutating(Operation::Claim {
                 corpus: "a",
                 item: ClaimItem { event_key: &long[..EVENT_KEY_BYTES_MAX + 1], ..item() },
+                unless_registered_within_ms: 0,
             }),
             "event_key has 257 bytes; at most 256 are allowed",
         ),
         (
-            mutating(Operation::Claim { corpus: "a", item: ClaimItem { category: "", ..item() } }),
+            mutating(Operation::Claim {
+                corpus: "a",
+                item: ClaimItem { category: "", ..item() },
+                unless_registered_within_ms: 0,
+            }),
             "category is empty; at least one byte is required",
         ),
         (
@@ -175,6 +149,95 @@ fn bounds_are_refused_by_name() {
 }
 
 #[test]
+fn bounds_of_disputes_are_refused_by_name() {
+    let verdict = |verdict| Verdict { event_id: ID, verdict };
+    let arbitrate = |dismissed, verdicts| mutating(Operation::Arbitrate { dispute_id: ID, dismissed, verdicts });
+    let dispute = |count| mutating(Operation::Dispute { corpus: "a", event_ids: vec![ID; count] });
+    let long = "x".repeat(DISPUTE_RATIONALE_BYTES_MAX + 1);
+    let cases = [
+        (dispute(0), "event_ids has 0 items; at least 2 are required"),
+        (dispute(1), "event_ids has 1 items; at least 2 are required"),
+        (dispute(DISPUTE_IDS_MAX + 1), "event_ids has 9 items; at most 8 are allowed"),
+        (Request { rationale: &long, ..dispute(2) }, "rationale has 4097 bytes; at most 4096 are allowed"),
+        (arbitrate(false, vec![]), "verdicts is missing; each id of the dispute has one, unless it is dismissed"),
+        (arbitrate(false, vec![verdict(DisputeVerdict::Canonical)]), "verdicts has 1 items; at least 2 are required"),
+        (
+            arbitrate(false, vec![verdict(DisputeVerdict::Canonical); DISPUTE_IDS_MAX + 1]),
+            "verdicts has 9 items; at most 8 are allowed",
+        ),
+        (arbitrate(true, vec![verdict(DisputeVerdict::Canonical)]), "a dismissal has 1 verdicts; it has none"),
+        (
+            arbitrate(false, vec![verdict(DisputeVerdict::None); 2]),
+            "verdict none is no decision about one id; use canonical, references or tombstone",
+        ),
+        (
+            arbitrate(false, vec![verdict(DisputeVerdict::Dismissed); 2]),
+            "verdict dismissed is no decision about one id; use canonical, references or tombstone",
+        ),
+    ];
+    for (request, expected) in cases {
+        assert_eq!(refusal(&request), expected);
+    }
+    let at_the_bound = &long[..DISPUTE_RATIONALE_BYTES_MAX];
+    for operation in samples::operations() {
+        let is_long = operation.rationale_bytes_max() == DISPUTE_RATIONALE_BYTES_MAX;
+        let request = Request { rationale: at_the_bound, ..mutating(operation) };
+        if is_long {
+            check_request(&request);
+        } else {
+            assert_eq!(refusal(&request), "rationale has 4096 bytes; at most 512 are allowed");
+        }
+    }
+}
+
+#[test]
+fn bounds_of_the_other_operations_are_refused_by_name() {
+    let long = "x".repeat(NAME_BYTES_MAX + 1);
+    let history = |event_id, correlation_id| {
+        Request::new(9, Operation::History { event_id, correlation_id, skip: 0, since_us: None, until_us: None })
+    };
+    let tail = |wait_ms| Request::new(9, Operation::Tail { shard: 0, from_position: 1, limit: 0, wait_ms });
+    let claim = |unless_registered_within_ms| {
+        mutating(Operation::Claim { corpus: "a", item: item(), unless_registered_within_ms })
+    };
+    let name = "corpus has 64 bytes; at most 63 are allowed";
+    let cases = [
+        (history(None, None), "a history names neither of event_id and correlation_id; exactly one is required"),
+        (history(Some(ID), Some(ID)), "a history names both of event_id and correlation_id; exactly one is required"),
+        (tail(TAIL_WAIT_MS_MAX + 1), "wait_ms has 60001 ms; at most 60000 are allowed"),
+        (
+            claim(UNLESS_REGISTERED_MS_MAX + 1),
+            "unless_registered_within_ms has 86400001 ms; at most 86400000 are allowed",
+        ),
+        (Request::new(9, Operation::Find { event_key: "" }), "event_key is empty; at least one byte is required"),
+        (mutating(Operation::Decommission { name: "", dry_run: true }), "name is empty; at least one byte is required"),
+        (mutating(Operation::Freeze { corpus: &long, frozen: true }), name),
+        (mutating(Operation::Cap { corpus: &long, claims_per_minute: 1 }), name),
+        (mutating(Operation::ProposeSlots { corpus: &long, slots: 1 }), name),
+        (mutating(Operation::Respond { corpus: &long, dispute_id: ID }), name),
+        (Request::new(9, Operation::Disputes { corpus: &long, include_closed: false }), name),
+        (Request::new(9, Operation::Totals { corpus: &long }), name),
+    ];
+    for (request, expected) in cases {
+        assert_eq!(refusal(&request), expected);
+    }
+}
+
+/// Of the samples each mutating operation is refused without its key, and each other one is not.
+#[test]
+fn mutating_operations_carry_a_key() {
+    for operation in samples::operations() {
+        let is_mutating = operation.is_mutating();
+        let request = Request::new(9, operation);
+        if is_mutating {
+            assert_eq!(refusal(&request), "idempotency_key is missing; every mutating operation carries a UUIDv7");
+        } else {
+            check_request(&request);
+        }
+    }
+}
+
+#[test]
 fn a_batch_past_the_table_bound_does_not_verify() {
     let items = vec![item(); BATCH_ITEMS_MAX + 1];
     let mut stream = Vec::new();
@@ -196,146 +259,13 @@ fn what_does_not_fit_is_not_appended() {
     assert_eq!(stream, b"earlier");
 }
 
-fn claimed() -> Claimed {
-    Claimed { event_id: ID, claim_timestamp_us: 1_700_000_000_000_000, claim_sequence: 42 }
-}
-
-fn error() -> ServerError {
-    ServerError {
-        code: ErrorCode::Overloaded,
-        outcome: ErrorOutcome::Definite,
-        message: "the shard holds 16,384 requests; retry later".to_owned(),
-        retry_after_ms: 20,
-    }
-}
-
 fn reply(result: ReplyResult) -> Reply {
     Reply { request_id: 5, positions: vec![LogPosition { shard: 1, position: 99 }], result }
 }
 
-fn corpus() -> CorpusInfo {
-    CorpusInfo {
-        name: "bbolt".to_owned(),
-        shard_prefix: 7,
-        shard: 1,
-        onboarded_at_us: 5,
-        decommissioned_at_us: Some(6),
-        notes: "n".to_owned(),
-        claims: 3,
-    }
-}
-
-fn row() -> Row {
-    Row {
-        event_id: ID,
-        corpus: "bbolt".to_owned(),
-        lifecycle: Lifecycle::Tombstoned,
-        claim_timestamp_us: 1,
-        claim_sequence: 2,
-        event_key: "key".to_owned(),
-        occurred_at_us: 3,
-        owning_corpus: "bbolt".to_owned(),
-        hosting_corpus: "pd".to_owned(),
-        category: "root".to_owned(),
-        taxonomy_version: 4,
-        metadata: vec![1, 2, 3],
-        canonical_id: Some(KEY),
-        tombstoned_at_us: Some(0),
-        tombstone_reason_code: Some(ReasonCode::Other),
-        tombstone_reason: Some(String::new()),
-        reactivated_at_us: Some(9),
-    }
-}
-
-fn entry() -> Entry {
-    Entry {
-        position: LogPosition { shard: 1, position: 8 },
-        operation: AuditOperation::Tombstone,
-        corpus: "bbolt".to_owned(),
-        event_id: Some(ID),
-        timestamp_us: 1,
-        uid: 2,
-        gid: 3,
-        pid: 4,
-        rationale: "because".to_owned(),
-        correlation_id: Some(KEY),
-        idempotency_key: Some(KEY),
-        reason_code: Some(ReasonCode::FalseAlarm),
-    }
-}
-
 #[test]
 fn every_result() {
-    let shard = ShardStatus {
-        shard: 1,
-        rows: 5,
-        no_space: true,
-        failed: Some("EIO".to_owned()),
-        scrub_damaged: 2,
-        scrub_first: Some("there".to_owned()),
-        ..Default::default()
-    };
-    let bare_row = Row {
-        metadata: vec![],
-        canonical_id: None,
-        tombstoned_at_us: None,
-        tombstone_reason_code: None,
-        tombstone_reason: None,
-        reactivated_at_us: None,
-        lifecycle: Lifecycle::Registered,
-        ..row()
-    };
-    let bare_entry = Entry {
-        corpus: String::new(),
-        event_id: None,
-        rationale: String::new(),
-        correlation_id: None,
-        idempotency_key: None,
-        reason_code: None,
-        ..entry()
-    };
-    let results = [
-        ReplyResult::Welcome(Welcome {
-            version: 1,
-            daemon: "claimd 0.1.0".to_owned(),
-            ledger: ID,
-            clock: ClockMode::Replay,
-            shards: vec![ShardEndpoint { shard: 0, socket: "/run/claimd-0.sock".to_owned() }],
-            frame_bytes_max: FRAME_BYTES_MAX as u32,
-            batch_items_max: BATCH_ITEMS_MAX as u32,
-        }),
-        ReplyResult::Onboarded(corpus()),
-        ReplyResult::Corpora(vec![
-            corpus(),
-            CorpusInfo { decommissioned_at_us: None, notes: String::new(), ..corpus() },
-        ]),
-        ReplyResult::Claimed(claimed()),
-        ReplyResult::ClaimedBatch(vec![Ok(claimed()), Err(error())]),
-        ReplyResult::Referenced(ID),
-        ReplyResult::ReferencedBatch(vec![Err(error()), Ok(ID)]),
-        ReplyResult::Retracted { event_id: ID, tombstoned_at_us: 0 },
-        ReplyResult::Reactivated { event_id: ID, reactivated_at_us: -5 },
-        ReplyResult::ClockConfirmed { confirmed_at_us: 1 },
-        ReplyResult::Row(Box::new(row())),
-        ReplyResult::Row(Box::new(bare_row.clone())),
-        ReplyResult::History { entries: vec![entry(), bare_entry], more: true },
-        ReplyResult::ScanPage { rows: vec![], next: None },
-        ReplyResult::ScanPage { rows: vec![row(), bare_row], next: Some(ID) },
-        ReplyResult::Status(Box::new(StatusReport {
-            daemon: "claimd 0.1.0".to_owned(),
-            ledger: ID,
-            clock: ClockMode::Wall,
-            clock_synchronised: true,
-            uptime_ms: 1,
-            cores: 2,
-            connections: 3,
-            stall_wakes: 4,
-            shards: vec![shard, ShardStatus::default()],
-        })),
-        ReplyResult::Error(error()),
-        ReplyResult::Error(ServerError { outcome: ErrorOutcome::Unknown, code: ErrorCode::BadRequest, ..error() }),
-    ];
-    for result in results {
+    for result in samples::results() {
         check_reply(&reply(result.clone()));
         check_reply(&Reply { request_id: 0, positions: vec![], result });
     }
@@ -367,13 +297,23 @@ fn the_estimates_of_rows_and_entries_hold() {
             category: text.clone(),
             metadata: text.clone().into_bytes(),
             tombstone_reason: Some(text.clone()),
+            effective_quarter: text.clone(),
+            reactivation_quarter: Some(text.clone()),
             ..row()
         };
-        let entry = Entry { corpus: text.clone(), rationale: text, ..entry() };
+        let entry = Entry {
+            corpus: text.clone(),
+            rationale: text.clone(),
+            user_name: text.clone(),
+            detail: text,
+            event_ids: vec![ID; length],
+            ..entry()
+        };
         for count in [1, 2, SCAN_ROWS_MAX] {
             let page = frame_bytes(ReplyResult::ScanPage { rows: vec![row.clone(); count], next: Some(ID) });
             assert!(page <= REST_BYTES + count * row_frame_bytes(&row), "{count} rows with {length}: {page}");
-            let history = frame_bytes(ReplyResult::History { entries: vec![entry.clone(); count], more: false });
+            let history =
+                frame_bytes(ReplyResult::History { entries: vec![entry.clone(); count], more: false, related: vec![] });
             assert!(
                 history <= REST_BYTES + count * entry_frame_bytes(&entry),
                 "{count} entries with {length}: {history}"

@@ -11,11 +11,13 @@
 //! keys: within the daemon's window for keys it is answered with the same ids, and outside of it refused.
 
 mod event;
+mod plan;
 mod player;
 mod report;
 mod source;
 
 pub use event::{Event, EventKind};
+pub use plan::{ImportPlan, PlanError, plan};
 pub use report::{ImportError, ImportFailure, ImportReport};
 pub use source::{LINE_BYTES_MAX, Source, SourceError};
 

@@ -4,9 +4,9 @@
 
 use claim_protocol::{
     AuditOperation, BATCH_ITEMS_MAX, Builder, ClaimItem, Claimed, ClockMode, CorpusInfo, Entry, ErrorCode,
-    ErrorOutcome, FRAME_BYTES_MAX, FrameBuffer, Lifecycle, LogPosition, Operation, PROTOCOL_VERSION, ReasonCode, Reply,
-    ReplyResult, Request, Row, ServerError, ShardEndpoint, ShardStatus, StatusReport, Uuid, Welcome, decode_request,
-    encode_reply,
+    ErrorOutcome, FRAME_BYTES_MAX, FrameBuffer, Lifecycle, LogPosition, Operation, PROTOCOL_VERSION, ReasonCode,
+    ReconciliationState, Reply, ReplyResult, Request, Row, ServerError, ShardEndpoint, ShardStatus, StatusReport, Uuid,
+    Welcome, decode_request, encode_reply,
 };
 use std::collections::HashMap;
 use std::fs;
@@ -29,6 +29,8 @@ pub enum Action {
     /// Applies the request and answers it this much later, out of order.
     Delay(Duration),
     Refuse(ServerError),
+    /// Answers with this.
+    Reply(ReplyResult),
 }
 
 /// What a request looked like when it came.
@@ -73,7 +75,7 @@ pub fn refusal(code: ErrorCode, retry_after_ms: u32) -> ServerError {
         ErrorCode::ShardFailed | ErrorCode::ShuttingDown => ErrorOutcome::Unknown,
         _ => ErrorOutcome::Definite,
     };
-    ServerError { code, outcome, message: "as the test wants it".to_owned(), retry_after_ms }
+    ServerError { code, outcome, message: "as the test wants it".to_owned(), retry_after_ms, registered_id: None }
 }
 
 impl Fake {
@@ -221,6 +223,11 @@ impl Connection {
                 self.answer(request.request_id, ReplyResult::Error(error));
                 return true;
             }
+            Action::Reply(result) => {
+                drop(ledger);
+                self.answer(request.request_id, result);
+                return true;
+            }
             _ => {}
         }
         let result = ledger.apply(request, self.shards);
@@ -284,12 +291,48 @@ pub fn verb(operation: &Operation<'_>) -> &'static str {
         Operation::History { .. } => "history",
         Operation::Scan { .. } => "scan",
         Operation::Status => "status",
+        Operation::Dispute { .. } => "dispute",
+        Operation::Respond { .. } => "respond",
+        Operation::Arbitrate { .. } => "arbitrate",
+        Operation::Escalate { .. } => "escalate",
+        Operation::DisputeLookup { .. } => "dispute_lookup",
+        Operation::Disputes { .. } => "disputes",
+        Operation::Decommission { .. } => "decommission",
+        Operation::Freeze { .. } => "freeze",
+        Operation::Cap { .. } => "cap",
+        Operation::ProposeSlots { .. } => "propose_slots",
+        Operation::SignOff { .. } => "sign_off",
+        Operation::Proposals => "proposals",
+        Operation::Incident { .. } => "incident",
+        Operation::Barrier => "barrier",
+        Operation::Reconcile { .. } => "reconcile",
+        Operation::Find { .. } => "find",
+        Operation::Totals { .. } => "totals",
+        Operation::Tail { .. } => "tail",
+        Operation::AuditHead => "audit_head",
+        Operation::AuditCheck { .. } => "audit_check",
+        Operation::Configuration => "configuration",
+        Operation::Propagation => "propagation",
     }
 }
 
 fn corpus(name: &str, shard_prefix: u16, shard: u16, onboarded_at_us: i64, notes: &str) -> CorpusInfo {
     let (name, notes) = (name.to_owned(), notes.to_owned());
-    CorpusInfo { name, shard_prefix, shard, onboarded_at_us, decommissioned_at_us: None, notes, claims: 0 }
+    CorpusInfo {
+        name,
+        shard_prefix,
+        shard,
+        onboarded_at_us,
+        decommissioned_at_us: None,
+        notes,
+        claims: 0,
+        frozen_reason: None,
+        frozen_at_us: None,
+        slots: 50_000,
+        claims_this_quarter: 0,
+        cap_per_minute: 0,
+        alarms: vec![],
+    }
 }
 
 impl Ledger {
@@ -326,7 +369,7 @@ impl Ledger {
                 ReplyResult::Onboarded(self.corpora.last().expect("pushed").clone())
             }
             Operation::Corpora => ReplyResult::Corpora(self.corpora.clone()),
-            Operation::Claim { corpus, item } => ReplyResult::Claimed(self.claim(corpus, item, at_us)?),
+            Operation::Claim { corpus, item, .. } => ReplyResult::Claimed(self.claim(corpus, item, at_us)?),
             Operation::ClaimBatch { corpus, items } => {
                 ReplyResult::ClaimedBatch(items.iter().map(|item| self.claim(corpus, item, at_us)).collect())
             }
@@ -356,11 +399,12 @@ impl Ledger {
             }
             Operation::ConfirmClock => ReplyResult::ClockConfirmed { confirmed_at_us: at_us },
             Operation::Lookup { event_id } => ReplyResult::Row(Box::new(self.row(*event_id)?.clone())),
-            Operation::History { event_id, skip } => {
+            Operation::History { event_id, skip, .. } => {
                 // One entry a page, so that whoever reads must turn it.
-                let of_row = |entry: &&Entry| entry.event_id == Some(*event_id);
+                let of_row = |entry: &&Entry| entry.event_id == *event_id;
                 let mut rest = self.entries.iter().filter(of_row).skip(*skip as usize).cloned();
-                ReplyResult::History { entries: rest.next().into_iter().collect(), more: rest.next().is_some() }
+                let entries = rest.next().into_iter().collect();
+                ReplyResult::History { entries, more: rest.next().is_some(), related: vec![] }
             }
             Operation::Scan { corpus, since_us, until_us, after, limit } => {
                 let limit = if *limit == 0 { 3 } else { (*limit).min(3) } as usize;
@@ -383,7 +427,13 @@ impl Ledger {
                 connections: 1,
                 stall_wakes: 0,
                 shards: vec![ShardStatus { rows: self.rows.len() as u64, ..ShardStatus::default() }],
+                incident_active: false,
+                frozen_reason: None,
+                last_pass_at_us: None,
+                policy_at_us: None,
             })),
+            // What the others mean is the daemon's business: a script answers them.
+            _ => return Err(refusal(ErrorCode::BadRequest, 0)),
         })
     }
 
@@ -419,6 +469,14 @@ impl Ledger {
             tombstone_reason_code: None,
             tombstone_reason: None,
             reactivated_at_us: None,
+            dispute_id: None,
+            reconciliation_state: ReconciliationState::Pending,
+            over_budget: false,
+            incident_active: false,
+            effective_quarter: "2026-Q1".to_owned(),
+            reactivation_quarter: None,
+            retention_expires_at_us: 0,
+            references: 0,
         });
         Ok(Claimed { event_id, claim_timestamp_us: at_us, claim_sequence })
     }
@@ -452,6 +510,11 @@ impl Ledger {
             correlation_id: request.correlation_id,
             idempotency_key: request.idempotency_key,
             reason_code,
+            user_name: String::new(),
+            dispute_id: None,
+            canonical_id: None,
+            detail: String::new(),
+            event_ids: vec![],
         });
     }
 }

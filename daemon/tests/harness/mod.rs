@@ -1,6 +1,12 @@
 //! The real binary in a scratch directory, for the tests beside this folder.
 #![allow(dead_code, reason = "each test binary uses its part of this")]
 
+pub mod config;
+pub mod plain;
+pub mod replay;
+pub mod stage;
+pub mod user;
+
 use claim_client::{ClaimItem, Client, ClientOptions, RequestOptions};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -64,7 +70,8 @@ impl Daemon {
         Daemon::spawn(&dir.join("claimd-data"), command)
     }
 
-    fn spawn(data: &Path, mut command: Command) -> Daemon {
+    /// Starts what the command says in full and waits until it serves.
+    pub fn spawn(data: &Path, mut command: Command) -> Daemon {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("claimd starts");
         let stdout = child.stdout.take().expect("a pipe");
         let (ready, heard) = mpsc::channel();

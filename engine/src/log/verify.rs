@@ -7,7 +7,7 @@
 //! verifies.
 
 use super::batch::{self, BatchHeader, Found, is_zero};
-use super::entry::{Entry, Record};
+use super::entry::{self, Entry, Merge, Record, encode_merges};
 use super::layout::{
     BATCHES_IN_FLIGHT_MAX, BLOCK_BYTES, RECORD_BYTES_MAX, SEGMENT_HEADER_BYTES, SUPERBLOCK_AREA_BYTES,
 };
@@ -715,7 +715,8 @@ pub enum Standing {
     InHole,
 }
 
-/// A global entry without what differs between the shards: the time at which each logged it.
+/// A global entry without what differs between the shards: the time at which each logged it, and what it means for rows of
+/// its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GlobalCopy {
     /// The record's kind.
@@ -780,6 +781,21 @@ impl<'a> Content<'a> {
                 let mut finding = Finding::damage(Structure::Index, self.superblock.shard, 0, 0, what);
                 finding.positions = Some((first, second));
                 self.findings.push(finding);
+            }
+        }
+        self.check_totals();
+    }
+
+    /// The control totals that are kept with the state equal a count of all rows.
+    fn check_totals(&mut self) {
+        let Some(shard) = &self.shard else { return };
+        for corpus in shard.registry().corpora() {
+            let kept = shard.rows().totals(corpus.prefix);
+            let counted = shard.rows().count_totals(corpus.prefix);
+            if kept != counted {
+                let what =
+                    format!("the control totals of corpus {} are {kept:?}, and its rows {counted:?}", corpus.name);
+                self.findings.push(Finding::damage(Structure::Index, self.superblock.shard, 0, 0, what));
             }
         }
     }
@@ -978,6 +994,18 @@ pub fn event_id(entry: &Entry<'_>) -> Option<EventId> {
 fn global_copy(kind: u16, record: &Record<'_>) -> GlobalCopy {
     let mut record = *record;
     record.meta.timestamp_us = 0;
+    let mut planned = Vec::new();
+    match &mut record.entry {
+        Entry::DisputeStep { rows, .. } => *rows = 0,
+        Entry::Reconcile { merges, .. } => {
+            planned.extend(entry::merges(merges).map(|merge| Merge { applied: false, ..merge }));
+        }
+        _ => {}
+    }
+    let planned = encode_merges(&planned);
+    if let Entry::Reconcile { merges, .. } = &mut record.entry {
+        *merges = &planned;
+    }
     let mut body = Vec::new();
     record.encode(&mut body);
     GlobalCopy { kind, body }

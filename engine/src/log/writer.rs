@@ -31,6 +31,8 @@ pub const SEGMENTS_AHEAD: u64 = 3;
 /// Zeroing goes in writes of this size, one at a time: an executor under load comes round to it once in a millisecond or
 /// two, and must zero faster than batches fill.
 const ZEROING_BYTES: usize = 1024 * 1024;
+/// Room that there must be before the daemon adds entries of its own.
+const OWN_ENTRIES_BYTES: u64 = 32 << 10;
 /// An idle log writes a mark after this long, so that what is durable is also known to be.
 pub const MARK_IDLE_US: i64 = 50_000;
 /// Growing is tried again this long after it failed.
@@ -210,7 +212,30 @@ struct InFlight {
     is_mark: bool,
     done: bool,
     durability: Durability,
+    hash: Hash,
 }
+
+/// The end of the chain as far as it is durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// The last batch.
+    pub batch: u64,
+    /// The last position up to its end.
+    pub position: u64,
+    /// Its hash.
+    pub hash: Hash,
+}
+
+/// Where a batch starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct BatchStart {
+    number: u64,
+    first_position: u64,
+    log_offset: u64,
+}
+
+/// A batch's start is remembered once in so many bytes of log: what lies between is read.
+pub const BATCH_START_EVERY_BYTES: u64 = 256 << 10;
 
 /// See the module.
 #[derive(Debug)]
@@ -226,6 +251,9 @@ pub struct LogWriter {
     in_flight: VecDeque<InFlight>,
     pool: Vec<Vec<u8>>,
     durable: Durable,
+    durable_hash: Hash,
+    /// Some batches' starts, in log order.
+    starts: Vec<BatchStart>,
     /// The last batch is a mark, or nothing has been written: the log need not be marked.
     is_marked: bool,
     last_activity_us: i64,
@@ -269,6 +297,8 @@ impl LogWriter {
             in_flight: VecDeque::new(),
             pool: (0..buffers).map(|_| Vec::with_capacity(buffer_bytes)).collect(),
             durable: Durable { position: end.next_position - 1, batch: end.next_number - 1 },
+            durable_hash: end.previous_hash,
+            starts: Vec::new(),
             is_marked: true,
             last_activity_us: 0,
             segments_prepared: end.segments_prepared,
@@ -310,6 +340,12 @@ impl LogWriter {
         batches.saturating_sub(RESERVED_BATCHES) * usable_bytes(geometry)
     }
 
+    /// Whether there is room for a few entries that no request asked for.
+    pub fn takes_small_entries(&self) -> bool {
+        let bytes = OWN_ENTRIES_BYTES;
+        self.failed.is_none() && self.prepared_bytes() >= bytes && self.room_bytes() >= bytes
+    }
+
     /// Why the writer has stopped.
     pub fn failed(&self) -> Option<&str> {
         self.failed.as_deref()
@@ -323,6 +359,28 @@ impl LogWriter {
     /// What is durable.
     pub fn durable(&self) -> Durable {
         self.durable
+    }
+
+    /// The end of the chain as far as it is durable.
+    pub fn head(&self) -> Head {
+        Head { batch: self.durable.batch, position: self.durable.position, hash: self.durable_hash }
+    }
+
+    /// The log offset and the number of a batch from which on reading finds a position.
+    pub fn start_for(&self, position: u64) -> (u64, u64) {
+        let after = self.starts.partition_point(|start| start.first_position <= position);
+        match after.checked_sub(1).and_then(|at| self.starts.get(at)) {
+            Some(start) => (start.log_offset, start.number),
+            None => (self.geometry().first_batch(), 1),
+        }
+    }
+
+    /// Remembers where a batch starts, if that is worth remembering.
+    pub fn remember_start(&mut self, number: u64, first_position: u64, log_offset: u64) {
+        let last = self.starts.last().map_or(0, |start| start.log_offset);
+        if self.starts.is_empty() || log_offset >= last + BATCH_START_EVERY_BYTES {
+            self.starts.push(BatchStart { number, first_position, log_offset });
+        }
     }
 
     /// The last position handed out.
@@ -473,6 +531,7 @@ impl LogWriter {
             self.last = Some(Last { content: batch.buffer.clone(), header, log_offset: batch.log_offset });
         }
         self.previous_hash = batch::seal(&mut batch.buffer, &self.superblock.key, &header, self.mutation);
+        self.remember_start(number, header.first_position, batch.log_offset);
         let durability = self.durability_of_next(header.is_recovery);
         self.in_flight.push_back(InFlight {
             number,
@@ -480,6 +539,7 @@ impl LogWriter {
             is_mark: batch.is_mark,
             done: false,
             durability,
+            hash: self.previous_hash,
         });
         self.is_marked = false;
         self.counts.batches += 1;
@@ -603,6 +663,7 @@ impl LogWriter {
         while !waits && self.in_flight.front().is_some_and(|batch| batch.done) {
             if let Some(batch) = self.in_flight.pop_front() {
                 self.durable = Durable { position: batch.last_position, batch: batch.number };
+                self.durable_hash = batch.hash;
                 self.is_marked = batch.is_mark;
             }
         }

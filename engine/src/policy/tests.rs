@@ -1,7 +1,9 @@
 //! The table of roles row by row, budgets, and the text of a policy.
 
+use super::settings::{DISPUTES_PER_MINUTE, INTERVAL_US, RETENTION_YEARS, SLOTS_PER_QUARTER, TOLERANCE_US, WINDOW_US};
 use super::*;
 use proptest::prelude::*;
+use std::collections::BTreeSet;
 
 const OWN: &str = "customer";
 const OTHER: &str = "compliance";
@@ -219,6 +221,10 @@ fn what_is_wrong_is_named_with_its_line() {
         ("[reconcile]\ntolerance_us = -1".to_owned(), "reconcile.tolerance_us is -1, and must be 0 to"),
         ("retention = 4 4".to_owned(), "line 1 (`retention = 4 4`)"),
         ("[[role]]\nrole = \"boss\"\nuids = [1]".to_owned(), "line 2 (`role = \"boss\"`): unknown variant `boss`"),
+        (
+            "[role]\nrole = \"client\"".to_owned(),
+            "line 1 (`[role]`): invalid type: map, expected a sequence: there may be",
+        ),
         ("[[role]]\nuids = [1]".to_owned(), "missing field `role`"),
         (client("uids = [1]"), "line 1 (`[[role]]`): the role client needs the key 'corpora'"),
         (client("corpora = []\nuids = [1]"), "'corpora' of the role client is empty"),

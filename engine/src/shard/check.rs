@@ -2,9 +2,10 @@
 
 use crate::command::{
     AT_LEAST_MAX, BATCH_ITEMS_MAX, Claim, EVENT_KEY_BYTES_MAX, METADATA_BYTES_MAX, NOTES_BYTES_MAX, Operation,
-    RATIONALE_BYTES_MAX, Request,
+    RATIONALE_BYTES_MAX, Request, UNLESS_WITHIN_MAX_US,
 };
 use crate::corpus::{NAME_BYTES_MAX, is_corpus_name};
+use crate::dispute::DISPUTE_RATIONALE_BYTES_MAX;
 use crate::error::{Code, Refusal};
 use crate::log::superblock::ClockMode;
 use crate::shard::keys;
@@ -25,8 +26,21 @@ pub fn request(request: &Request<'_>, mode: ClockMode) -> Result<(), Refusal> {
     if !keys::is_key(request.idempotency_key) {
         return Err(bad("the idempotency key is missing or no UUIDv7: make one when the operation is first meant"));
     }
-    if request.rationale.len() > RATIONALE_BYTES_MAX {
-        return Err(bad(format!("the rationale has {} bytes; at most {RATIONALE_BYTES_MAX}", request.rationale.len())));
+    let is_about_a_dispute = matches!(
+        request.operation,
+        Operation::Dispute { .. }
+            | Operation::Respond { .. }
+            | Operation::Arbitrate { .. }
+            | Operation::Escalate { .. }
+    );
+    let bytes_max = if is_about_a_dispute { DISPUTE_RATIONALE_BYTES_MAX } else { RATIONALE_BYTES_MAX };
+    if request.rationale.len() > bytes_max {
+        return Err(bad(format!("the rationale has {} bytes; at most {bytes_max}", request.rationale.len())));
+    }
+    let needs_reason =
+        is_about_a_dispute || matches!(request.operation, Operation::Retract { .. } | Operation::Reactivate { .. });
+    if needs_reason && request.rationale.trim().is_empty() {
+        return Err(bad("the rationale is empty; this operation needs a reason"));
     }
     if request.rationale.contains(['\n', '\r']) {
         return Err(bad("the rationale is more than one line; write it as one"));
@@ -45,17 +59,25 @@ pub fn request(request: &Request<'_>, mode: ClockMode) -> Result<(), Refusal> {
     }
     match request.operation {
         Operation::Onboard { name, notes } => onboard(name, notes),
-        Operation::Retract { .. } | Operation::Reactivate { .. } if request.rationale.trim().is_empty() => {
-            Err(bad("the rationale is empty; this operation needs a reason"))
-        }
         Operation::Claim { items, .. } if items.is_empty() || items.len() > BATCH_ITEMS_MAX => {
             Err(bad(format!("the batch has {} items; 1 to {BATCH_ITEMS_MAX}", items.len())))
         }
+        Operation::Claim { items, unless_within_us: Some(within_us), .. } => unless_within(items.len(), within_us),
         Operation::Reference { items, .. } if items.is_empty() || items.len() > BATCH_ITEMS_MAX => {
             Err(bad(format!("the batch has {} items; 1 to {BATCH_ITEMS_MAX}", items.len())))
         }
         _ => Ok(()),
     }
+}
+
+fn unless_within(items: usize, within_us: i64) -> Result<(), Refusal> {
+    if items != 1 {
+        return Err(bad(format!("a batch of {items} claims has no unless_registered_within: claim one by one")));
+    }
+    if !(0..=UNLESS_WITHIN_MAX_US).contains(&within_us) {
+        return Err(bad(format!("unless_registered_within is {within_us} us; 0 to {UNLESS_WITHIN_MAX_US}")));
+    }
+    Ok(())
 }
 
 fn onboard(name: &str, notes: &str) -> Result<(), Refusal> {

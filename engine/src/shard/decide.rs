@@ -1,89 +1,305 @@
-//! Decisions: from a request and the present state to a refusal, or to records.
+//! Decisions: from a request and the present state to a refusal, or to records. Here those about rows of this shard.
 
 use super::keys::{Kept, KeyId, KeyState};
-use super::{Decision, Effect, Shard, check};
-use crate::command::{Claim, Claimed, Corpus, HISTORY_ENTRIES_MAX, Operation, Outcome, Request, SCAN_ROWS_MAX};
+use super::{Decision, Effect, Needs, Shard, Stepped, check};
+use crate::command::{
+    CORRELATED_ENTRIES_MAX, Claim, Claimed, CorpusDetails, CorpusUsage, FIND_ROWS_MAX, Fact, HISTORY_ENTRIES_MAX,
+    Operation, Outcome, Request, RowFact, SCAN_ROWS_MAX, Total,
+};
 use crate::corpus::Prefix;
+use crate::dispute::DisputeState;
 use crate::entropy::Entropy;
 use crate::error::{Code, Refusal};
 use crate::id::EventId;
-use crate::log::entry::{ClaimEntry, Entry, Meta, Record};
+use crate::log::entry::{AlarmKind, ClaimEntry, Entry, Meta, Record};
 use crate::log::superblock::ClockMode;
 use crate::log::writer::LogWriter;
-use crate::row::{Lifecycle, ReasonCode};
+use crate::mutant::Mutant;
+use crate::peer::Sought;
+use crate::policy::Action;
+use crate::row::{ReasonCode, RowOperation, RowState, transition};
+use crate::shard::budget::MINUTE_US;
+use crate::shard::registry::SIGNING_ROLES;
 use crate::shard::rows::Found;
-use crate::time::{Now, Quarter};
+use crate::time::{DAY_US, HOUR_US, Now, Quarter};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Advice on when to ask again for what may become visible.
 const NOT_VISIBLE_RETRY_MS: u32 = 100;
 /// Advice on when to ask again after an operator has looked at the clock.
 const CLOCK_RETRY_MS: u32 = 10_000;
+/// Advice on when to ask again after a stop.
+pub(super) const FROZEN_RETRY_MS: u32 = 60_000;
+
+/// Refusals for lack of a role that one uid has logged in an hour; the others are counted.
+pub const FORBIDDEN_LOGGED_MAX: u32 = 10;
+/// Uids of which refusals are counted.
+const FORBIDDEN_UIDS_MAX: usize = 4_096;
+/// Users whose names are kept.
+const USERS_MAX: usize = 65_536;
+/// Longest name of a user that is kept.
+const USER_NAME_BYTES_MAX: usize = 256;
+/// How many aliases lead to a canonical row, at most.
+const ALIASES_FOLLOWED_MAX: usize = 64;
 
 /// One step of a shard: the state with the inputs of the moment.
 pub struct Step<'s, 'e, 'l> {
     pub shard: &'s mut Shard,
     pub now: Now,
     pub entropy: &'e mut Entropy,
+    /// What other shards said; `None`: they have not been asked.
+    pub facts: Option<&'e [Fact]>,
     pub log: &'l mut LogWriter,
 }
 
-type Decided<T> = Result<T, (Refusal, u64)>;
+pub(super) type Decided<T> = Result<T, Stop>;
+
+/// Why a decision ends early.
+pub(super) enum Stop {
+    /// It is refused; the refusal depends on this position.
+    Refused(Refusal, u64),
+    /// It needs to know more.
+    Needs(Needs),
+}
+
+impl From<(Refusal, u64)> for Stop {
+    fn from((refusal, position): (Refusal, u64)) -> Stop {
+        Stop::Refused(refusal, position)
+    }
+}
 
 /// A refusal that depends on nothing that a crash could undo.
-fn refuse<T>(refusal: Refusal) -> Decided<T> {
-    Err((refusal, 0))
+pub(super) fn refuse<T>(refusal: Refusal) -> Decided<T> {
+    Err(Stop::Refused(refusal, 0))
 }
 
 impl Step<'_, '_, '_> {
-    pub fn request(mut self, request: &Request<'_>) -> Decision {
-        self.decide(request).unwrap_or_else(|(refusal, position)| Decision::now(Outcome::Refused(refusal), position))
+    pub fn request(mut self, request: &Request<'_>) -> Stepped {
+        match self.decide(request) {
+            Ok(stepped) => stepped,
+            Err(Stop::Refused(refusal, position)) => Decision::now(Outcome::Refused(refusal), position).into(),
+            Err(Stop::Needs(needs)) => Stepped::Needs(needs),
+        }
     }
 
-    fn decide(&mut self, request: &Request<'_>) -> Decided<Decision> {
+    fn decide(&mut self, request: &Request<'_>) -> Decided<Stepped> {
         let mode = self.shard.clock.mode();
         check::request(request, mode).or_else(refuse)?;
-        self.at_least(request.at_least)?;
         let time_us = match (mode, request.at_us) {
             (ClockMode::Replay, Some(at_us)) => at_us.max(self.shard.last_us),
             _ => self.shard.clock.time_us(self.now, self.shard.last_us),
         };
-        match request.operation {
-            Operation::Claim { corpus, items } => self.claim(request, corpus, items, time_us),
-            Operation::Reference { corpus, items } => self.reference(request, corpus, items, time_us),
-            Operation::Retract { corpus, event_id, reason_code } => {
-                self.retract(request, corpus, event_id, reason_code, time_us)
+        self.authorise(request)?;
+        self.at_least(request.at_least)?;
+        if request.operation.is_mutation() {
+            self.know_user(request, time_us);
+        }
+        let decision = match request.operation {
+            Operation::Claim { corpus, items, unless_within_us } => {
+                self.claim(request, corpus, items, unless_within_us, time_us)?
             }
-            Operation::Reactivate { event_id } => self.reactivate(request, event_id, time_us),
-            Operation::Onboard { name, notes } => self.onboard(request, name, notes, time_us),
-            Operation::ConfirmClock => self.confirm_clock(request),
+            Operation::Reference { corpus, items } => self.reference(request, corpus, items, time_us)?,
+            Operation::Retract { corpus, event_id, reason_code } => {
+                self.retract(request, corpus, event_id, reason_code, time_us)?
+            }
+            Operation::Reactivate { event_id } => self.reactivate(request, event_id, time_us)?,
+            operation if operation.is_global() => return self.decide_global(request, time_us),
+            _ => self.read(request, time_us)?,
+        };
+        Ok(decision.into())
+    }
+
+    /// What one may read.
+    fn read(&mut self, request: &Request<'_>, time_us: i64) -> Decided<Decision> {
+        let shard = &*self.shard;
+        let who = request.principal;
+        let may_read = |prefix| {
+            let name = shard.registry.of_prefix(prefix).map(|corpus| corpus.name.as_str());
+            shard.policy.allows(who, Action::ReadCorpus, name)
+        };
+        match request.operation {
             Operation::Corpora => {
-                let shard = &*self.shard;
                 let own = shard.registry.corpora().iter().filter(|corpus| corpus.shard == shard.number);
-                let corpora = own.map(|corpus| (corpus.clone(), shard.rows.count_of(corpus.prefix))).collect();
+                let own = own.filter(|corpus| may_read(corpus.prefix));
+                let corpora = own.map(|corpus| shard.details_at(corpus, time_us)).collect();
                 Ok(Decision::now(Outcome::Corpora(corpora), shard.last_position))
             }
             Operation::Lookup { event_id } => {
                 let found = self.row(event_id)?;
-                Ok(Decision::now(Outcome::Row(found.view), found.position))
+                Ok(Decision::now(Outcome::Row(Box::new(shard.view_at(&found, time_us))), found.position))
             }
             Operation::History { event_id, skip } => {
                 let found = self.row(event_id)?;
-                let (entries_at, more) =
-                    self.shard.rows.history(event_id, skip, HISTORY_ENTRIES_MAX).unwrap_or_default();
+                let (entries_at, more) = shard.rows.history(event_id, skip, HISTORY_ENTRIES_MAX).unwrap_or_default();
+                let related = shard.related(&found);
                 // References don't move the row's own position, but they are entries of its history.
-                let position = if entries_at.len() > 1 { self.shard.last_position } else { found.position };
-                Ok(Decision::now(Outcome::History { entries_at, more }, position))
+                let position = if entries_at.len() > 1 { shard.last_position } else { found.position };
+                Ok(Decision::now(Outcome::History { entries_at, more, related }, position))
             }
             Operation::Scan { corpus, since_us, until_us, after, limit } => {
                 let prefix = self.corpus(corpus)?;
                 let limit = if limit == 0 { SCAN_ROWS_MAX } else { limit.min(SCAN_ROWS_MAX) };
-                let (found, more) = self.shard.rows.scan(prefix, since_us, until_us, after, limit);
-                let position = found.iter().map(|f| f.position).max().unwrap_or(0);
-                let rows = found.into_iter().map(|f| f.view).collect();
-                Ok(Decision::now(Outcome::Rows { rows, more }, position))
+                let (found, more) = shard.rows.scan(prefix, since_us, until_us, after, limit);
+                // A pass changes what a row says about itself, and a policy when it expires.
+                let rows = found.iter().map(|f| shard.view_at(f, time_us)).collect();
+                Ok(Decision::now(Outcome::Rows { rows, more }, shard.last_position))
             }
+            Operation::Find { event_key } => {
+                let hash = shard.key_hash(event_key);
+                let found = shard.rows.with_key(hash, FIND_ROWS_MAX).filter(|row| may_read(row.event_id.prefix()));
+                let mut rows: Vec<_> = found.map(|row| shard.view_at(&row, time_us)).collect();
+                rows.sort_by_key(|row| row.event_id);
+                Ok(Decision::now(Outcome::Rows { rows, more: false }, shard.last_position))
+            }
+            Operation::Correlated { correlation_id } => {
+                let all = shard.correlated.get(&correlation_id).map_or(&[][..], Vec::as_slice);
+                let entries_at = all[..all.len().min(CORRELATED_ENTRIES_MAX)].to_vec();
+                let more = entries_at.len() < all.len();
+                Ok(Decision::now(Outcome::Correlated { entries_at, more }, shard.last_position))
+            }
+            Operation::Totals { corpus } => {
+                let own = shard.registry.corpora().iter().filter(|c| c.shard == shard.number);
+                let own = own.filter(|c| (corpus.is_empty() || c.name == corpus) && may_read(c.prefix));
+                let totals = own.flat_map(|c| shard.totals(c.prefix)).collect();
+                Ok(Decision::now(Outcome::Totals(totals), shard.last_position))
+            }
+            Operation::Usage { name } => {
+                let usage = shard.registry.of_name(name).map(|c| shard.usage(c.prefix)).unwrap_or_default();
+                Ok(Decision::now(Outcome::Usage(usage), shard.last_position))
+            }
+            Operation::ReadAll | Operation::Status => Ok(Decision::now(Outcome::Allowed, 0)),
+            _ => self.read_global(request),
         }
+    }
+
+    /// Refuses who has no role for what he asks; what is asked about he does not learn.
+    fn authorise(&mut self, request: &Request<'_>) -> Decided<()> {
+        let shard = &*self.shard;
+        let of_row = |event_id: EventId| shard.registry.of_prefix(event_id.prefix()).map(|c| c.name.as_str());
+        let (action, corpus) = match request.operation {
+            Operation::Claim { corpus, .. } => (Action::Claim, Some(corpus)),
+            Operation::Reference { corpus, .. } => (Action::Reference, Some(corpus)),
+            Operation::Retract { corpus, .. } => (Action::Retract, Some(corpus)),
+            Operation::Reactivate { event_id } => (Action::Reactivate, of_row(event_id)),
+            Operation::Lookup { event_id } | Operation::History { event_id, .. } => {
+                (Action::ReadCorpus, of_row(event_id))
+            }
+            Operation::Scan { corpus, .. } => (Action::ReadCorpus, Some(corpus)),
+            Operation::Totals { corpus } | Operation::Disputes { corpus, .. } if !corpus.is_empty() => {
+                (Action::ReadCorpus, Some(corpus))
+            }
+            Operation::Correlated { .. } | Operation::ReadAll | Operation::Configuration => (Action::ReadAll, None),
+            Operation::Onboard { .. } => (Action::Onboard, None),
+            Operation::ConfirmClock => (Action::ConfirmClock, None),
+            Operation::Decommission { .. } | Operation::Usage { .. } => (Action::Decommission, None),
+            Operation::Freeze { corpus: "", .. } => (Action::FreezeLedger, None),
+            Operation::Freeze { corpus, .. } => (Action::Freeze, Some(corpus)),
+            Operation::Cap { corpus, .. } => (Action::Cap, Some(corpus)),
+            Operation::ProposeSlots { corpus, .. } => (Action::ProposeSlots, Some(corpus)),
+            Operation::SignOff { proposal, role } => {
+                let prefix = shard.registry.proposal(proposal).map(|p| p.prefix);
+                let corpus = prefix.and_then(|prefix| shard.registry.of_prefix(prefix)).map(|c| c.name.as_str());
+                let (who, policy) = (request.principal, &shard.policy);
+                // A role that signs nothing is told so to those who sign.
+                let may_sign = match SIGNING_ROLES.contains(&role) {
+                    true => policy.acts_as(who, role, corpus),
+                    false => policy.allows(who, Action::SignOff, corpus),
+                };
+                return if may_sign { Ok(()) } else { self.forbid(request, Action::SignOff, prefix) };
+            }
+            Operation::Incident { .. } => (Action::Incident, None),
+            Operation::Barrier => (Action::Barrier, None),
+            Operation::Reconcile { .. } => (Action::Reconcile, None),
+            // Only the daemon itself can ask for it.
+            Operation::Configure { .. } => return Ok(()),
+            Operation::Dispute { corpus, .. } => return self.authorise_dispute(request, corpus),
+            Operation::Respond { corpus, .. } => (Action::Respond, Some(corpus)),
+            Operation::Arbitrate { dispute, .. } => {
+                let policy = &shard.policy;
+                let may = |action| policy.allows(request.principal, action, None);
+                // Behind the verdict either asks again for what was answered, or learns where the dispute is.
+                let action = match shard.disputes.get(dispute).map(|dispute| dispute.state) {
+                    Some(DisputeState::Escalate) => Action::ArbitrateEscalated,
+                    Some(DisputeState::Arbitrate) => Action::Arbitrate,
+                    _ if may(Action::ArbitrateEscalated) => Action::ArbitrateEscalated,
+                    _ => Action::Arbitrate,
+                };
+                (action, None)
+            }
+            Operation::Escalate { .. } => (Action::Arbitrate, None),
+            // What one may not read is left out of the answer.
+            Operation::Corpora
+            | Operation::Find { .. }
+            | Operation::Totals { .. }
+            | Operation::Disputes { .. }
+            | Operation::DisputeLookup { .. }
+            | Operation::Proposals
+            | Operation::Status => (Action::Status, None),
+        };
+        if self.shard.policy.allows(request.principal, action, corpus) {
+            return Ok(());
+        }
+        let prefix = corpus.and_then(|name| self.shard.registry.of_name(name)).map(|corpus| corpus.prefix);
+        self.forbid(request, action, prefix)
+    }
+
+    /// Refuses for lack of a role, and has it in the audit: so many times an hour for each uid, then it counts.
+    pub(super) fn forbid<T>(&mut self, request: &Request<'_>, action: Action, corpus: Option<Prefix>) -> Decided<T> {
+        // Whoever has no role does not move a replay ledger's time.
+        let time_us = self.shard.time_us(self.now);
+        let uid = request.principal.uid;
+        let refusal = Refusal::new(
+            Code::Forbidden,
+            format!(
+                "uid {uid} has no role that allows this; `claimctl config show` lists the roles for who may see them"
+            ),
+        );
+        let hour = time_us / HOUR_US;
+        let known = self.shard.refusals.get(&uid).copied().unwrap_or_default();
+        let is_logged = (known.hour != hour || known.logged < FORBIDDEN_LOGGED_MAX) && self.log.takes_small_entries();
+        if !is_logged {
+            if known.hour != 0 || self.shard.refusals.len() < FORBIDDEN_UIDS_MAX {
+                self.shard.refusals.entry(uid).or_default().counted += 1;
+            }
+            return refuse(refusal);
+        }
+        self.know_user(request, time_us);
+        let entry = Entry::Forbidden { action, counted: known.counted };
+        let meta = Meta {
+            timestamp_us: time_us,
+            idempotency_key: 0,
+            correlation_id: request.correlation_id,
+            fingerprint: 0,
+            principal: request.principal,
+            item: 0,
+            corpus,
+            rationale: "",
+        };
+        let position = self.shard.append(&Record { meta, entry }, self.log);
+        Err(Stop::Refused(refusal, position))
+    }
+
+    /// Has the name of whoever does something in the log before what he does.
+    fn know_user(&mut self, request: &Request<'_>, time_us: i64) {
+        let (uid, name) = (request.principal.uid, request.user);
+        let is_known = match self.shard.users.get(&uid) {
+            Some(known) => known == name,
+            None => self.shard.users.len() >= USERS_MAX,
+        };
+        if is_known || name.is_empty() || name.len() > USER_NAME_BYTES_MAX {
+            return;
+        }
+        let meta = Meta {
+            timestamp_us: time_us,
+            idempotency_key: 0,
+            correlation_id: 0,
+            fingerprint: 0,
+            principal: request.principal,
+            item: 0,
+            corpus: None,
+            rationale: "",
+        };
+        self.shard.append(&Record { meta, entry: Entry::User { uid, name } }, self.log);
     }
 
     fn at_least(&self, positions: &[(u16, u64)]) -> Decided<()> {
@@ -101,7 +317,7 @@ impl Step<'_, '_, '_> {
         Ok(())
     }
 
-    fn corpus(&self, name: &str) -> Decided<Prefix> {
+    pub(super) fn corpus(&self, name: &str) -> Decided<Prefix> {
         match self.shard.registry.of_name(name) {
             Some(corpus) => Ok(corpus.prefix),
             None => refuse(Refusal::new(
@@ -120,7 +336,7 @@ impl Step<'_, '_, '_> {
         }
     }
 
-    fn row(&self, event_id: EventId) -> Decided<Found> {
+    pub(super) fn row(&self, event_id: EventId) -> Decided<Found> {
         match self.shard.rows.get(event_id) {
             Some(found) => Ok(found),
             None => refuse(Refusal::retry_after(
@@ -131,7 +347,7 @@ impl Step<'_, '_, '_> {
         }
     }
 
-    fn believe_clock(&self) -> Decided<()> {
+    pub(super) fn believe_clock(&self) -> Decided<()> {
         match self.shard.clock.suspect() {
             None => Ok(()),
             Some(reason) => refuse(Refusal::retry_after(
@@ -144,7 +360,7 @@ impl Step<'_, '_, '_> {
 
     /// What is known of the request's key. A new operation needs a clock that is believed; a retry does not, and a key
     /// made by a client whose clock leapt with ours is not blamed for it.
-    fn key(
+    pub(super) fn key(
         &self,
         request: &Request<'_>,
         scope: Option<Prefix>,
@@ -155,20 +371,20 @@ impl Step<'_, '_, '_> {
         let id = KeyId::new(scope.map_or(0, Prefix::get), request.idempotency_key, item);
         match self.shard.keys.check(id, fingerprint, time_us) {
             Ok(KeyState::Done(kept)) => Ok(KeyState::Done(kept)),
-            Err((refusal, position)) if refusal.code == Code::KeyReused => Err((refusal, position)),
+            Err((refusal, position)) if refusal.code == Code::KeyReused => Err((refusal, position).into()),
             other => {
                 self.believe_clock()?;
-                other
+                Ok(other?)
             }
         }
     }
 
     /// The effect that a key's operation had, other than a claim's.
-    fn effect(&self, kept: Kept) -> Effect {
+    pub(super) fn effect(&self, kept: Kept) -> Effect {
         self.shard.effects[kept.effect as usize]
     }
 
-    fn append(
+    pub(super) fn append(
         &mut self,
         request: &Request<'_>,
         scope: Option<Prefix>,
@@ -190,24 +406,66 @@ impl Step<'_, '_, '_> {
         self.shard.append(&Record { meta, entry }, self.log)
     }
 
-    fn claim(&mut self, request: &Request<'_>, corpus: &str, items: &[Claim<'_>], time_us: i64) -> Decided<Decision> {
+    /// Refuses what an audited stop stops, or what a closed corpus no longer does.
+    pub(super) fn not_stopped(&self, prefix: Prefix) -> Decided<()> {
+        let Some(stop) = self.shard.registry.stop_of(prefix) else { return Ok(()) };
+        let what = if self.shard.registry.frozen().is_some() { "the ledger" } else { "the corpus" };
+        refuse(Refusal::retry_after(
+            Code::Frozen,
+            FROZEN_RETRY_MS,
+            format!("{what} is frozen: {}; reads go on, and `claimctl unfreeze` ends it", stop.reason),
+        ))
+    }
+
+    fn not_closed(&self, prefix: Prefix) -> Decided<()> {
+        match self.shard.registry.of_prefix(prefix) {
+            Some(corpus) if corpus.decommissioned_at_us.is_some() => {
+                let message = format!("corpus '{}' is decommissioned: it claims and refers no more", corpus.name);
+                Err(Stop::Refused(Refusal::new(Code::Decommissioned, message), self.shard.last_position))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn not_expired(&self, found: &Found, time_us: i64) -> Decided<()> {
+        if !self.shard.is_expired(found, time_us) {
+            return Ok(());
+        }
+        let message = format!(
+            "the row {} of {} is past its retention of {} years",
+            found.event_id,
+            found.effective_quarter(),
+            self.shard.policy.retention_years()
+        );
+        Err(Stop::Refused(Refusal::new(Code::Expired, message), found.position))
+    }
+
+    fn claim(
+        &mut self,
+        request: &Request<'_>,
+        corpus: &str,
+        items: &[Claim<'_>],
+        unless_within_us: Option<i64>,
+        time_us: i64,
+    ) -> Decided<Decision> {
         let prefix = self.own_corpus(corpus)?;
         if let [item] = items {
-            let (claimed, position) = self.claim_item(request, prefix, 0, item, time_us)?;
+            let (claimed, position) = self.claim_item(request, prefix, 0, item, unless_within_us, time_us)?;
             return Ok(Decision::now(Outcome::Claimed(claimed), position));
         }
         let mut depends_on = 0;
         let mut results = Vec::with_capacity(items.len());
         for (index, item) in items.iter().enumerate() {
-            results.push(match self.claim_item(request, prefix, index as u16, item, time_us) {
+            results.push(match self.claim_item(request, prefix, index as u16, item, None, time_us) {
                 Ok((claimed, position)) => {
                     depends_on = depends_on.max(position);
                     Ok(claimed)
                 }
-                Err((refusal, position)) => {
+                Err(Stop::Refused(refusal, position)) => {
                     depends_on = depends_on.max(position);
                     Err(refusal)
                 }
+                Err(needs) => return Err(needs),
             });
         }
         Ok(Decision::now(Outcome::ClaimedItems(results), depends_on))
@@ -219,6 +477,7 @@ impl Step<'_, '_, '_> {
         prefix: Prefix,
         item: u16,
         claim: &Claim<'_>,
+        unless_within_us: Option<i64>,
         time_us: i64,
     ) -> Decided<(Claimed, u64)> {
         let fingerprint = self.fingerprint(request, Keyed::Claim, |out| {
@@ -230,9 +489,12 @@ impl Step<'_, '_, '_> {
             number(out, claim.taxonomy_version.into());
             number(out, claim.metadata.len() as u64);
             out.extend_from_slice(claim.metadata);
+            if let Some(within_us) = unless_within_us {
+                number(out, within_us as u64);
+            }
         });
         if let KeyState::Done(kept) = self.key(request, Some(prefix), item, fingerprint, time_us)? {
-            let row = self.shard.rows.claim(prefix, kept.effect).expect("a kept claim has its row");
+            let row = self.shard.rows.at(prefix, kept.effect).expect("a kept claim has its row");
             let claimed = Claimed {
                 event_id: row.event_id,
                 claim_timestamp_us: row.claim_timestamp_us,
@@ -240,11 +502,18 @@ impl Step<'_, '_, '_> {
             };
             return Ok((claimed, kept.position));
         }
+        self.not_closed(prefix)?;
+        self.not_stopped(prefix)?;
         check::claim(claim, time_us).or_else(refuse)?;
+        if let Some(within_us) = unless_within_us {
+            self.not_registered(claim, within_us, time_us)?;
+        }
+        self.not_throttled(prefix, time_us)?;
         let last = self.shard.rows.last_id(prefix);
         let event_id = EventId::next(last, (time_us / 1_000) as u64, prefix, self.entropy);
         let quarter = if self.shard.quarter.1.contains(&time_us) { self.shard.quarter.0 } else { Quarter::of(time_us) };
         let claim_sequence = self.shard.rows.next_sequence(prefix, quarter);
+        let slots = self.shard.slots_at(prefix, time_us);
         let entry = Entry::Claim(ClaimEntry {
             event_id,
             claim_sequence,
@@ -254,10 +523,87 @@ impl Step<'_, '_, '_> {
             owning_corpus: claim.owning_corpus,
             hosting_corpus: claim.hosting_corpus,
             category: claim.category,
+            over_budget: claim_sequence > slots,
+            incident_active: self.shard.registry.incident_active(),
             metadata: claim.metadata,
         });
         let position = self.append(request, Some(prefix), item, fingerprint, time_us, entry);
+        self.raise_alarms(prefix, claim_sequence, slots, time_us);
         Ok((Claimed { event_id, claim_timestamp_us: time_us, claim_sequence }, position))
+    }
+
+    /// A conditional claim needs to know what every shard has of its event key.
+    fn not_registered(&self, claim: &Claim<'_>, within_us: i64, time_us: i64) -> Decided<()> {
+        let sought = Sought {
+            key_hash: self.shard.key_hash(claim.event_key),
+            since_us: time_us - DAY_US,
+            occurred_from_us: claim.occurred_at_us - within_us,
+            occurred_to_us: claim.occurred_at_us + within_us,
+        };
+        let Some(facts) = self.facts else { return Err(Stop::Needs(Needs::Key(sought))) };
+        let own = self.shard.registered(&sought);
+        let is_same = |fact: &&Fact| {
+            fact.row.is_some_and(|row| {
+                row.state == RowState::Registered
+                    && row.claim_timestamp_us >= sought.since_us
+                    && (sought.occurred_from_us..=sought.occurred_to_us).contains(&row.occurred_at_us)
+            })
+        };
+        match own.iter().chain(facts).filter(is_same).min_by_key(|fact| fact.event_id) {
+            None => Ok(()),
+            Some(Fact { event_id, .. }) => {
+                let message = format!("the event is registered as {event_id}: refer to that row instead");
+                let refusal = Refusal {
+                    registered_id: Some(Box::new(*event_id)),
+                    ..Refusal::new(Code::AlreadyRegistered, message)
+                };
+                Err(Stop::Refused(refusal, self.shard.last_position))
+            }
+        }
+    }
+
+    fn not_throttled(&self, prefix: Prefix, time_us: i64) -> Decided<()> {
+        let cap = self.shard.registry.of_prefix(prefix).map_or(0, |corpus| corpus.cap_per_minute);
+        if cap == 0 || self.shard.budget(prefix).map_or(0, |budget| budget.in_minute(time_us)) < cap {
+            return Ok(());
+        }
+        let left_us = MINUTE_US - time_us % MINUTE_US;
+        let message = format!("the corpus is capped at {cap} claims a minute; the next minute begins in {left_us} us");
+        let refusal = Refusal::retry_after(Code::Throttled, (left_us / 1_000) as u32 + 1, message);
+        Err(Stop::Refused(refusal, self.shard.last_position))
+    }
+
+    /// Alarms stand behind the claim that raised them, and after a crash between the two behind the next one.
+    fn raise_alarms(&mut self, prefix: Prefix, claims: u64, slots: u64, time_us: i64) {
+        let quarter = self.shard.quarter.0;
+        let quarter_end_us = self.shard.quarter.1.end;
+        let Some(budget) = self.shard.budgets.get_mut(usize::from(prefix.get())) else { return };
+        if claims.saturating_mul(2) < slots && !budget.is_new_hour(time_us) {
+            return;
+        }
+        let is_early = budget.is_new_hour(time_us) && budget.is_early(time_us, claims, slots, quarter_end_us);
+        let due = [
+            (AlarmKind::Half, claims.saturating_mul(2) >= slots),
+            (AlarmKind::Eighty, claims.saturating_mul(5) >= slots.saturating_mul(4)),
+            (AlarmKind::Early, is_early),
+        ];
+        for (kind, is_due) in due {
+            let is_raised =
+                self.shard.budgets.get(usize::from(prefix.get())).is_some_and(|b| b.is_raised(kind, quarter));
+            if is_due && !is_raised {
+                let meta = Meta {
+                    timestamp_us: time_us,
+                    idempotency_key: 0,
+                    correlation_id: 0,
+                    fingerprint: 0,
+                    principal: Default::default(),
+                    item: 0,
+                    corpus: Some(prefix),
+                    rationale: "",
+                };
+                self.shard.append(&Record { meta, entry: Entry::Alarm { kind, claims, slots } }, self.log);
+            }
+        }
     }
 
     fn reference(
@@ -268,18 +614,45 @@ impl Step<'_, '_, '_> {
         time_us: i64,
     ) -> Decided<Decision> {
         let prefix = self.corpus(corpus)?;
+        // Before anything is logged.
+        let unknown: Vec<_> = items.iter().filter_map(|(_, id)| self.follow_aliases(*id).err()).collect();
+        if !unknown.is_empty() {
+            return Err(Stop::Needs(Needs::Rows(unknown)));
+        }
         let mut depends_on = 0;
-        let results = items.iter().map(|(index, event_id)| {
-            let result = self.reference_item(request, prefix, *index, *event_id, time_us);
-            let (result, position) = match result {
+        let mut results = Vec::with_capacity(items.len());
+        for (index, event_id) in items {
+            let (result, position) = match self.reference_item(request, prefix, *index, *event_id, time_us) {
                 Ok((canonical_id, position)) => (Ok(canonical_id), position),
-                Err((refusal, position)) => (Err(refusal), position),
+                Err(Stop::Refused(refusal, position)) => (Err(refusal), position),
+                Err(needs) => return Err(needs),
             };
             depends_on = depends_on.max(position);
-            (*index, result)
-        });
-        let results = results.collect();
+            results.push((*index, result));
+        }
         Ok(Decision::now(Outcome::ReferencedItems(results), depends_on))
+    }
+
+    /// The end of the aliases that start at a row, with what is known of it; the error is a row that another shard knows.
+    /// A row that is nowhere has `None`.
+    fn follow_aliases(&self, event_id: EventId) -> Result<(EventId, Option<RowFact>), EventId> {
+        let mut at = event_id;
+        for _ in 0..ALIASES_FOLLOWED_MAX {
+            let lives_here = self.shard.registry.of_prefix(at.prefix()).is_none_or(|c| c.shard == self.shard.number);
+            let fact = match lives_here {
+                true => Some(self.shard.fact(at)),
+                false => self.facts.unwrap_or_default().iter().find(|fact| fact.event_id == at).copied(),
+            };
+            let Some(Fact { row, .. }) = fact else { return Err(at) };
+            match row.and_then(|row| row.canonical_id) {
+                Some(canonical_id) if self.shard.mutation.is(Mutant::AliasFollowedOnce) => {
+                    return Ok((canonical_id, row.map(|row| RowFact { state: RowState::Registered, ..row })));
+                }
+                Some(canonical_id) => at = canonical_id,
+                None => return Ok((at, row)),
+            }
+        }
+        Ok((at, None))
     }
 
     fn reference_item(
@@ -298,37 +671,53 @@ impl Step<'_, '_, '_> {
         {
             return Ok((canonical_id, kept.position));
         }
+        self.not_closed(prefix)?;
+        self.not_stopped(prefix)?;
         let found = self.row(event_id)?;
         if event_id.prefix() == prefix {
-            return Err((
+            return Err(Stop::Refused(
                 Refusal::new(
                     Code::BadTransition,
                     format!(
                         "{event_id} is the corpus's own row ({}); a reference goes to another corpus's",
-                        found.view.lifecycle.name()
+                        found.state.name()
                     ),
                 ),
                 found.position,
             ));
         }
-        self.expect_lifecycle(&found, Lifecycle::Registered, "referred to")?;
-        // Aliases come with reconciliation; until then every registered row is its own canonical row.
-        let entry = Entry::Reference { event_id, canonical_id: event_id };
+        self.not_expired(&found, time_us)?;
+        self.expect_allowed(&found, RowOperation::Reference)?;
+        let (canonical_id, row) = self.follow_aliases(event_id).map_err(|id| Stop::Needs(Needs::Rows(vec![id])))?;
+        match row {
+            Some(row) if row.expires_at_us <= time_us => {
+                let message = format!("{event_id} is an alias of {canonical_id}, which is past its retention");
+                return Err(Stop::Refused(Refusal::new(Code::Expired, message), found.position));
+            }
+            Some(row) if transition(row.state, RowOperation::Reference).is_some() => {}
+            row => {
+                let state = row.map_or("not there", |row| row.state.name());
+                let message = format!("{event_id} is an alias of {canonical_id}, which is {state}");
+                return Err(Stop::Refused(Refusal::new(Code::BadTransition, message), found.position));
+            }
+        }
+        let entry = Entry::Reference { event_id, canonical_id };
         let position = self.append(request, Some(prefix), item, fingerprint, time_us, entry);
-        Ok((event_id, position))
+        Ok((canonical_id, position))
     }
 
-    fn expect_lifecycle(&self, found: &Found, expected: Lifecycle, verb: &str) -> Decided<()> {
-        if found.view.lifecycle == expected {
+    /// Refuses what the row's state does not allow.
+    fn expect_allowed(&self, found: &Found, operation: RowOperation) -> Decided<()> {
+        if transition(found.state, operation).is_some() {
             return Ok(());
         }
         let message = format!(
-            "the row {} is {}; only a {} row can be {verb}",
-            found.view.event_id,
-            found.view.lifecycle.name(),
-            expected.name()
+            "the row {} is {}; a row in that state can't be {}",
+            found.event_id,
+            found.state.name(),
+            operation.participle(),
         );
-        Err((Refusal::new(Code::BadTransition, message), found.position))
+        Err(Stop::Refused(Refusal::new(Code::BadTransition, message), found.position))
     }
 
     fn retract(
@@ -353,8 +742,10 @@ impl Step<'_, '_, '_> {
             let message = format!("{event_id} is not a row of corpus '{corpus}'; its own corpus retracts it");
             return refuse(Refusal::new(Code::BadRequest, message));
         }
+        self.not_stopped(prefix)?;
         let found = self.row(event_id)?;
-        self.expect_lifecycle(&found, Lifecycle::Registered, "retracted")?;
+        self.not_expired(&found, time_us)?;
+        self.expect_allowed(&found, RowOperation::Retract)?;
         let entry = Entry::Tombstone { event_id, reason_code };
         let position = self.append(request, Some(prefix), 0, fingerprint, time_us, entry);
         Ok(Decision::now(Outcome::Retracted { event_id, tombstoned_at_us: time_us }, position))
@@ -370,72 +761,24 @@ impl Step<'_, '_, '_> {
         {
             return Ok(Decision::now(Outcome::Reactivated { event_id, reactivated_at_us }, kept.position));
         }
+        self.not_stopped(prefix)?;
         let found = self.row(event_id)?;
-        self.expect_lifecycle(&found, Lifecycle::Tombstoned, "reactivated")?;
+        self.not_expired(&found, time_us)?;
+        self.expect_allowed(&found, RowOperation::Reactivate)?;
         let entry = Entry::Reactivate { event_id };
         let position = self.append(request, Some(prefix), 0, fingerprint, time_us, entry);
         Ok(Decision::now(Outcome::Reactivated { event_id, reactivated_at_us: time_us }, position))
     }
 
-    fn onboard(&mut self, request: &Request<'_>, name: &str, notes: &str, time_us: i64) -> Decided<Decision> {
-        let fingerprint = self.fingerprint(request, Keyed::Onboard, |out| {
-            text(out, name);
-            text(out, notes);
-        });
-        if let KeyState::Done(kept) = self.key(request, None, 0, fingerprint, time_us)?
-            && let Effect::Onboarded(prefix, global_sequence) = self.effect(kept)
-            && let Some(corpus) = self.shard.registry.of_prefix(prefix)
-        {
-            let outcome = Outcome::Onboarded(Box::new(corpus.clone()));
-            return Ok(Decision { outcome, position: kept.position, global_sequence });
-        }
-        if let Some(corpus) = self.shard.registry.of_name(name) {
-            let message = format!("corpus '{name}' is onboarded: prefix {}, shard {}", corpus.prefix, corpus.shard);
-            return Err((Refusal::new(Code::AlreadyRegistered, message), self.shard.last_position));
-        }
-        let Some(prefix) = self.shard.registry.next_prefix() else {
-            return refuse(Refusal::new(
-                Code::BadRequest,
-                "all 65,535 shard prefixes are given out; none is ever reused",
-            ));
-        };
-        if let Some(minted_to) = self.shard.registry.mint_to(Quarter::of(time_us)) {
-            let global_sequence = self.shard.globals_applied + 1;
-            self.append(request, None, 0, fingerprint, time_us, Entry::PrefixAllocation { global_sequence, minted_to });
-        }
-        let shard = self.shard.registry.place(self.shard.shard_count);
-        let global_sequence = self.shard.globals_applied + 1;
-        let entry = Entry::Onboard { global_sequence, prefix, shard, name, notes, onboarded_at_us: time_us };
-        let position = self.append(request, None, 0, fingerprint, time_us, entry);
-        let corpus = Corpus { name: name.to_owned(), prefix, shard, onboarded_at_us: time_us, notes: notes.to_owned() };
-        Ok(Decision { outcome: Outcome::Onboarded(Box::new(corpus)), position, global_sequence })
-    }
-
-    fn confirm_clock(&mut self, request: &Request<'_>) -> Decided<Decision> {
-        let fingerprint = self.fingerprint(request, Keyed::ConfirmClock, |_| {});
-        let time_us = match request.at_us {
-            Some(at_us) => at_us.max(self.shard.last_us),
-            None => self.now.wall_us.max(self.shard.last_us),
-        };
-        // Not through `key`: this is what one does about a clock that is not believed.
-        let id = KeyId::new(0, request.idempotency_key, 0);
-        if let KeyState::Done(kept) = self.shard.keys.check(id, fingerprint, time_us)?
-            && let Effect::ClockConfirmed(confirmed_at_us, global_sequence) = self.effect(kept)
-        {
-            let outcome = Outcome::ClockConfirmed { confirmed_at_us };
-            return Ok(Decision { outcome, position: kept.position, global_sequence });
-        }
-        let global_sequence = self.shard.globals_applied + 1;
-        let position = self.append(request, None, 0, fingerprint, time_us, Entry::ConfirmClock { global_sequence });
-        self.shard.clock.confirm(self.now);
-        let outcome = Outcome::ClockConfirmed { confirmed_at_us: time_us };
-        Ok(Decision { outcome, position, global_sequence })
-    }
-
     /// A number that tells a retry from another request: over everything that the request means. Its low byte is the
     /// operation, so that what is kept for a key is never taken for another operation's; the rest is a hash with the
     /// ledger's secret, so that nobody can make two requests that look alike.
-    fn fingerprint(&mut self, request: &Request<'_>, operation: Keyed, fields: impl FnOnce(&mut Vec<u8>)) -> u64 {
+    pub(super) fn fingerprint(
+        &mut self,
+        request: &Request<'_>,
+        operation: Keyed,
+        fields: impl FnOnce(&mut Vec<u8>),
+    ) -> u64 {
         let secret = self.shard.secret;
         let out = &mut self.shard.scratch;
         out.clear();
@@ -449,20 +792,82 @@ impl Step<'_, '_, '_> {
 
 /// The operations that a key can stand for.
 #[derive(Debug, Clone, Copy)]
-enum Keyed {
+pub(super) enum Keyed {
     Claim = 1,
     Reference = 2,
     Retract = 3,
     Reactivate = 4,
     Onboard = 16,
     ConfirmClock = 18,
+    Decommission = 19,
+    Freeze = 20,
+    Cap = 21,
+    ProposeSlots = 22,
+    SignOff = 23,
+    Incident = 24,
+    Barrier = 25,
+    Configure = 26,
+    Dispute = 27,
+    DisputeStep = 28,
+    Reconcile = 29,
 }
 
-fn text(out: &mut Vec<u8>, text: &str) {
+pub(super) fn text(out: &mut Vec<u8>, text: &str) {
     number(out, text.len() as u64);
     out.extend_from_slice(text.as_bytes());
 }
 
-fn number(out: &mut Vec<u8>, n: u64) {
+pub(super) fn number(out: &mut Vec<u8>, n: u64) {
     out.extend_from_slice(&n.to_le_bytes());
+}
+
+impl Shard {
+    /// A corpus with what this shard knows of it.
+    pub fn details(&self, corpus: &crate::command::Corpus) -> CorpusDetails {
+        self.details_at(corpus, self.last_us)
+    }
+
+    fn details_at(&self, corpus: &crate::command::Corpus, at_us: i64) -> CorpusDetails {
+        let quarter = Quarter::of(at_us);
+        let budget = self.budget(corpus.prefix);
+        let is_raised = |kind: &AlarmKind| budget.is_some_and(|budget| budget.is_raised(*kind, quarter));
+        CorpusDetails {
+            corpus: corpus.clone(),
+            claims: self.rows.count_of(corpus.prefix),
+            claims_this_quarter: self.rows.next_sequence(corpus.prefix, quarter) - 1,
+            slots: self.slots_at(corpus.prefix, at_us),
+            alarms: AlarmKind::ALL.into_iter().filter(is_raised).collect(),
+        }
+    }
+
+    /// What a corpus is to this shard.
+    pub(super) fn usage(&self, prefix: Prefix) -> CorpusUsage {
+        CorpusUsage { rows: self.rows.count_of(prefix), aliases_elsewhere: self.rows.aliases_of_corpus(prefix) }
+    }
+
+    /// Rows whose entries belong to a row's story: its canonical row, its aliases, the other rows of its disputes.
+    fn related(&self, found: &Found) -> Vec<EventId> {
+        let mut related: Vec<_> = found.canonical_id.into_iter().collect();
+        related.extend_from_slice(self.rows.aliases_of(found.event_id));
+        let disputes = self.disputes.all().filter(|dispute| dispute.sides.ids().contains(&found.event_id));
+        related.extend(disputes.flat_map(|dispute| dispute.sides.ids().to_vec()));
+        related.sort_unstable();
+        related.dedup();
+        related.retain(|id| *id != found.event_id);
+        related
+    }
+
+    /// Control totals of a corpus of this shard.
+    pub fn totals(&self, prefix: Prefix) -> Vec<Total> {
+        let mut before: Option<(Quarter, u64)> = None;
+        let total = |(quarter, rows): (Quarter, [u64; 4])| {
+            let claims: u64 = rows.iter().sum();
+            let slots = self.slots_at(prefix, quarter.start_us());
+            let claims_before = before.filter(|(q, _)| *q == quarter.previous()).map(|(_, claims)| claims);
+            before = Some((quarter, claims));
+            let over_budget = self.rows.over_budget(prefix, quarter);
+            Total { prefix, quarter, rows, slots, over_budget, claims_before }
+        };
+        self.rows.totals(prefix).into_iter().map(total).collect()
+    }
 }

@@ -1,8 +1,9 @@
-//! The registry: which corpora there are, which prefix and shard each has, and which prefixes are minted. Shard 0 decides,
-//! every shard keeps all of it.
+//! The registry: which corpora there are, which prefix and shard each has, which prefixes are minted, and what was decided
+//! about each corpus: freezes, caps, slots. Shard 0 decides, every shard keeps all of it.
 
-use crate::command::Corpus;
+use crate::command::{Corpus, Proposal, Signature, Stop};
 use crate::corpus::Prefix;
+use crate::policy::Role;
 use crate::time::Quarter;
 use hashbrown::HashMap;
 
@@ -10,6 +11,12 @@ use hashbrown::HashMap;
 pub const POOL_PREFIXES: u16 = 100;
 /// The pool is refilled when it falls below this.
 pub const POOL_LOW_PREFIXES: u16 = 20;
+/// The roles that sign a slot increase, each once, by different uids.
+pub const SIGNING_ROLES: [Role; 3] = [Role::Platform, Role::Facilitator, Role::Manager];
+/// Most slots that a quarter can have.
+pub const SLOTS_MAX: u64 = 1_000_000_000_000;
+/// Most proposals of slot increases that wait for signatures, of one corpus.
+pub const OPEN_PROPOSALS_MAX: usize = 16;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -21,6 +28,10 @@ pub struct Registry {
     per_shard: Vec<u32>,
     minted_to: u16,
     minted_in: Option<Quarter>,
+    /// Why the whole ledger is stopped.
+    frozen: Option<Stop>,
+    incident_active: bool,
+    proposals: Vec<Proposal>,
 }
 
 impl Registry {
@@ -62,6 +73,46 @@ impl Registry {
         self.per_shard.get(usize::from(shard)).copied().unwrap_or(0)
     }
 
+    /// Why the whole ledger is stopped, if it is.
+    pub fn frozen(&self) -> Option<&Stop> {
+        self.frozen.as_ref()
+    }
+
+    /// Why mutations of a corpus are stopped, if they are.
+    pub fn stop_of(&self, prefix: Prefix) -> Option<&Stop> {
+        self.frozen.as_ref().or_else(|| self.of_prefix(prefix)?.frozen.as_ref())
+    }
+
+    /// Whether anything is stopped.
+    pub fn is_anything_frozen(&self) -> bool {
+        self.frozen.is_some() || self.corpora.iter().any(|corpus| corpus.frozen.is_some())
+    }
+
+    /// Whether an incident is on.
+    pub fn incident_active(&self) -> bool {
+        self.incident_active
+    }
+
+    /// Proposals of slot increases, the oldest first.
+    pub fn proposals(&self) -> &[Proposal] {
+        &self.proposals
+    }
+
+    /// A proposal by its number.
+    pub fn proposal(&self, number: u64) -> Option<&Proposal> {
+        let index = self.proposals.binary_search_by_key(&number, |p| p.number).ok()?;
+        self.proposals.get(index)
+    }
+
+    /// Slots of a corpus in the quarter that a moment lies in; `default` where no increase was ever signed.
+    pub fn slots_at(&self, prefix: Prefix, at_us: i64, default: u64) -> u64 {
+        let Some(corpus) = self.of_prefix(prefix) else { return default };
+        match corpus.slots.iter().rev().find(|(from_us, _)| *from_us <= at_us) {
+            Some((_, slots)) => *slots,
+            None => default,
+        }
+    }
+
     /// Records that prefixes are minted.
     pub(super) fn mint(&mut self, minted_to: u16, quarter: Quarter) -> Result<(), String> {
         if minted_to <= self.minted_to {
@@ -87,6 +138,70 @@ impl Registry {
         self.corpora.push(corpus);
         Ok(())
     }
+
+    fn corpus_mut(&mut self, prefix: Prefix) -> Result<&mut Corpus, String> {
+        self.corpora
+            .get_mut(usize::from(prefix.get()) - 1)
+            .ok_or_else(|| format!("there is no corpus of prefix {prefix}"))
+    }
+
+    /// Records that a corpus claims and refers no more.
+    pub(super) fn decommission(&mut self, prefix: Prefix, at_us: i64) -> Result<(), String> {
+        let corpus = self.corpus_mut(prefix)?;
+        match corpus.decommissioned_at_us.replace(at_us) {
+            None => Ok(()),
+            Some(_) => Err(format!("corpus {} is decommissioned twice", corpus.name)),
+        }
+    }
+
+    /// Records a stop, or its end.
+    pub(super) fn freeze(&mut self, prefix: Option<Prefix>, stop: Option<Stop>) -> Result<(), String> {
+        match prefix {
+            Some(prefix) => self.corpus_mut(prefix)?.frozen = stop,
+            None => self.frozen = stop,
+        }
+        Ok(())
+    }
+
+    /// Records a cap.
+    pub(super) fn cap(&mut self, prefix: Prefix, claims_per_minute: u32) -> Result<(), String> {
+        self.corpus_mut(prefix)?.cap_per_minute = claims_per_minute;
+        Ok(())
+    }
+
+    /// Records whether an incident is on.
+    pub(super) fn incident(&mut self, active: bool) {
+        self.incident_active = active;
+    }
+
+    /// Takes a proposal in.
+    pub(super) fn propose(&mut self, proposal: Proposal) -> Result<(), String> {
+        self.corpus_mut(proposal.prefix)?;
+        self.proposals.push(proposal);
+        Ok(())
+    }
+
+    /// Takes a signature in. With the last one the slots count from `effective_from_us` on.
+    pub(super) fn sign(&mut self, number: u64, signature: Signature, effective_from_us: i64) -> Result<(), String> {
+        let index = self.proposals.binary_search_by_key(&number, |p| p.number);
+        let Some(proposal) = index.ok().and_then(|index| self.proposals.get_mut(index)) else {
+            return Err(format!("there is no proposal {number}"));
+        };
+        let taken = proposal.signatures.iter().any(|s| s.role == signature.role || s.uid == signature.uid);
+        if taken || !SIGNING_ROLES.contains(&signature.role) || proposal.effective_from_us.is_some() {
+            return Err(format!("proposal {number} can't be signed by {signature:?}"));
+        }
+        proposal.signatures.push(signature);
+        if proposal.signatures.len() < SIGNING_ROLES.len() {
+            return Ok(());
+        }
+        proposal.effective_from_us = Some(effective_from_us);
+        let (prefix, slots) = (proposal.prefix, proposal.slots);
+        let corpus = self.corpus_mut(prefix)?;
+        corpus.slots.push((effective_from_us, slots));
+        corpus.slots.sort_by_key(|(from_us, _)| *from_us);
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -103,13 +218,8 @@ mod tests {
             registry.mint(to, q).unwrap();
         }
         let prefix = registry.next_prefix().unwrap();
-        let corpus = Corpus {
-            name: format!("c{prefix}"),
-            prefix,
-            shard: registry.place(shard_count),
-            onboarded_at_us: 0,
-            notes: String::new(),
-        };
+        let corpus =
+            Corpus { name: format!("c{prefix}"), prefix, shard: registry.place(shard_count), ..Corpus::default() };
         registry.add(corpus).unwrap();
     }
 

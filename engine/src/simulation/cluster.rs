@@ -1,29 +1,19 @@
 //! A ledger of one to three shards on simulated disks, its load, its crashes, and the check after each.
 
 use super::client::{Clients, SentClaim};
+use super::machine::Machine;
 use crate::command::{Claim, Claimed, Operation, Outcome, Reply, Request, Token};
-use crate::engine::{Engine, OpenOptions, Output, PeerMessage};
+use crate::engine::Engine;
 use crate::entropy::Entropy;
 use crate::error::{Certainty, Code};
 use crate::id::EventId;
 use crate::log::entry::{Entry, Principal, Record};
-use crate::log::layout::Geometry;
-use crate::log::record;
-use crate::log::superblock::{ClockMode, Superblock};
-use crate::log::writer::{self, IoDone, perform};
-use crate::mutant::{Mutant, Mutation};
+use crate::mutant::Mutant;
+use crate::policy::Policy;
 use crate::row::{Lifecycle, ReasonCode, RowView};
-use crate::storage::Storage;
-use crate::storage::sim::SimDisk;
 use crate::time::{Now, SECOND_US};
-use std::collections::{BTreeMap, VecDeque};
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
-use uuid::Uuid;
+use std::collections::BTreeMap;
 
-/// Small, so that runs roll segments often.
-const GEOMETRY: Geometry = Geometry { segment_bytes: 96 << 10, batch_bytes_max: 16 << 10 };
 const START_US: i64 = 1_767_225_599 * SECOND_US; // A second before 2026-Q1 begins.
 const WHO: Principal = Principal { uid: 1000, gid: 100, pid: 42 };
 
@@ -51,36 +41,36 @@ impl Counts {
     }
 }
 
-type Io = Pin<Box<dyn Future<Output = IoDone>>>;
-
-struct Node {
-    disk: SimDisk,
-    superblock: Superblock,
-    engine: Option<Engine>,
-    ios: Vec<Io>,
-}
-
 /// What a token stands for.
 enum Sent {
     Claims(Vec<SentClaim>),
-    Reference { event_id: EventId, key: u128 },
-    Transition { corpus: String, event_id: EventId, to: Lifecycle },
+    Reference {
+        event_id: EventId,
+        key: u128,
+    },
+    Transition {
+        corpus: String,
+        event_id: EventId,
+        to: Lifecycle,
+    },
     Onboard(String),
-    Lookup { corpus: String, event_id: EventId },
+    Configure,
+    /// What concerns the whole ledger and no row that a client knows.
+    Whole,
+    Lookup {
+        corpus: String,
+        event_id: EventId,
+    },
 }
 
 /// See the module.
 pub struct Cluster {
-    entropy: Entropy,
-    /// The engine's own stream: a mutant that draws differently must not change the load.
-    engine_entropy: Entropy,
-    mutant: Option<Mutant>,
-    nodes: Vec<Node>,
-    mesh: BTreeMap<(usize, u16), VecDeque<PeerMessage>>,
-    now: Now,
+    machine: Machine,
     clients: Clients,
     sent: BTreeMap<Token, Sent>,
     references: Vec<(EventId, u128)>,
+    /// Proposals that were answered.
+    proposals: Vec<u64>,
     next_token: Token,
     next_name: u64,
     pub counts: Counts,
@@ -90,46 +80,26 @@ impl Cluster {
     pub fn new(seed: u64, mutant: Option<Mutant>) -> Cluster {
         let mut entropy = Entropy::from_seed_u64(seed);
         let shard_count = 1 + entropy.below(3) as u16;
-        let nodes = (0..shard_count)
-            .map(|shard| {
-                let superblock = Superblock {
-                    generation: 1,
-                    ledger: Uuid::from_u128(u128::from(seed) << 1 | 1),
-                    key: [seed as u8 ^ 0x5a; 32],
-                    shard,
-                    shard_count,
-                    clock: ClockMode::Wall,
-                    geometry: GEOMETRY,
-                    formatted_at_us: START_US,
-                    first_segment: 0,
-                };
-                let disk = SimDisk::default();
-                disk.run(&mut entropy, u64::MAX, writer::format(&disk, &superblock))
-                    .expect("unbounded")
-                    .expect("no faults");
-                Node { disk, superblock, engine: None, ios: Vec::new() }
-            })
-            .collect();
         let mut cluster = Cluster {
-            engine_entropy: Entropy::from_seed_u64(seed ^ 0xfeed),
-            entropy,
-            mutant,
-            nodes,
-            mesh: BTreeMap::new(),
-            now: Now { wall_us: START_US, boot_us: 0 },
+            machine: Machine::new(seed, entropy, shard_count, mutant, START_US),
             clients: Clients::default(),
             sent: BTreeMap::new(),
             references: Vec::new(),
+            proposals: Vec::new(),
             next_token: 0,
             next_name: 0,
             counts: Counts::default(),
         };
-        cluster.recover(None).expect("an empty ledger opens");
+        // Before it nobody may do anything.
+        let toml = Policy::of_owner(WHO.uid).to_toml();
+        let key = cluster.key();
+        cluster.submit(0, key, "", Operation::Configure { toml: &toml }, Sent::Configure);
+        cluster.machine.settle().and_then(|()| cluster.take_answers()).expect("the first configuration is followed");
         cluster
     }
 
     fn below(&mut self, bound: u64) -> u64 {
-        self.entropy.below(bound)
+        self.machine.entropy.below(bound)
     }
 
     /// Load for a while, with completions, messages and time passing in random order.
@@ -138,81 +108,39 @@ impl Cluster {
         for _ in 0..actions {
             match self.below(100) {
                 0..45 => self.send(),
-                45..85 => {
-                    let node = self.below(self.nodes.len() as u64) as usize;
-                    self.nodes[node].disk.complete_one(&mut self.entropy);
-                }
-                85..95 => self.deliver_one(),
+                45..85 => self.machine.complete_one(),
+                85..95 => self.machine.deliver_one(),
                 _ => self.pass_time(),
             }
-            self.pump()?;
+            self.machine.pump();
+            self.take_answers()?;
         }
         Ok(())
     }
 
     fn pass_time(&mut self) {
-        let boot_us = self.entropy.below(80_000) as i64;
+        let boot_us = self.machine.entropy.below(80_000) as i64;
         // The wall clock stalls, steps back, or goes with the steady one.
-        let wall_us = match self.entropy.below(10) {
+        let wall_us = match self.machine.entropy.below(10) {
             0 => 0,
-            1 => -(self.entropy.below(3_000_000) as i64),
+            1 => -(self.machine.entropy.below(3_000_000) as i64),
             _ => boot_us,
         };
-        self.now = Now { wall_us: self.now.wall_us + wall_us, boot_us: self.now.boot_us + boot_us };
-        for node in &mut self.nodes {
-            if let Some(engine) = &mut node.engine {
-                engine.tick(self.now);
-            }
-        }
+        let now = self.machine.now;
+        self.machine.now = Now { wall_us: now.wall_us + wall_us, boot_us: now.boot_us + boot_us };
+        self.machine.tick();
     }
 
-    fn deliver_one(&mut self) {
-        let queues: Vec<_> = self.mesh.iter().filter(|(_, q)| !q.is_empty()).map(|(k, _)| *k).collect();
-        if queues.is_empty() {
-            return;
-        }
-        let (from, to) = queues[self.below(queues.len() as u64) as usize];
-        let message = self.mesh.get_mut(&(from, to)).and_then(VecDeque::pop_front);
-        if let (Some(message), Some(engine)) = (message, &mut self.nodes[usize::from(to)].engine) {
-            engine.deliver(self.now, &message);
-        }
-    }
-
-    /// Moves what can move: I/O that completed, outputs, new I/O.
-    fn pump(&mut self) -> Result<(), String> {
-        let mut context = Context::from_waker(Waker::noop());
-        for number in 0..self.nodes.len() {
-            let node = &mut self.nodes[number];
-            let Some(engine) = &mut node.engine else { continue };
-            let mut i = 0;
-            while i < node.ios.len() {
-                if let Poll::Ready(done) = node.ios[i].as_mut().poll(&mut context) {
-                    drop(node.ios.swap_remove(i));
-                    engine.complete(self.now, done);
-                } else {
-                    i += 1;
-                }
-            }
-            while let Some(io) = engine.next_io() {
-                let disk = node.disk.clone();
-                let mut future: Io = Box::pin(async move { perform(&disk, io).await });
-                // The first poll submits it.
-                assert!(future.as_mut().poll(&mut context).is_pending(), "simulated I/O never completes at once");
-                node.ios.push(future);
-            }
-            for output in engine.drain().collect::<Vec<_>>() {
-                match output {
-                    Output::Message { to, message } => self.mesh.entry((number, to)).or_default().push_back(message),
-                    Output::Reply(reply) => self.answered(number, reply)?,
-                }
-            }
+    fn take_answers(&mut self) -> Result<(), String> {
+        for (shard, reply) in self.machine.take_replies() {
+            self.answered(shard, reply)?;
         }
         Ok(())
     }
 
     fn key(&mut self) -> u128 {
-        let ms = (self.now.wall_us / 1_000) as u128;
-        ms << 80 | 7 << 76 | 0b10 << 62 | u128::from(self.entropy.next_u64() >> 4 & !0x1f)
+        let ms = (self.machine.now.wall_us / 1_000) as u128;
+        ms << 80 | 7 << 76 | 0b10 << 62 | u128::from(self.machine.entropy.next_u64() >> 4 & !0x1f)
     }
 
     fn submit(&mut self, shard: u16, key: u128, rationale: &str, operation: Operation<'_>, sent: Sent) {
@@ -222,6 +150,7 @@ impl Cluster {
         let request = Request {
             token: self.next_token,
             principal: WHO,
+            user: "",
             idempotency_key: key,
             correlation_id: 0,
             rationale,
@@ -230,9 +159,7 @@ impl Cluster {
             at_least: &[],
             operation,
         };
-        if let Some(engine) = &mut self.nodes[usize::from(shard)].engine {
-            engine.submit(self.now, &mut self.engine_entropy, &request);
-        }
+        self.machine.submit(shard, &request);
     }
 
     fn send(&mut self) {
@@ -242,8 +169,24 @@ impl Cluster {
             55..65 => self.send_again(),
             65..75 => self.send_reference(),
             75..85 => self.send_transition(),
+            85..88 => self.send_whole(),
             _ => self.send_lookup(),
         }
+    }
+
+    fn send_whole(&mut self) {
+        let Some((corpus, _)) = self.pick_corpus() else { return };
+        self.next_name += 1;
+        let slots = 1_000_000 + self.next_name;
+        let operation = match self.below(5) {
+            0 => Operation::Incident { active: self.below(2) == 0 },
+            1 => Operation::Barrier,
+            2 => Operation::Reconcile { dry_run: self.below(2) == 0 },
+            3 => Operation::Cap { corpus: &corpus, claims_per_minute: 0 },
+            _ => Operation::ProposeSlots { corpus: &corpus, slots },
+        };
+        let key = self.key();
+        self.submit(0, key, "simulated", operation, Sent::Whole);
     }
 
     fn send_onboard(&mut self) {
@@ -262,8 +205,8 @@ impl Cluster {
         if count == 0 {
             return None;
         }
-        let name = self.clients.corpora[self.entropy.below(count) as usize].clone();
-        let shard = self.nodes[0].engine.as_ref()?.shard().registry().of_name(&name)?.shard;
+        let name = self.clients.corpora[self.machine.entropy.below(count) as usize].clone();
+        let shard = self.machine.engine(0)?.shard().registry().of_name(&name)?.shard;
         Some((name, shard))
     }
 
@@ -280,7 +223,7 @@ impl Cluster {
                     // Items of a batch share the key; here the item is folded in to tell them apart.
                     key,
                     event_key: format!("event-{}", self.next_name),
-                    metadata: vec![self.next_name as u8; self.entropy.below(size) as usize],
+                    metadata: vec![self.next_name as u8; self.machine.entropy.below(size) as usize],
                     occurred_at_us: START_US - self.next_name as i64,
                 }
             })
@@ -310,7 +253,7 @@ impl Cluster {
                 self.clients.unanswered.insert(claim.key, claim.clone());
             }
         }
-        let operation = Operation::Claim { corpus: &corpus, items: &items };
+        let operation = Operation::Claim { corpus: &corpus, items: &items, unless_within_us: None };
         self.submit(shard, key, "", operation, Sent::Claims(claims));
     }
 
@@ -325,7 +268,7 @@ impl Cluster {
             candidates.extend(rows.values().map(|r| r.claim.clone()).filter(|c| c.key & 0x1f == 0).take(5));
         }
         if !candidates.is_empty() {
-            let claim = candidates.swap_remove(self.entropy.below(candidates.len() as u64) as usize);
+            let claim = candidates.swap_remove(self.machine.entropy.below(candidates.len() as u64) as usize);
             self.send_claim_request(shard, claim.key, vec![claim]);
         }
     }
@@ -333,7 +276,7 @@ impl Cluster {
     fn pick_row(&mut self) -> Option<(String, EventId, u16)> {
         let (corpus, shard) = self.pick_corpus()?;
         let rows = self.clients.rows.get(&corpus)?;
-        let index = self.entropy.below(rows.len().max(1) as u64) as usize;
+        let index = self.machine.entropy.below(rows.len().max(1) as u64) as usize;
         rows.keys().nth(index).map(|id| (corpus, *id, shard))
     }
 
@@ -354,7 +297,7 @@ impl Cluster {
         row.in_doubt = true;
         let to = match row.lifecycle {
             Lifecycle::Registered => Lifecycle::Tombstoned,
-            Lifecycle::Tombstoned => Lifecycle::Registered,
+            _ => Lifecycle::Registered,
         };
         let key = self.key();
         let sent = Sent::Transition { corpus: corpus.clone(), event_id, to };
@@ -362,7 +305,7 @@ impl Cluster {
             Lifecycle::Tombstoned => {
                 Operation::Retract { corpus: &corpus, event_id, reason_code: ReasonCode::FalseAlarm }
             }
-            Lifecycle::Registered => Operation::Reactivate { event_id },
+            _ => Operation::Reactivate { event_id },
         };
         self.submit(shard, key, "simulated", operation, sent);
     }
@@ -391,11 +334,26 @@ impl Cluster {
             (Sent::Onboard(name), Outcome::Onboarded(corpus)) => {
                 self.clients.corpora.push(name.clone());
                 let everywhere = self
-                    .nodes
-                    .iter()
-                    .filter_map(|n| n.engine.as_ref())
+                    .machine
+                    .engines()
                     .all(|e| e.shard().registry().of_name(&name).is_some_and(|c| c.prefix == corpus.prefix));
                 if everywhere { Ok(()) } else { Err(format!("{name} is acknowledged before every shard has it")) }
+            }
+            (Sent::Configure, Outcome::Configured { .. }) => Ok(()),
+            (Sent::Whole, Outcome::Proposal(proposal)) => {
+                self.proposals.push(proposal.number);
+                self.check_proposals()
+            }
+            (
+                Sent::Whole,
+                Outcome::IncidentSet { .. }
+                | Outcome::BarrierRaised { .. }
+                | Outcome::Reconciled(_)
+                | Outcome::Capped { .. },
+            ) => Ok(()),
+            // Many proposals of one corpus wait; many passes wait for the one under way.
+            (Sent::Whole, Outcome::Refused(refusal)) => {
+                expect_code(refusal.code, &[Code::BadTransition, Code::Overloaded])
             }
             (Sent::Reference { event_id, key }, Outcome::ReferencedItems(results)) => match &results[..] {
                 [(0, Ok(canonical))] if *canonical == event_id => {
@@ -447,7 +405,7 @@ impl Cluster {
 
     /// Reads a row's claim from the disk, as the daemon does, and finds what was sent.
     fn read_row(&self, node: usize, view: &RowView) -> Result<(SentClaim, Claimed), String> {
-        let (body, kind) = self.read_record(node, view.claim_at)?;
+        let (_, kind, body) = self.machine.read_record(node, view.claim_at)?;
         let record = Record::decode(kind, &body).map_err(|e| e.to_string())?;
         let Entry::Claim(claim) = record.entry else { return Err(format!("no claim at {}", view.claim_at)) };
         let sent = self.clients.sent.get(claim.event_key);
@@ -467,16 +425,6 @@ impl Cluster {
             claim_sequence: claim.claim_sequence,
         };
         Ok((sent, claimed))
-    }
-
-    fn read_record(&self, node: usize, log_offset: u64) -> Result<(Vec<u8>, u16), String> {
-        let at = GEOMETRY.file_offset(log_offset);
-        let mut context = Context::from_waker(Waker::noop());
-        let disk = &self.nodes[node].disk;
-        let read = std::pin::pin!(disk.read_at(at, 8 << 10)).poll(&mut context);
-        let Poll::Ready(Ok(bytes)) = read else { return Err("a simulated read fails or waits".into()) };
-        let (raw, _) = record::read(&bytes).map_err(|e| format!("reading at {at}: {e}"))?;
-        Ok((raw.body.to_vec(), raw.kind))
     }
 
     /// The machine or the process dies, perhaps again while it recovers.
@@ -503,67 +451,17 @@ impl Cluster {
 
     fn crash(&mut self, is_cut: bool) {
         self.counts.crashes += 1;
-        if is_cut && self.nodes.iter().any(|n| n.disk.has_volatile()) {
+        if is_cut && self.machine.has_volatile() {
             self.counts.cuts_with_volatile_writes += 1;
         }
-        for node in &mut self.nodes {
-            node.engine = None;
-            node.ios.clear();
-            if is_cut {
-                node.disk.cut_power(&mut self.entropy);
-            } else {
-                node.disk.kill_process(&mut self.entropy);
-            }
-        }
-        self.mesh.clear();
+        let wall_us = self.below(5_000_000) as i64 - 1_000_000;
+        self.machine.crash(is_cut, wall_us, 4_000_000);
         self.sent.clear();
-        self.now.wall_us += self.entropy.below(5_000_000) as i64 - 1_000_000;
-        self.now.boot_us += 4_000_000;
     }
 
-    /// Opens every shard; with `ops`, the recovery itself is cut short after so many operations of the disk.
     fn recover(&mut self, ops: Option<u64>) -> Result<(), String> {
-        let options = OpenOptions { mutation: Mutation::new(self.mutant), ..OpenOptions::default() };
-        for node in &mut self.nodes {
-            let superblock = node
-                .disk
-                .run(&mut self.entropy, u64::MAX, Superblock::read(&node.disk))
-                .expect("unbounded")
-                .map_err(|e| e.to_string())?;
-            if superblock != node.superblock {
-                return Err("the superblock changed".into());
-            }
-            let open = Engine::open(&node.disk, &superblock, options);
-            match node.disk.run(&mut self.entropy, ops.unwrap_or(u64::MAX), open) {
-                Some(Ok((engine, _))) => node.engine = Some(engine),
-                Some(Err(error)) => return Err(format!("recovery refuses: {error}")),
-                None => return Ok(()),
-            }
-        }
-        let last_us =
-            self.nodes.iter().filter_map(|n| n.engine.as_ref()).map(|e| e.shard().last_us()).max().unwrap_or(0);
-        for node in &mut self.nodes {
-            if let Some(engine) = &mut node.engine {
-                engine.start(self.now, last_us);
-            }
-        }
-        self.settle()
-    }
-
-    /// Lets the shards tell each other what they missed, as far as it takes.
-    fn settle(&mut self) -> Result<(), String> {
-        for _ in 0..2_000 {
-            self.pump()?;
-            let is_quiet = self.mesh.values().all(VecDeque::is_empty) && self.nodes.iter().all(|n| n.ios.is_empty());
-            if is_quiet {
-                return Ok(());
-            }
-            for node in &self.nodes {
-                node.disk.complete_one(&mut self.entropy);
-            }
-            self.deliver_one();
-        }
-        Err("the shards don't come to rest after recovery".into())
+        self.machine.recover(ops)?;
+        self.take_answers()
     }
 
     /// Everything acknowledged or seen is there; nothing is there that nobody sent; ids and sequences are right.
@@ -571,7 +469,7 @@ impl Cluster {
         let corpora = self.clients.corpora.clone();
         for name in &corpora {
             let registry = |e: &Engine| e.shard().registry().of_name(name).cloned();
-            let places: Vec<_> = self.nodes.iter().filter_map(|n| n.engine.as_ref()).map(registry).collect();
+            let places: Vec<_> = self.machine.engines().map(registry).collect();
             let Some(Some(corpus)) = places.first().cloned() else { return Err(format!("{name} is lost")) };
             if places.iter().any(|place| place.as_ref() != Some(&corpus)) {
                 return Err(format!("the shards differ about {name}"));
@@ -581,21 +479,34 @@ impl Cluster {
         for (event_id, key) in self.references.clone() {
             self.check_reference(event_id, key)?;
         }
+        self.check_proposals()?;
         let unanswered = std::mem::take(&mut self.clients.unanswered);
         self.counts.lost_unacknowledged += unanswered.len() as u64;
         self.clients.unanswered = unanswered;
         Ok(())
     }
 
+    /// What was answered about the whole ledger, every shard has.
+    fn check_proposals(&self) -> Result<(), String> {
+        for engine in self.machine.engines() {
+            let registry = engine.shard().registry();
+            if let Some(lost) = self.proposals.iter().find(|number| registry.proposal(**number).is_none()) {
+                return Err(format!("proposal {lost} is acknowledged, and shard {} lacks it", engine.shard().number()));
+            }
+        }
+        Ok(())
+    }
+
     fn check_rows(&mut self, corpus: &crate::command::Corpus) -> Result<(), String> {
         let node = usize::from(corpus.shard);
-        let Some(engine) = &self.nodes[node].engine else { return Err("a shard is down".into()) };
+        let Some(engine) = self.machine.engine(node) else { return Err("a shard is down".into()) };
         let (found, _) = engine.shard().rows().scan(corpus.prefix, None, None, None, usize::MAX);
         let mut known = self.clients.rows.get(&corpus.name).cloned().unwrap_or_default();
         let mut last: Option<Claimed> = None;
-        for row in found {
+        let views: Vec<_> = found.iter().map(|row| engine.shard().view(row)).collect();
+        for view in views {
             self.counts.rows_checked += 1;
-            let (claim, claimed) = self.read_row(node, &row.view)?;
+            let (claim, claimed) = self.read_row(node, &view)?;
             if let Some(last) = last {
                 let quarter = crate::time::Quarter::of;
                 let expected = if quarter(last.claim_timestamp_us) == quarter(claimed.claim_timestamp_us) {
@@ -614,12 +525,12 @@ impl Cluster {
             }
             last = Some(claimed);
             match known.remove(&claimed.event_id) {
-                Some(k) if k.lifecycle != row.view.lifecycle && !k.in_doubt => {
+                Some(k) if k.lifecycle != view.lifecycle && !k.in_doubt => {
                     return Err(format!(
                         "{} was {} and is {}",
                         claimed.event_id,
                         k.lifecycle.name(),
-                        row.view.lifecycle.name()
+                        view.lifecycle.name()
                     ));
                 }
                 _ => {}
@@ -627,7 +538,7 @@ impl Cluster {
             self.clients.learn(claim, claimed)?;
             let row_known = self.clients.rows.get_mut(&corpus.name).and_then(|rows| rows.get_mut(&claimed.event_id));
             if let Some(k) = row_known {
-                (k.lifecycle, k.in_doubt) = (row.view.lifecycle, false);
+                (k.lifecycle, k.in_doubt) = (view.lifecycle, false);
             }
         }
         match known.keys().next() {
@@ -637,12 +548,12 @@ impl Cluster {
     }
 
     fn check_reference(&self, event_id: EventId, key: u128) -> Result<(), String> {
-        for node in 0..self.nodes.len() {
-            let Some(engine) = &self.nodes[node].engine else { continue };
+        for node in 0..self.machine.shard_count() {
+            let Some(engine) = self.machine.engine(node) else { continue };
             let Some((entries_at, _)) = engine.shard().rows().history(event_id, 0, usize::MAX) else { continue };
             let mut times = 0;
             for at in entries_at {
-                let (body, kind) = self.read_record(node, at)?;
+                let (_, kind, body) = self.machine.read_record(node, at)?;
                 let record = Record::decode(kind, &body).map_err(|e| e.to_string())?;
                 times += usize::from(record.meta.idempotency_key == key);
             }

@@ -8,6 +8,7 @@ use crate::log::entry::Principal;
 use crate::log::layout::Geometry;
 use crate::log::superblock::{ClockMode, Superblock};
 use crate::log::writer::{self, GROW_RETRY_US, Io, IoDone, perform};
+use crate::policy::Policy;
 use crate::storage::sim::SimDisk;
 use crate::time::Now;
 use std::io;
@@ -41,9 +42,11 @@ impl Bench {
         let (mut engine, _) = disk.run(&mut entropy, u64::MAX, open).unwrap().unwrap();
         engine.start(now, 0);
         let mut bench = Bench { disk, entropy, engine, now, keys: 0 };
+        let toml = Policy::of_owner(Principal::default().uid).to_toml();
+        bench.submit(0, Operation::Configure { toml: &toml }, None);
         bench.submit(1, Operation::Onboard { name: "customer", notes: "" }, None);
         bench.settle();
-        assert!(matches!(bench.replies()[..], [Reply { token: 1, outcome: Outcome::Onboarded(_), .. }]));
+        assert!(matches!(bench.replies()[..], [_, Reply { token: 1, outcome: Outcome::Onboarded(_), .. }]));
         bench
     }
 
@@ -53,6 +56,7 @@ impl Bench {
         let request = Request {
             token,
             principal: Principal::default(),
+            user: "",
             idempotency_key: ms << 80 | 7 << 76 | 0b10 << 62 | u128::from(self.keys),
             correlation_id: 0,
             rationale: "",
@@ -74,7 +78,11 @@ impl Bench {
             taxonomy_version: 1,
             metadata: &[9; 4_000],
         }];
-        self.submit(token, Operation::Claim { corpus: "customer", items: &items }, deadline_boot_us);
+        self.submit(
+            token,
+            Operation::Claim { corpus: "customer", items: &items, unless_within_us: None },
+            deadline_boot_us,
+        );
     }
 
     fn replies(&mut self) -> Vec<Reply> {
@@ -106,7 +114,15 @@ impl Bench {
 
     fn perform(&mut self, io: Io) {
         let done = self.disk.run(&mut self.entropy, u64::MAX, perform(&self.disk, io)).unwrap();
-        self.engine.complete(self.now, done);
+        self.complete(done);
+    }
+
+    fn complete(&mut self, done: IoDone) {
+        self.engine.complete(self.now, &mut self.entropy, done);
+    }
+
+    fn tick(&mut self) {
+        self.engine.tick(self.now, &mut self.entropy);
     }
 
     fn settle(&mut self) {
@@ -124,7 +140,7 @@ fn a_failed_write_stops_the_shard_and_nothing_is_acknowledged() {
     // Gathers behind the write that is out.
     bench.claim(3, None);
     let result = Err(io::Error::from(io::ErrorKind::Other));
-    bench.engine.complete(bench.now, IoDone::Write { number, batch, result });
+    bench.complete(IoDone::Write { number, batch, result });
     let replies = bench.replies();
     assert_eq!(replies.iter().map(|r| r.token).collect::<Vec<_>>(), [2, 3]);
     for reply in replies {
@@ -146,7 +162,7 @@ fn a_full_disk_refuses_writes_until_there_is_room() {
         bench.claim(2, None);
         while let Some(io) = bench.engine.next_io() {
             match io {
-                Io::Prepare { segment, .. } => bench.engine.complete(bench.now, full(segment)),
+                Io::Prepare { segment, .. } => bench.complete(full(segment)),
                 io => bench.perform(io),
             }
         }
@@ -165,7 +181,7 @@ fn a_full_disk_refuses_writes_until_there_is_room() {
     assert!(accepted > 10, "what is prepared is used: {accepted}");
     // Still refused while it is tried again, and after it failed again.
     bench.now.boot_us += GROW_RETRY_US;
-    bench.engine.tick(bench.now);
+    bench.tick();
     let segment = loop {
         match bench.engine.next_io() {
             Some(Io::Prepare { segment, .. }) => break segment,
@@ -176,9 +192,9 @@ fn a_full_disk_refuses_writes_until_there_is_room() {
     };
     bench.claim(3, None);
     assert_eq!(bench.refusal(3).0, Code::NoSpace);
-    bench.engine.complete(bench.now, full(segment));
+    bench.complete(full(segment));
     bench.now.boot_us += GROW_RETRY_US;
-    bench.engine.tick(bench.now);
+    bench.tick();
     bench.settle();
     bench.claim(4, None);
     bench.settle();
@@ -194,12 +210,12 @@ fn a_deadline_is_answered_once_and_says_what_is_known() {
     assert_eq!(bench.refusal(2), (Code::Deadline, Certainty::Definite), "it never reached the log");
     bench.claim(3, Some(2_000));
     let (number, batch) = bench.next_write();
-    bench.engine.tick(bench.now);
+    bench.tick();
     assert!(bench.replies().is_empty());
     bench.now.boot_us = 2_000;
-    bench.engine.tick(bench.now);
+    bench.tick();
     assert_eq!(bench.refusal(3), (Code::Deadline, Certainty::Unknown), "it may be applied");
-    bench.engine.complete(bench.now, IoDone::Write { number, batch, result: Ok(()) });
+    bench.complete(IoDone::Write { number, batch, result: Ok(()) });
     assert!(bench.replies().is_empty(), "one answer is enough");
     assert!(bench.engine.is_idle());
 }
@@ -217,10 +233,10 @@ fn acknowledgements_keep_the_order_of_the_log() {
     assert_eq!(writes.len(), 4, "as many batches are out as may be");
     let (first, rest) = (writes.remove(0), writes);
     for (number, batch) in rest.into_iter().rev() {
-        bench.engine.complete(bench.now, IoDone::Write { number, batch, result: Ok(()) });
+        bench.complete(IoDone::Write { number, batch, result: Ok(()) });
         assert!(bench.replies().is_empty(), "nothing overtakes the first batch");
     }
-    bench.engine.complete(bench.now, IoDone::Write { number: first.0, batch: first.1, result: Ok(()) });
+    bench.complete(IoDone::Write { number: first.0, batch: first.1, result: Ok(()) });
     let tokens: Vec<_> = bench.replies().iter().map(|r| r.token).collect();
     assert!(tokens.len() >= 10, "{tokens:?}");
     assert!(tokens.windows(2).all(|w| w[0] + 1 == w[1]), "{tokens:?}");
@@ -231,7 +247,7 @@ fn a_retry_of_an_onboarding_is_answered_by_an_idle_log() {
     let mut bench = Bench::new();
     bench.engine.mark();
     bench.settle();
-    bench.keys = 0;
+    bench.keys = 1;
     bench.submit(2, Operation::Onboard { name: "customer", notes: "" }, None);
     let replies = bench.replies();
     assert!(matches!(replies[..], [Reply { token: 2, outcome: Outcome::Onboarded(_), .. }]), "{replies:?}");
@@ -247,7 +263,7 @@ fn a_read_that_a_failed_write_stops_has_had_no_effect_for_certain() {
     bench.submit(3, Operation::Corpora, None);
     assert!(bench.replies().is_empty());
     let result = Err(io::Error::from(io::ErrorKind::Other));
-    bench.engine.complete(bench.now, IoDone::Write { number, batch, result });
+    bench.complete(IoDone::Write { number, batch, result });
     let certainties: Vec<_> = bench
         .replies()
         .into_iter()

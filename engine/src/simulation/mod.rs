@@ -1,10 +1,15 @@
 //! The simulator: a whole ledger of several shards on simulated disks, under load, with crashes. One seed is one run, and
 //! repeats it exactly: `CLAIMD_SIM_SEED=17 cargo test -p claim-engine one_seed -- --nocapture`.
 
+mod asking;
 mod client;
 mod cluster;
 mod faults;
+mod flow_cuts;
+mod machine;
+mod model;
 mod recovery_table;
+mod transitions;
 
 use crate::mutant::Mutant;
 use cluster::Cluster;

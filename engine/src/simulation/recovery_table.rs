@@ -85,6 +85,8 @@ impl Log {
             owning_corpus: "",
             hosting_corpus: "",
             category: "c",
+            over_budget: false,
+            incident_active: false,
             metadata: &[7; 9_000],
         };
         self.writer.append(&record(Entry::Claim(claim)));

@@ -526,10 +526,10 @@ impl ::flatbuffers::SimpleToVerifyInSlice for ClockMode {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_AUDIT_OPERATION: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_AUDIT_OPERATION: u8 = 8;
+pub const ENUM_MAX_AUDIT_OPERATION: u8 = 28;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_AUDIT_OPERATION: [AuditOperation; 9] = [
+pub const ENUM_VALUES_AUDIT_OPERATION: [AuditOperation; 29] = [
   AuditOperation::claim,
   AuditOperation::reference,
   AuditOperation::tombstone,
@@ -539,6 +539,26 @@ pub const ENUM_VALUES_AUDIT_OPERATION: [AuditOperation; 9] = [
   AuditOperation::confirm_clock,
   AuditOperation::recovery,
   AuditOperation::repair,
+  AuditOperation::dispute,
+  AuditOperation::respond,
+  AuditOperation::arbitrate,
+  AuditOperation::escalate,
+  AuditOperation::canonicalise,
+  AuditOperation::void,
+  AuditOperation::reconcile,
+  AuditOperation::decommission,
+  AuditOperation::freeze,
+  AuditOperation::slot_increase,
+  AuditOperation::sign_off,
+  AuditOperation::cap,
+  AuditOperation::barrier,
+  AuditOperation::incident,
+  AuditOperation::alarm,
+  AuditOperation::configuration,
+  AuditOperation::forbidden,
+  AuditOperation::user,
+  AuditOperation::quarantine,
+  AuditOperation::unfreeze,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -555,9 +575,29 @@ impl AuditOperation {
   pub const confirm_clock: Self = Self(6);
   pub const recovery: Self = Self(7);
   pub const repair: Self = Self(8);
+  pub const dispute: Self = Self(9);
+  pub const respond: Self = Self(10);
+  pub const arbitrate: Self = Self(11);
+  pub const escalate: Self = Self(12);
+  pub const canonicalise: Self = Self(13);
+  pub const void: Self = Self(14);
+  pub const reconcile: Self = Self(15);
+  pub const decommission: Self = Self(16);
+  pub const freeze: Self = Self(17);
+  pub const slot_increase: Self = Self(18);
+  pub const sign_off: Self = Self(19);
+  pub const cap: Self = Self(20);
+  pub const barrier: Self = Self(21);
+  pub const incident: Self = Self(22);
+  pub const alarm: Self = Self(23);
+  pub const configuration: Self = Self(24);
+  pub const forbidden: Self = Self(25);
+  pub const user: Self = Self(26);
+  pub const quarantine: Self = Self(27);
+  pub const unfreeze: Self = Self(28);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 8;
+  pub const ENUM_MAX: u8 = 28;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::claim,
     Self::reference,
@@ -568,6 +608,26 @@ impl AuditOperation {
     Self::confirm_clock,
     Self::recovery,
     Self::repair,
+    Self::dispute,
+    Self::respond,
+    Self::arbitrate,
+    Self::escalate,
+    Self::canonicalise,
+    Self::void,
+    Self::reconcile,
+    Self::decommission,
+    Self::freeze,
+    Self::slot_increase,
+    Self::sign_off,
+    Self::cap,
+    Self::barrier,
+    Self::incident,
+    Self::alarm,
+    Self::configuration,
+    Self::forbidden,
+    Self::user,
+    Self::quarantine,
+    Self::unfreeze,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -581,6 +641,26 @@ impl AuditOperation {
       Self::confirm_clock => Some("confirm_clock"),
       Self::recovery => Some("recovery"),
       Self::repair => Some("repair"),
+      Self::dispute => Some("dispute"),
+      Self::respond => Some("respond"),
+      Self::arbitrate => Some("arbitrate"),
+      Self::escalate => Some("escalate"),
+      Self::canonicalise => Some("canonicalise"),
+      Self::void => Some("void"),
+      Self::reconcile => Some("reconcile"),
+      Self::decommission => Some("decommission"),
+      Self::freeze => Some("freeze"),
+      Self::slot_increase => Some("slot_increase"),
+      Self::sign_off => Some("sign_off"),
+      Self::cap => Some("cap"),
+      Self::barrier => Some("barrier"),
+      Self::incident => Some("incident"),
+      Self::alarm => Some("alarm"),
+      Self::configuration => Some("configuration"),
+      Self::forbidden => Some("forbidden"),
+      Self::user => Some("user"),
+      Self::quarantine => Some("quarantine"),
+      Self::unfreeze => Some("unfreeze"),
       _ => None,
     }
   }
@@ -636,12 +716,592 @@ impl<'a> ::flatbuffers::Verifiable for AuditOperation {
 
 impl ::flatbuffers::SimpleToVerifyInSlice for AuditOperation {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MIN_OPERATION: u8 = 0;
+pub const ENUM_MIN_RECONCILIATION_STATE: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_OPERATION: u8 = 14;
+pub const ENUM_MAX_RECONCILIATION_STATE: u8 = 4;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_OPERATION: [Operation; 15] = [
+pub const ENUM_VALUES_RECONCILIATION_STATE: [ReconciliationState; 5] = [
+  ReconciliationState::pending,
+  ReconciliationState::clean,
+  ReconciliationState::disputed,
+  ReconciliationState::tombstoned,
+  ReconciliationState::deferred,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct ReconciliationState(pub u8);
+#[allow(non_upper_case_globals)]
+impl ReconciliationState {
+  pub const pending: Self = Self(0);
+  pub const clean: Self = Self(1);
+  pub const disputed: Self = Self(2);
+  pub const tombstoned: Self = Self(3);
+  pub const deferred: Self = Self(4);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 4;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::pending,
+    Self::clean,
+    Self::disputed,
+    Self::tombstoned,
+    Self::deferred,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::pending => Some("pending"),
+      Self::clean => Some("clean"),
+      Self::disputed => Some("disputed"),
+      Self::tombstoned => Some("tombstoned"),
+      Self::deferred => Some("deferred"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for ReconciliationState {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for ReconciliationState {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for ReconciliationState {
+    type Output = ReconciliationState;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for ReconciliationState {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for ReconciliationState {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for ReconciliationState {}
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_DISPUTE_STATE: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_DISPUTE_STATE: u8 = 6;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_DISPUTE_STATE: [DisputeState; 7] = [
+  DisputeState::detect,
+  DisputeState::quarantine,
+  DisputeState::arbitrate,
+  DisputeState::escalate,
+  DisputeState::canonicalise,
+  DisputeState::closed,
+  DisputeState::void,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct DisputeState(pub u8);
+#[allow(non_upper_case_globals)]
+impl DisputeState {
+  pub const detect: Self = Self(0);
+  pub const quarantine: Self = Self(1);
+  pub const arbitrate: Self = Self(2);
+  pub const escalate: Self = Self(3);
+  pub const canonicalise: Self = Self(4);
+  pub const closed: Self = Self(5);
+  pub const void: Self = Self(6);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 6;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::detect,
+    Self::quarantine,
+    Self::arbitrate,
+    Self::escalate,
+    Self::canonicalise,
+    Self::closed,
+    Self::void,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::detect => Some("detect"),
+      Self::quarantine => Some("quarantine"),
+      Self::arbitrate => Some("arbitrate"),
+      Self::escalate => Some("escalate"),
+      Self::canonicalise => Some("canonicalise"),
+      Self::closed => Some("closed"),
+      Self::void => Some("void"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for DisputeState {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for DisputeState {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for DisputeState {
+    type Output = DisputeState;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for DisputeState {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for DisputeState {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for DisputeState {}
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_DISPUTE_VERDICT: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_DISPUTE_VERDICT: u8 = 4;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_DISPUTE_VERDICT: [DisputeVerdict; 5] = [
+  DisputeVerdict::none,
+  DisputeVerdict::canonical,
+  DisputeVerdict::references,
+  DisputeVerdict::tombstone,
+  DisputeVerdict::dismissed,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct DisputeVerdict(pub u8);
+#[allow(non_upper_case_globals)]
+impl DisputeVerdict {
+  pub const none: Self = Self(0);
+  pub const canonical: Self = Self(1);
+  pub const references: Self = Self(2);
+  pub const tombstone: Self = Self(3);
+  pub const dismissed: Self = Self(4);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 4;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::none,
+    Self::canonical,
+    Self::references,
+    Self::tombstone,
+    Self::dismissed,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::none => Some("none"),
+      Self::canonical => Some("canonical"),
+      Self::references => Some("references"),
+      Self::tombstone => Some("tombstone"),
+      Self::dismissed => Some("dismissed"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for DisputeVerdict {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for DisputeVerdict {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for DisputeVerdict {
+    type Output = DisputeVerdict;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for DisputeVerdict {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for DisputeVerdict {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for DisputeVerdict {}
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_ROLE: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_ROLE: u8 = 6;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_ROLE: [Role; 7] = [
+  Role::client,
+  Role::facilitator,
+  Role::platform,
+  Role::manager,
+  Role::arbitrator,
+  Role::leadership,
+  Role::auditor,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct Role(pub u8);
+#[allow(non_upper_case_globals)]
+impl Role {
+  pub const client: Self = Self(0);
+  pub const facilitator: Self = Self(1);
+  pub const platform: Self = Self(2);
+  pub const manager: Self = Self(3);
+  pub const arbitrator: Self = Self(4);
+  pub const leadership: Self = Self(5);
+  pub const auditor: Self = Self(6);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 6;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::client,
+    Self::facilitator,
+    Self::platform,
+    Self::manager,
+    Self::arbitrator,
+    Self::leadership,
+    Self::auditor,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::client => Some("client"),
+      Self::facilitator => Some("facilitator"),
+      Self::platform => Some("platform"),
+      Self::manager => Some("manager"),
+      Self::arbitrator => Some("arbitrator"),
+      Self::leadership => Some("leadership"),
+      Self::auditor => Some("auditor"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for Role {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for Role {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for Role {
+    type Output = Role;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for Role {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for Role {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for Role {}
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_OVERLOAD_LEVEL: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_OVERLOAD_LEVEL: u8 = 3;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_OVERLOAD_LEVEL: [OverloadLevel; 4] = [
+  OverloadLevel::green,
+  OverloadLevel::yellow,
+  OverloadLevel::orange,
+  OverloadLevel::red,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct OverloadLevel(pub u8);
+#[allow(non_upper_case_globals)]
+impl OverloadLevel {
+  pub const green: Self = Self(0);
+  pub const yellow: Self = Self(1);
+  pub const orange: Self = Self(2);
+  pub const red: Self = Self(3);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 3;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::green,
+    Self::yellow,
+    Self::orange,
+    Self::red,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::green => Some("green"),
+      Self::yellow => Some("yellow"),
+      Self::orange => Some("orange"),
+      Self::red => Some("red"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for OverloadLevel {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for OverloadLevel {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for OverloadLevel {
+    type Output = OverloadLevel;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for OverloadLevel {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for OverloadLevel {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for OverloadLevel {}
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_ALARM_KIND: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_ALARM_KIND: u8 = 2;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_ALARM_KIND: [AlarmKind; 3] = [
+  AlarmKind::half,
+  AlarmKind::eighty,
+  AlarmKind::early,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct AlarmKind(pub u8);
+#[allow(non_upper_case_globals)]
+impl AlarmKind {
+  pub const half: Self = Self(0);
+  pub const eighty: Self = Self(1);
+  pub const early: Self = Self(2);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 2;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::half,
+    Self::eighty,
+    Self::early,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::half => Some("half"),
+      Self::eighty => Some("eighty"),
+      Self::early => Some("early"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for AlarmKind {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for AlarmKind {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for AlarmKind {
+    type Output = AlarmKind;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for AlarmKind {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for AlarmKind {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for AlarmKind {}
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_OPERATION: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_OPERATION: u8 = 36;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_OPERATION: [Operation; 37] = [
   Operation::NONE,
   Operation::Hello,
   Operation::Onboard,
@@ -657,6 +1317,28 @@ pub const ENUM_VALUES_OPERATION: [Operation; 15] = [
   Operation::History,
   Operation::Scan,
   Operation::Status,
+  Operation::Dispute,
+  Operation::Respond,
+  Operation::Arbitrate,
+  Operation::Escalate,
+  Operation::DisputeLookup,
+  Operation::Disputes,
+  Operation::Decommission,
+  Operation::Freeze,
+  Operation::Cap,
+  Operation::ProposeSlots,
+  Operation::SignOff,
+  Operation::Proposals,
+  Operation::Incident,
+  Operation::Barrier,
+  Operation::Reconcile,
+  Operation::Find,
+  Operation::Totals,
+  Operation::Tail,
+  Operation::AuditHead,
+  Operation::AuditCheck,
+  Operation::Configuration,
+  Operation::Propagation,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -679,9 +1361,31 @@ impl Operation {
   pub const History: Self = Self(12);
   pub const Scan: Self = Self(13);
   pub const Status: Self = Self(14);
+  pub const Dispute: Self = Self(15);
+  pub const Respond: Self = Self(16);
+  pub const Arbitrate: Self = Self(17);
+  pub const Escalate: Self = Self(18);
+  pub const DisputeLookup: Self = Self(19);
+  pub const Disputes: Self = Self(20);
+  pub const Decommission: Self = Self(21);
+  pub const Freeze: Self = Self(22);
+  pub const Cap: Self = Self(23);
+  pub const ProposeSlots: Self = Self(24);
+  pub const SignOff: Self = Self(25);
+  pub const Proposals: Self = Self(26);
+  pub const Incident: Self = Self(27);
+  pub const Barrier: Self = Self(28);
+  pub const Reconcile: Self = Self(29);
+  pub const Find: Self = Self(30);
+  pub const Totals: Self = Self(31);
+  pub const Tail: Self = Self(32);
+  pub const AuditHead: Self = Self(33);
+  pub const AuditCheck: Self = Self(34);
+  pub const Configuration: Self = Self(35);
+  pub const Propagation: Self = Self(36);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 14;
+  pub const ENUM_MAX: u8 = 36;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::Hello,
@@ -698,6 +1402,28 @@ impl Operation {
     Self::History,
     Self::Scan,
     Self::Status,
+    Self::Dispute,
+    Self::Respond,
+    Self::Arbitrate,
+    Self::Escalate,
+    Self::DisputeLookup,
+    Self::Disputes,
+    Self::Decommission,
+    Self::Freeze,
+    Self::Cap,
+    Self::ProposeSlots,
+    Self::SignOff,
+    Self::Proposals,
+    Self::Incident,
+    Self::Barrier,
+    Self::Reconcile,
+    Self::Find,
+    Self::Totals,
+    Self::Tail,
+    Self::AuditHead,
+    Self::AuditCheck,
+    Self::Configuration,
+    Self::Propagation,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -717,6 +1443,28 @@ impl Operation {
       Self::History => Some("History"),
       Self::Scan => Some("Scan"),
       Self::Status => Some("Status"),
+      Self::Dispute => Some("Dispute"),
+      Self::Respond => Some("Respond"),
+      Self::Arbitrate => Some("Arbitrate"),
+      Self::Escalate => Some("Escalate"),
+      Self::DisputeLookup => Some("DisputeLookup"),
+      Self::Disputes => Some("Disputes"),
+      Self::Decommission => Some("Decommission"),
+      Self::Freeze => Some("Freeze"),
+      Self::Cap => Some("Cap"),
+      Self::ProposeSlots => Some("ProposeSlots"),
+      Self::SignOff => Some("SignOff"),
+      Self::Proposals => Some("Proposals"),
+      Self::Incident => Some("Incident"),
+      Self::Barrier => Some("Barrier"),
+      Self::Reconcile => Some("Reconcile"),
+      Self::Find => Some("Find"),
+      Self::Totals => Some("Totals"),
+      Self::Tail => Some("Tail"),
+      Self::AuditHead => Some("AuditHead"),
+      Self::AuditCheck => Some("AuditCheck"),
+      Self::Configuration => Some("Configuration"),
+      Self::Propagation => Some("Propagation"),
       _ => None,
     }
   }
@@ -776,10 +1524,10 @@ pub struct OperationUnionTableOffset {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_REPLY_RESULT: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_REPLY_RESULT: u8 = 15;
+pub const ENUM_MAX_REPLY_RESULT: u8 = 32;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_REPLY_RESULT: [ReplyResult; 16] = [
+pub const ENUM_VALUES_REPLY_RESULT: [ReplyResult; 33] = [
   ReplyResult::NONE,
   ReplyResult::Welcome,
   ReplyResult::Onboarded,
@@ -796,6 +1544,23 @@ pub const ENUM_VALUES_REPLY_RESULT: [ReplyResult; 16] = [
   ReplyResult::ScanPage,
   ReplyResult::StatusReport,
   ReplyResult::Error,
+  ReplyResult::Disputed,
+  ReplyResult::DisputeList,
+  ReplyResult::Decommissioned,
+  ReplyResult::Frozen,
+  ReplyResult::Capped,
+  ReplyResult::Proposal,
+  ReplyResult::ProposalList,
+  ReplyResult::TotalsFound,
+  ReplyResult::IncidentSet,
+  ReplyResult::BarrierRaised,
+  ReplyResult::Reconciled,
+  ReplyResult::Found,
+  ReplyResult::TailPage,
+  ReplyResult::AuditHeads,
+  ReplyResult::AuditChecked,
+  ReplyResult::ConfigurationFound,
+  ReplyResult::PropagationFound,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -819,9 +1584,26 @@ impl ReplyResult {
   pub const ScanPage: Self = Self(13);
   pub const StatusReport: Self = Self(14);
   pub const Error: Self = Self(15);
+  pub const Disputed: Self = Self(16);
+  pub const DisputeList: Self = Self(17);
+  pub const Decommissioned: Self = Self(18);
+  pub const Frozen: Self = Self(19);
+  pub const Capped: Self = Self(20);
+  pub const Proposal: Self = Self(21);
+  pub const ProposalList: Self = Self(22);
+  pub const TotalsFound: Self = Self(23);
+  pub const IncidentSet: Self = Self(24);
+  pub const BarrierRaised: Self = Self(25);
+  pub const Reconciled: Self = Self(26);
+  pub const Found: Self = Self(27);
+  pub const TailPage: Self = Self(28);
+  pub const AuditHeads: Self = Self(29);
+  pub const AuditChecked: Self = Self(30);
+  pub const ConfigurationFound: Self = Self(31);
+  pub const PropagationFound: Self = Self(32);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 15;
+  pub const ENUM_MAX: u8 = 32;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::Welcome,
@@ -839,6 +1621,23 @@ impl ReplyResult {
     Self::ScanPage,
     Self::StatusReport,
     Self::Error,
+    Self::Disputed,
+    Self::DisputeList,
+    Self::Decommissioned,
+    Self::Frozen,
+    Self::Capped,
+    Self::Proposal,
+    Self::ProposalList,
+    Self::TotalsFound,
+    Self::IncidentSet,
+    Self::BarrierRaised,
+    Self::Reconciled,
+    Self::Found,
+    Self::TailPage,
+    Self::AuditHeads,
+    Self::AuditChecked,
+    Self::ConfigurationFound,
+    Self::PropagationFound,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -859,6 +1658,23 @@ impl ReplyResult {
       Self::ScanPage => Some("ScanPage"),
       Self::StatusReport => Some("StatusReport"),
       Self::Error => Some("Error"),
+      Self::Disputed => Some("Disputed"),
+      Self::DisputeList => Some("DisputeList"),
+      Self::Decommissioned => Some("Decommissioned"),
+      Self::Frozen => Some("Frozen"),
+      Self::Capped => Some("Capped"),
+      Self::Proposal => Some("Proposal"),
+      Self::ProposalList => Some("ProposalList"),
+      Self::TotalsFound => Some("TotalsFound"),
+      Self::IncidentSet => Some("IncidentSet"),
+      Self::BarrierRaised => Some("BarrierRaised"),
+      Self::Reconciled => Some("Reconciled"),
+      Self::Found => Some("Found"),
+      Self::TailPage => Some("TailPage"),
+      Self::AuditHeads => Some("AuditHeads"),
+      Self::AuditChecked => Some("AuditChecked"),
+      Self::ConfigurationFound => Some("ConfigurationFound"),
+      Self::PropagationFound => Some("PropagationFound"),
       _ => None,
     }
   }
@@ -1663,6 +2479,7 @@ impl<'a> ::flatbuffers::Follow<'a> for Claim<'a> {
 impl<'a> Claim<'a> {
   pub const VT_CORPUS: ::flatbuffers::VOffsetT = 4;
   pub const VT_ITEM: ::flatbuffers::VOffsetT = 6;
+  pub const VT_UNLESS_REGISTERED_WITHIN_MS: ::flatbuffers::VOffsetT = 8;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -1674,6 +2491,7 @@ impl<'a> Claim<'a> {
     args: &'args ClaimArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Claim<'bldr>> {
     let mut builder = ClaimBuilder::new(_fbb);
+    builder.add_unless_registered_within_ms(args.unless_registered_within_ms);
     if let Some(x) = args.item { builder.add_item(x); }
     if let Some(x) = args.corpus { builder.add_corpus(x); }
     builder.finish()
@@ -1694,6 +2512,13 @@ impl<'a> Claim<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<ClaimItem>>(Claim::VT_ITEM, None).unwrap()}
   }
+  #[inline]
+  pub fn unless_registered_within_ms(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Claim::VT_UNLESS_REGISTERED_WITHIN_MS, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Claim<'_> {
@@ -1704,6 +2529,7 @@ impl ::flatbuffers::Verifiable for Claim<'_> {
     v.visit_table(pos)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("corpus", Self::VT_CORPUS, true)?
      .visit_field::<::flatbuffers::ForwardsUOffset<ClaimItem>>("item", Self::VT_ITEM, true)?
+     .visit_field::<u32>("unless_registered_within_ms", Self::VT_UNLESS_REGISTERED_WITHIN_MS, false)?
      .finish();
     Ok(())
   }
@@ -1711,6 +2537,7 @@ impl ::flatbuffers::Verifiable for Claim<'_> {
 pub struct ClaimArgs<'a> {
     pub corpus: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub item: Option<::flatbuffers::WIPOffset<ClaimItem<'a>>>,
+    pub unless_registered_within_ms: u32,
 }
 impl<'a> Default for ClaimArgs<'a> {
   #[inline]
@@ -1718,6 +2545,7 @@ impl<'a> Default for ClaimArgs<'a> {
     ClaimArgs {
       corpus: None, // required field
       item: None, // required field
+      unless_registered_within_ms: 0,
     }
   }
 }
@@ -1734,6 +2562,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ClaimBuilder<'a, 'b, A> {
   #[inline]
   pub fn add_item(&mut self, item: ::flatbuffers::WIPOffset<ClaimItem<'b >>) {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<ClaimItem>>(Claim::VT_ITEM, item);
+  }
+  #[inline]
+  pub fn add_unless_registered_within_ms(&mut self, unless_registered_within_ms: u32) {
+    self.fbb_.push_slot::<u32>(Claim::VT_UNLESS_REGISTERED_WITHIN_MS, unless_registered_within_ms, 0);
   }
   #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ClaimBuilder<'a, 'b, A> {
@@ -1757,6 +2589,7 @@ impl ::core::fmt::Debug for Claim<'_> {
     let mut ds = f.debug_struct("Claim");
       ds.field("corpus", &self.corpus());
       ds.field("item", &self.item());
+      ds.field("unless_registered_within_ms", &self.unless_registered_within_ms());
       ds.finish()
   }
 }
@@ -2527,6 +3360,9 @@ impl<'a> ::flatbuffers::Follow<'a> for History<'a> {
 impl<'a> History<'a> {
   pub const VT_EVENT_ID: ::flatbuffers::VOffsetT = 4;
   pub const VT_SKIP: ::flatbuffers::VOffsetT = 6;
+  pub const VT_CORRELATION_ID: ::flatbuffers::VOffsetT = 8;
+  pub const VT_SINCE_US: ::flatbuffers::VOffsetT = 10;
+  pub const VT_UNTIL_US: ::flatbuffers::VOffsetT = 12;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -2538,6 +3374,9 @@ impl<'a> History<'a> {
     args: &'args HistoryArgs<'args>
   ) -> ::flatbuffers::WIPOffset<History<'bldr>> {
     let mut builder = HistoryBuilder::new(_fbb);
+    if let Some(x) = args.until_us { builder.add_until_us(x); }
+    if let Some(x) = args.since_us { builder.add_since_us(x); }
+    if let Some(x) = args.correlation_id { builder.add_correlation_id(x); }
     builder.add_skip(args.skip);
     if let Some(x) = args.event_id { builder.add_event_id(x); }
     builder.finish()
@@ -2545,11 +3384,11 @@ impl<'a> History<'a> {
 
 
   #[inline]
-  pub fn event_id(&self) -> &'a Uuid {
+  pub fn event_id(&self) -> Option<&'a Uuid> {
     // Safety:
     // Created from valid Table for this object
     // which contains a valid value in this slot
-    unsafe { self._tab.get::<Uuid>(History::VT_EVENT_ID, None).unwrap()}
+    unsafe { self._tab.get::<Uuid>(History::VT_EVENT_ID, None)}
   }
   #[inline]
   pub fn skip(&self) -> u32 {
@@ -2557,6 +3396,27 @@ impl<'a> History<'a> {
     // Created from valid Table for this object
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u32>(History::VT_SKIP, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn correlation_id(&self) -> Option<&'a Uuid> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(History::VT_CORRELATION_ID, None)}
+  }
+  #[inline]
+  pub fn since_us(&self) -> Option<i64> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(History::VT_SINCE_US, None)}
+  }
+  #[inline]
+  pub fn until_us(&self) -> Option<i64> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(History::VT_UNTIL_US, None)}
   }
 }
 
@@ -2566,8 +3426,11 @@ impl ::flatbuffers::Verifiable for History<'_> {
     v: &mut ::flatbuffers::Verifier, pos: usize
   ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
     v.visit_table(pos)?
-     .visit_field::<Uuid>("event_id", Self::VT_EVENT_ID, true)?
+     .visit_field::<Uuid>("event_id", Self::VT_EVENT_ID, false)?
      .visit_field::<u32>("skip", Self::VT_SKIP, false)?
+     .visit_field::<Uuid>("correlation_id", Self::VT_CORRELATION_ID, false)?
+     .visit_field::<i64>("since_us", Self::VT_SINCE_US, false)?
+     .visit_field::<i64>("until_us", Self::VT_UNTIL_US, false)?
      .finish();
     Ok(())
   }
@@ -2575,13 +3438,19 @@ impl ::flatbuffers::Verifiable for History<'_> {
 pub struct HistoryArgs<'a> {
     pub event_id: Option<&'a Uuid>,
     pub skip: u32,
+    pub correlation_id: Option<&'a Uuid>,
+    pub since_us: Option<i64>,
+    pub until_us: Option<i64>,
 }
 impl<'a> Default for HistoryArgs<'a> {
   #[inline]
   fn default() -> Self {
     HistoryArgs {
-      event_id: None, // required field
+      event_id: None,
       skip: 0,
+      correlation_id: None,
+      since_us: None,
+      until_us: None,
     }
   }
 }
@@ -2600,6 +3469,18 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> HistoryBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<u32>(History::VT_SKIP, skip, 0);
   }
   #[inline]
+  pub fn add_correlation_id(&mut self, correlation_id: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(History::VT_CORRELATION_ID, correlation_id);
+  }
+  #[inline]
+  pub fn add_since_us(&mut self, since_us: i64) {
+    self.fbb_.push_slot_always::<i64>(History::VT_SINCE_US, since_us);
+  }
+  #[inline]
+  pub fn add_until_us(&mut self, until_us: i64) {
+    self.fbb_.push_slot_always::<i64>(History::VT_UNTIL_US, until_us);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> HistoryBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     HistoryBuilder {
@@ -2610,7 +3491,6 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> HistoryBuilder<'a, 'b, A> {
   #[inline]
   pub fn finish(self) -> ::flatbuffers::WIPOffset<History<'a>> {
     let o = self.fbb_.end_table(self.start_);
-    self.fbb_.required(o, History::VT_EVENT_ID,"event_id");
     ::flatbuffers::WIPOffset::new(o.value())
   }
 }
@@ -2620,6 +3500,9 @@ impl ::core::fmt::Debug for History<'_> {
     let mut ds = f.debug_struct("History");
       ds.field("event_id", &self.event_id());
       ds.field("skip", &self.skip());
+      ds.field("correlation_id", &self.correlation_id());
+      ds.field("since_us", &self.since_us());
+      ds.field("until_us", &self.until_us());
       ds.finish()
   }
 }
@@ -2863,6 +3746,2426 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> StatusBuilder<'a, 'b, A> {
 impl ::core::fmt::Debug for Status<'_> {
   fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
     let mut ds = f.debug_struct("Status");
+      ds.finish()
+  }
+}
+pub enum DisputeOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Dispute<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Dispute<'a> {
+  type Inner = Dispute<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Dispute<'a> {
+  pub const VT_CORPUS: ::flatbuffers::VOffsetT = 4;
+  pub const VT_EVENT_IDS: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Dispute { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args DisputeArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Dispute<'bldr>> {
+    let mut builder = DisputeBuilder::new(_fbb);
+    if let Some(x) = args.event_ids { builder.add_event_ids(x); }
+    if let Some(x) = args.corpus { builder.add_corpus(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn corpus(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Dispute::VT_CORPUS, None).unwrap()}
+  }
+  #[inline]
+  pub fn event_ids(&self) -> ::flatbuffers::Vector<'a, Uuid> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, Uuid>>>(Dispute::VT_EVENT_IDS, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Dispute<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("corpus", Self::VT_CORPUS, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, Uuid>>>("event_ids", Self::VT_EVENT_IDS, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct DisputeArgs<'a> {
+    pub corpus: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub event_ids: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, Uuid>>>,
+}
+impl<'a> Default for DisputeArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    DisputeArgs {
+      corpus: None, // required field
+      event_ids: None, // required field
+    }
+  }
+}
+
+pub struct DisputeBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DisputeBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_corpus(&mut self, corpus: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Dispute::VT_CORPUS, corpus);
+  }
+  #[inline]
+  pub fn add_event_ids(&mut self, event_ids: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , Uuid>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Dispute::VT_EVENT_IDS, event_ids);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DisputeBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    DisputeBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Dispute<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Dispute::VT_CORPUS,"corpus");
+    self.fbb_.required(o, Dispute::VT_EVENT_IDS,"event_ids");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Dispute<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Dispute");
+      ds.field("corpus", &self.corpus());
+      ds.field("event_ids", &self.event_ids());
+      ds.finish()
+  }
+}
+pub enum RespondOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Respond<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Respond<'a> {
+  type Inner = Respond<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Respond<'a> {
+  pub const VT_CORPUS: ::flatbuffers::VOffsetT = 4;
+  pub const VT_DISPUTE_ID: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Respond { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args RespondArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Respond<'bldr>> {
+    let mut builder = RespondBuilder::new(_fbb);
+    if let Some(x) = args.dispute_id { builder.add_dispute_id(x); }
+    if let Some(x) = args.corpus { builder.add_corpus(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn corpus(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Respond::VT_CORPUS, None).unwrap()}
+  }
+  #[inline]
+  pub fn dispute_id(&self) -> &'a Uuid {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(Respond::VT_DISPUTE_ID, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Respond<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("corpus", Self::VT_CORPUS, true)?
+     .visit_field::<Uuid>("dispute_id", Self::VT_DISPUTE_ID, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct RespondArgs<'a> {
+    pub corpus: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub dispute_id: Option<&'a Uuid>,
+}
+impl<'a> Default for RespondArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    RespondArgs {
+      corpus: None, // required field
+      dispute_id: None, // required field
+    }
+  }
+}
+
+pub struct RespondBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RespondBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_corpus(&mut self, corpus: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Respond::VT_CORPUS, corpus);
+  }
+  #[inline]
+  pub fn add_dispute_id(&mut self, dispute_id: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(Respond::VT_DISPUTE_ID, dispute_id);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RespondBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    RespondBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Respond<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Respond::VT_CORPUS,"corpus");
+    self.fbb_.required(o, Respond::VT_DISPUTE_ID,"dispute_id");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Respond<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Respond");
+      ds.field("corpus", &self.corpus());
+      ds.field("dispute_id", &self.dispute_id());
+      ds.finish()
+  }
+}
+pub enum VerdictOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Verdict<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Verdict<'a> {
+  type Inner = Verdict<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Verdict<'a> {
+  pub const VT_EVENT_ID: ::flatbuffers::VOffsetT = 4;
+  pub const VT_VERDICT: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Verdict { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args VerdictArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Verdict<'bldr>> {
+    let mut builder = VerdictBuilder::new(_fbb);
+    if let Some(x) = args.event_id { builder.add_event_id(x); }
+    builder.add_verdict(args.verdict);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn event_id(&self) -> &'a Uuid {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(Verdict::VT_EVENT_ID, None).unwrap()}
+  }
+  #[inline]
+  pub fn verdict(&self) -> DisputeVerdict {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<DisputeVerdict>(Verdict::VT_VERDICT, Some(DisputeVerdict::none)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Verdict<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<Uuid>("event_id", Self::VT_EVENT_ID, true)?
+     .visit_field::<DisputeVerdict>("verdict", Self::VT_VERDICT, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct VerdictArgs<'a> {
+    pub event_id: Option<&'a Uuid>,
+    pub verdict: DisputeVerdict,
+}
+impl<'a> Default for VerdictArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    VerdictArgs {
+      event_id: None, // required field
+      verdict: DisputeVerdict::none,
+    }
+  }
+}
+
+pub struct VerdictBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> VerdictBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_event_id(&mut self, event_id: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(Verdict::VT_EVENT_ID, event_id);
+  }
+  #[inline]
+  pub fn add_verdict(&mut self, verdict: DisputeVerdict) {
+    self.fbb_.push_slot::<DisputeVerdict>(Verdict::VT_VERDICT, verdict, DisputeVerdict::none);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> VerdictBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    VerdictBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Verdict<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Verdict::VT_EVENT_ID,"event_id");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Verdict<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Verdict");
+      ds.field("event_id", &self.event_id());
+      ds.field("verdict", &self.verdict());
+      ds.finish()
+  }
+}
+pub enum ArbitrateOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Arbitrate<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Arbitrate<'a> {
+  type Inner = Arbitrate<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Arbitrate<'a> {
+  pub const VT_DISPUTE_ID: ::flatbuffers::VOffsetT = 4;
+  pub const VT_DISMISSED: ::flatbuffers::VOffsetT = 6;
+  pub const VT_VERDICTS: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Arbitrate { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ArbitrateArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Arbitrate<'bldr>> {
+    let mut builder = ArbitrateBuilder::new(_fbb);
+    if let Some(x) = args.verdicts { builder.add_verdicts(x); }
+    if let Some(x) = args.dispute_id { builder.add_dispute_id(x); }
+    builder.add_dismissed(args.dismissed);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn dispute_id(&self) -> &'a Uuid {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(Arbitrate::VT_DISPUTE_ID, None).unwrap()}
+  }
+  #[inline]
+  pub fn dismissed(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Arbitrate::VT_DISMISSED, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn verdicts(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Verdict<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Verdict>>>>(Arbitrate::VT_VERDICTS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Arbitrate<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<Uuid>("dispute_id", Self::VT_DISPUTE_ID, true)?
+     .visit_field::<bool>("dismissed", Self::VT_DISMISSED, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Verdict>>>>("verdicts", Self::VT_VERDICTS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ArbitrateArgs<'a> {
+    pub dispute_id: Option<&'a Uuid>,
+    pub dismissed: bool,
+    pub verdicts: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Verdict<'a>>>>>,
+}
+impl<'a> Default for ArbitrateArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ArbitrateArgs {
+      dispute_id: None, // required field
+      dismissed: false,
+      verdicts: None,
+    }
+  }
+}
+
+pub struct ArbitrateBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ArbitrateBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_dispute_id(&mut self, dispute_id: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(Arbitrate::VT_DISPUTE_ID, dispute_id);
+  }
+  #[inline]
+  pub fn add_dismissed(&mut self, dismissed: bool) {
+    self.fbb_.push_slot::<bool>(Arbitrate::VT_DISMISSED, dismissed, false);
+  }
+  #[inline]
+  pub fn add_verdicts(&mut self, verdicts: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Verdict<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Arbitrate::VT_VERDICTS, verdicts);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ArbitrateBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ArbitrateBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Arbitrate<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Arbitrate::VT_DISPUTE_ID,"dispute_id");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Arbitrate<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Arbitrate");
+      ds.field("dispute_id", &self.dispute_id());
+      ds.field("dismissed", &self.dismissed());
+      ds.field("verdicts", &self.verdicts());
+      ds.finish()
+  }
+}
+pub enum EscalateOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Escalate<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Escalate<'a> {
+  type Inner = Escalate<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Escalate<'a> {
+  pub const VT_DISPUTE_ID: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Escalate { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args EscalateArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Escalate<'bldr>> {
+    let mut builder = EscalateBuilder::new(_fbb);
+    if let Some(x) = args.dispute_id { builder.add_dispute_id(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn dispute_id(&self) -> &'a Uuid {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(Escalate::VT_DISPUTE_ID, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Escalate<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<Uuid>("dispute_id", Self::VT_DISPUTE_ID, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct EscalateArgs<'a> {
+    pub dispute_id: Option<&'a Uuid>,
+}
+impl<'a> Default for EscalateArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    EscalateArgs {
+      dispute_id: None, // required field
+    }
+  }
+}
+
+pub struct EscalateBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> EscalateBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_dispute_id(&mut self, dispute_id: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(Escalate::VT_DISPUTE_ID, dispute_id);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> EscalateBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    EscalateBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Escalate<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Escalate::VT_DISPUTE_ID,"dispute_id");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Escalate<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Escalate");
+      ds.field("dispute_id", &self.dispute_id());
+      ds.finish()
+  }
+}
+pub enum DisputeLookupOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct DisputeLookup<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for DisputeLookup<'a> {
+  type Inner = DisputeLookup<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> DisputeLookup<'a> {
+  pub const VT_DISPUTE_ID: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    DisputeLookup { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args DisputeLookupArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<DisputeLookup<'bldr>> {
+    let mut builder = DisputeLookupBuilder::new(_fbb);
+    if let Some(x) = args.dispute_id { builder.add_dispute_id(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn dispute_id(&self) -> &'a Uuid {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(DisputeLookup::VT_DISPUTE_ID, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for DisputeLookup<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<Uuid>("dispute_id", Self::VT_DISPUTE_ID, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct DisputeLookupArgs<'a> {
+    pub dispute_id: Option<&'a Uuid>,
+}
+impl<'a> Default for DisputeLookupArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    DisputeLookupArgs {
+      dispute_id: None, // required field
+    }
+  }
+}
+
+pub struct DisputeLookupBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DisputeLookupBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_dispute_id(&mut self, dispute_id: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(DisputeLookup::VT_DISPUTE_ID, dispute_id);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DisputeLookupBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    DisputeLookupBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<DisputeLookup<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, DisputeLookup::VT_DISPUTE_ID,"dispute_id");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for DisputeLookup<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("DisputeLookup");
+      ds.field("dispute_id", &self.dispute_id());
+      ds.finish()
+  }
+}
+pub enum DisputesOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Disputes<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Disputes<'a> {
+  type Inner = Disputes<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Disputes<'a> {
+  pub const VT_CORPUS: ::flatbuffers::VOffsetT = 4;
+  pub const VT_INCLUDE_CLOSED: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Disputes { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args DisputesArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Disputes<'bldr>> {
+    let mut builder = DisputesBuilder::new(_fbb);
+    if let Some(x) = args.corpus { builder.add_corpus(x); }
+    builder.add_include_closed(args.include_closed);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn corpus(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Disputes::VT_CORPUS, None)}
+  }
+  #[inline]
+  pub fn include_closed(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Disputes::VT_INCLUDE_CLOSED, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Disputes<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("corpus", Self::VT_CORPUS, false)?
+     .visit_field::<bool>("include_closed", Self::VT_INCLUDE_CLOSED, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct DisputesArgs<'a> {
+    pub corpus: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub include_closed: bool,
+}
+impl<'a> Default for DisputesArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    DisputesArgs {
+      corpus: None,
+      include_closed: false,
+    }
+  }
+}
+
+pub struct DisputesBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DisputesBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_corpus(&mut self, corpus: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Disputes::VT_CORPUS, corpus);
+  }
+  #[inline]
+  pub fn add_include_closed(&mut self, include_closed: bool) {
+    self.fbb_.push_slot::<bool>(Disputes::VT_INCLUDE_CLOSED, include_closed, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DisputesBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    DisputesBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Disputes<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Disputes<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Disputes");
+      ds.field("corpus", &self.corpus());
+      ds.field("include_closed", &self.include_closed());
+      ds.finish()
+  }
+}
+pub enum DecommissionOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Decommission<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Decommission<'a> {
+  type Inner = Decommission<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Decommission<'a> {
+  pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
+  pub const VT_DRY_RUN: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Decommission { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args DecommissionArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Decommission<'bldr>> {
+    let mut builder = DecommissionBuilder::new(_fbb);
+    if let Some(x) = args.name { builder.add_name(x); }
+    builder.add_dry_run(args.dry_run);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn name(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Decommission::VT_NAME, None).unwrap()}
+  }
+  #[inline]
+  pub fn dry_run(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Decommission::VT_DRY_RUN, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Decommission<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, true)?
+     .visit_field::<bool>("dry_run", Self::VT_DRY_RUN, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct DecommissionArgs<'a> {
+    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub dry_run: bool,
+}
+impl<'a> Default for DecommissionArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    DecommissionArgs {
+      name: None, // required field
+      dry_run: false,
+    }
+  }
+}
+
+pub struct DecommissionBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DecommissionBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Decommission::VT_NAME, name);
+  }
+  #[inline]
+  pub fn add_dry_run(&mut self, dry_run: bool) {
+    self.fbb_.push_slot::<bool>(Decommission::VT_DRY_RUN, dry_run, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DecommissionBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    DecommissionBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Decommission<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Decommission::VT_NAME,"name");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Decommission<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Decommission");
+      ds.field("name", &self.name());
+      ds.field("dry_run", &self.dry_run());
+      ds.finish()
+  }
+}
+pub enum FreezeOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Freeze<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Freeze<'a> {
+  type Inner = Freeze<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Freeze<'a> {
+  pub const VT_CORPUS: ::flatbuffers::VOffsetT = 4;
+  pub const VT_FROZEN: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Freeze { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args FreezeArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Freeze<'bldr>> {
+    let mut builder = FreezeBuilder::new(_fbb);
+    if let Some(x) = args.corpus { builder.add_corpus(x); }
+    builder.add_frozen(args.frozen);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn corpus(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Freeze::VT_CORPUS, None)}
+  }
+  #[inline]
+  pub fn frozen(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Freeze::VT_FROZEN, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Freeze<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("corpus", Self::VT_CORPUS, false)?
+     .visit_field::<bool>("frozen", Self::VT_FROZEN, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct FreezeArgs<'a> {
+    pub corpus: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub frozen: bool,
+}
+impl<'a> Default for FreezeArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    FreezeArgs {
+      corpus: None,
+      frozen: false,
+    }
+  }
+}
+
+pub struct FreezeBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> FreezeBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_corpus(&mut self, corpus: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Freeze::VT_CORPUS, corpus);
+  }
+  #[inline]
+  pub fn add_frozen(&mut self, frozen: bool) {
+    self.fbb_.push_slot::<bool>(Freeze::VT_FROZEN, frozen, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> FreezeBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    FreezeBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Freeze<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Freeze<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Freeze");
+      ds.field("corpus", &self.corpus());
+      ds.field("frozen", &self.frozen());
+      ds.finish()
+  }
+}
+pub enum CapOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Cap<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Cap<'a> {
+  type Inner = Cap<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Cap<'a> {
+  pub const VT_CORPUS: ::flatbuffers::VOffsetT = 4;
+  pub const VT_CLAIMS_PER_MINUTE: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Cap { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args CapArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Cap<'bldr>> {
+    let mut builder = CapBuilder::new(_fbb);
+    builder.add_claims_per_minute(args.claims_per_minute);
+    if let Some(x) = args.corpus { builder.add_corpus(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn corpus(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Cap::VT_CORPUS, None).unwrap()}
+  }
+  #[inline]
+  pub fn claims_per_minute(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Cap::VT_CLAIMS_PER_MINUTE, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Cap<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("corpus", Self::VT_CORPUS, true)?
+     .visit_field::<u32>("claims_per_minute", Self::VT_CLAIMS_PER_MINUTE, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct CapArgs<'a> {
+    pub corpus: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub claims_per_minute: u32,
+}
+impl<'a> Default for CapArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    CapArgs {
+      corpus: None, // required field
+      claims_per_minute: 0,
+    }
+  }
+}
+
+pub struct CapBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CapBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_corpus(&mut self, corpus: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Cap::VT_CORPUS, corpus);
+  }
+  #[inline]
+  pub fn add_claims_per_minute(&mut self, claims_per_minute: u32) {
+    self.fbb_.push_slot::<u32>(Cap::VT_CLAIMS_PER_MINUTE, claims_per_minute, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CapBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    CapBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Cap<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Cap::VT_CORPUS,"corpus");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Cap<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Cap");
+      ds.field("corpus", &self.corpus());
+      ds.field("claims_per_minute", &self.claims_per_minute());
+      ds.finish()
+  }
+}
+pub enum ProposeSlotsOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ProposeSlots<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ProposeSlots<'a> {
+  type Inner = ProposeSlots<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ProposeSlots<'a> {
+  pub const VT_CORPUS: ::flatbuffers::VOffsetT = 4;
+  pub const VT_SLOTS: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ProposeSlots { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ProposeSlotsArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ProposeSlots<'bldr>> {
+    let mut builder = ProposeSlotsBuilder::new(_fbb);
+    builder.add_slots(args.slots);
+    if let Some(x) = args.corpus { builder.add_corpus(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn corpus(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ProposeSlots::VT_CORPUS, None).unwrap()}
+  }
+  #[inline]
+  pub fn slots(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ProposeSlots::VT_SLOTS, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ProposeSlots<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("corpus", Self::VT_CORPUS, true)?
+     .visit_field::<u64>("slots", Self::VT_SLOTS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ProposeSlotsArgs<'a> {
+    pub corpus: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub slots: u64,
+}
+impl<'a> Default for ProposeSlotsArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ProposeSlotsArgs {
+      corpus: None, // required field
+      slots: 0,
+    }
+  }
+}
+
+pub struct ProposeSlotsBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ProposeSlotsBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_corpus(&mut self, corpus: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ProposeSlots::VT_CORPUS, corpus);
+  }
+  #[inline]
+  pub fn add_slots(&mut self, slots: u64) {
+    self.fbb_.push_slot::<u64>(ProposeSlots::VT_SLOTS, slots, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ProposeSlotsBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ProposeSlotsBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ProposeSlots<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, ProposeSlots::VT_CORPUS,"corpus");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ProposeSlots<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ProposeSlots");
+      ds.field("corpus", &self.corpus());
+      ds.field("slots", &self.slots());
+      ds.finish()
+  }
+}
+pub enum SignOffOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct SignOff<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for SignOff<'a> {
+  type Inner = SignOff<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> SignOff<'a> {
+  pub const VT_PROPOSAL: ::flatbuffers::VOffsetT = 4;
+  pub const VT_ROLE: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    SignOff { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SignOffArgs
+  ) -> ::flatbuffers::WIPOffset<SignOff<'bldr>> {
+    let mut builder = SignOffBuilder::new(_fbb);
+    builder.add_proposal(args.proposal);
+    builder.add_role(args.role);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn proposal(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SignOff::VT_PROPOSAL, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn role(&self) -> Role {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Role>(SignOff::VT_ROLE, Some(Role::client)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for SignOff<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("proposal", Self::VT_PROPOSAL, false)?
+     .visit_field::<Role>("role", Self::VT_ROLE, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SignOffArgs {
+    pub proposal: u64,
+    pub role: Role,
+}
+impl<'a> Default for SignOffArgs {
+  #[inline]
+  fn default() -> Self {
+    SignOffArgs {
+      proposal: 0,
+      role: Role::client,
+    }
+  }
+}
+
+pub struct SignOffBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SignOffBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_proposal(&mut self, proposal: u64) {
+    self.fbb_.push_slot::<u64>(SignOff::VT_PROPOSAL, proposal, 0);
+  }
+  #[inline]
+  pub fn add_role(&mut self, role: Role) {
+    self.fbb_.push_slot::<Role>(SignOff::VT_ROLE, role, Role::client);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SignOffBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SignOffBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<SignOff<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for SignOff<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("SignOff");
+      ds.field("proposal", &self.proposal());
+      ds.field("role", &self.role());
+      ds.finish()
+  }
+}
+pub enum ProposalsOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Proposals<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Proposals<'a> {
+  type Inner = Proposals<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Proposals<'a> {
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Proposals { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    _args: &'args ProposalsArgs
+  ) -> ::flatbuffers::WIPOffset<Proposals<'bldr>> {
+    let mut builder = ProposalsBuilder::new(_fbb);
+    builder.finish()
+  }
+
+}
+
+impl ::flatbuffers::Verifiable for Proposals<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ProposalsArgs {
+}
+impl<'a> Default for ProposalsArgs {
+  #[inline]
+  fn default() -> Self {
+    ProposalsArgs {
+    }
+  }
+}
+
+pub struct ProposalsBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ProposalsBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ProposalsBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ProposalsBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Proposals<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Proposals<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Proposals");
+      ds.finish()
+  }
+}
+pub enum IncidentOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Incident<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Incident<'a> {
+  type Inner = Incident<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Incident<'a> {
+  pub const VT_ACTIVE: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Incident { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args IncidentArgs
+  ) -> ::flatbuffers::WIPOffset<Incident<'bldr>> {
+    let mut builder = IncidentBuilder::new(_fbb);
+    builder.add_active(args.active);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn active(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Incident::VT_ACTIVE, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Incident<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<bool>("active", Self::VT_ACTIVE, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct IncidentArgs {
+    pub active: bool,
+}
+impl<'a> Default for IncidentArgs {
+  #[inline]
+  fn default() -> Self {
+    IncidentArgs {
+      active: false,
+    }
+  }
+}
+
+pub struct IncidentBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> IncidentBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_active(&mut self, active: bool) {
+    self.fbb_.push_slot::<bool>(Incident::VT_ACTIVE, active, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> IncidentBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    IncidentBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Incident<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Incident<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Incident");
+      ds.field("active", &self.active());
+      ds.finish()
+  }
+}
+pub enum BarrierOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Barrier<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Barrier<'a> {
+  type Inner = Barrier<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Barrier<'a> {
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Barrier { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    _args: &'args BarrierArgs
+  ) -> ::flatbuffers::WIPOffset<Barrier<'bldr>> {
+    let mut builder = BarrierBuilder::new(_fbb);
+    builder.finish()
+  }
+
+}
+
+impl ::flatbuffers::Verifiable for Barrier<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct BarrierArgs {
+}
+impl<'a> Default for BarrierArgs {
+  #[inline]
+  fn default() -> Self {
+    BarrierArgs {
+    }
+  }
+}
+
+pub struct BarrierBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> BarrierBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> BarrierBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    BarrierBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Barrier<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Barrier<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Barrier");
+      ds.finish()
+  }
+}
+pub enum ReconcileOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Reconcile<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Reconcile<'a> {
+  type Inner = Reconcile<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Reconcile<'a> {
+  pub const VT_DRY_RUN: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Reconcile { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ReconcileArgs
+  ) -> ::flatbuffers::WIPOffset<Reconcile<'bldr>> {
+    let mut builder = ReconcileBuilder::new(_fbb);
+    builder.add_dry_run(args.dry_run);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn dry_run(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Reconcile::VT_DRY_RUN, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Reconcile<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<bool>("dry_run", Self::VT_DRY_RUN, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ReconcileArgs {
+    pub dry_run: bool,
+}
+impl<'a> Default for ReconcileArgs {
+  #[inline]
+  fn default() -> Self {
+    ReconcileArgs {
+      dry_run: false,
+    }
+  }
+}
+
+pub struct ReconcileBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ReconcileBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_dry_run(&mut self, dry_run: bool) {
+    self.fbb_.push_slot::<bool>(Reconcile::VT_DRY_RUN, dry_run, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ReconcileBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ReconcileBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Reconcile<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Reconcile<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Reconcile");
+      ds.field("dry_run", &self.dry_run());
+      ds.finish()
+  }
+}
+pub enum FindOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Find<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Find<'a> {
+  type Inner = Find<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Find<'a> {
+  pub const VT_EVENT_KEY: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Find { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args FindArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Find<'bldr>> {
+    let mut builder = FindBuilder::new(_fbb);
+    if let Some(x) = args.event_key { builder.add_event_key(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn event_key(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Find::VT_EVENT_KEY, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Find<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("event_key", Self::VT_EVENT_KEY, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct FindArgs<'a> {
+    pub event_key: Option<::flatbuffers::WIPOffset<&'a str>>,
+}
+impl<'a> Default for FindArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    FindArgs {
+      event_key: None, // required field
+    }
+  }
+}
+
+pub struct FindBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> FindBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_event_key(&mut self, event_key: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Find::VT_EVENT_KEY, event_key);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> FindBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    FindBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Find<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Find::VT_EVENT_KEY,"event_key");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Find<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Find");
+      ds.field("event_key", &self.event_key());
+      ds.finish()
+  }
+}
+pub enum TotalsOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Totals<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Totals<'a> {
+  type Inner = Totals<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Totals<'a> {
+  pub const VT_CORPUS: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Totals { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args TotalsArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Totals<'bldr>> {
+    let mut builder = TotalsBuilder::new(_fbb);
+    if let Some(x) = args.corpus { builder.add_corpus(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn corpus(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Totals::VT_CORPUS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Totals<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("corpus", Self::VT_CORPUS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct TotalsArgs<'a> {
+    pub corpus: Option<::flatbuffers::WIPOffset<&'a str>>,
+}
+impl<'a> Default for TotalsArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    TotalsArgs {
+      corpus: None,
+    }
+  }
+}
+
+pub struct TotalsBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TotalsBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_corpus(&mut self, corpus: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Totals::VT_CORPUS, corpus);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TotalsBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    TotalsBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Totals<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Totals<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Totals");
+      ds.field("corpus", &self.corpus());
+      ds.finish()
+  }
+}
+pub enum TailOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Tail<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Tail<'a> {
+  type Inner = Tail<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Tail<'a> {
+  pub const VT_SHARD: ::flatbuffers::VOffsetT = 4;
+  pub const VT_FROM_POSITION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_LIMIT: ::flatbuffers::VOffsetT = 8;
+  pub const VT_WAIT_MS: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Tail { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args TailArgs
+  ) -> ::flatbuffers::WIPOffset<Tail<'bldr>> {
+    let mut builder = TailBuilder::new(_fbb);
+    builder.add_from_position(args.from_position);
+    builder.add_wait_ms(args.wait_ms);
+    builder.add_limit(args.limit);
+    builder.add_shard(args.shard);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn shard(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(Tail::VT_SHARD, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn from_position(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Tail::VT_FROM_POSITION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn limit(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Tail::VT_LIMIT, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn wait_ms(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Tail::VT_WAIT_MS, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Tail<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u16>("shard", Self::VT_SHARD, false)?
+     .visit_field::<u64>("from_position", Self::VT_FROM_POSITION, false)?
+     .visit_field::<u32>("limit", Self::VT_LIMIT, false)?
+     .visit_field::<u32>("wait_ms", Self::VT_WAIT_MS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct TailArgs {
+    pub shard: u16,
+    pub from_position: u64,
+    pub limit: u32,
+    pub wait_ms: u32,
+}
+impl<'a> Default for TailArgs {
+  #[inline]
+  fn default() -> Self {
+    TailArgs {
+      shard: 0,
+      from_position: 0,
+      limit: 0,
+      wait_ms: 0,
+    }
+  }
+}
+
+pub struct TailBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TailBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_shard(&mut self, shard: u16) {
+    self.fbb_.push_slot::<u16>(Tail::VT_SHARD, shard, 0);
+  }
+  #[inline]
+  pub fn add_from_position(&mut self, from_position: u64) {
+    self.fbb_.push_slot::<u64>(Tail::VT_FROM_POSITION, from_position, 0);
+  }
+  #[inline]
+  pub fn add_limit(&mut self, limit: u32) {
+    self.fbb_.push_slot::<u32>(Tail::VT_LIMIT, limit, 0);
+  }
+  #[inline]
+  pub fn add_wait_ms(&mut self, wait_ms: u32) {
+    self.fbb_.push_slot::<u32>(Tail::VT_WAIT_MS, wait_ms, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TailBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    TailBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Tail<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Tail<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Tail");
+      ds.field("shard", &self.shard());
+      ds.field("from_position", &self.from_position());
+      ds.field("limit", &self.limit());
+      ds.field("wait_ms", &self.wait_ms());
+      ds.finish()
+  }
+}
+pub enum AuditHeadOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct AuditHead<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for AuditHead<'a> {
+  type Inner = AuditHead<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> AuditHead<'a> {
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    AuditHead { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    _args: &'args AuditHeadArgs
+  ) -> ::flatbuffers::WIPOffset<AuditHead<'bldr>> {
+    let mut builder = AuditHeadBuilder::new(_fbb);
+    builder.finish()
+  }
+
+}
+
+impl ::flatbuffers::Verifiable for AuditHead<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct AuditHeadArgs {
+}
+impl<'a> Default for AuditHeadArgs {
+  #[inline]
+  fn default() -> Self {
+    AuditHeadArgs {
+    }
+  }
+}
+
+pub struct AuditHeadBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> AuditHeadBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> AuditHeadBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    AuditHeadBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<AuditHead<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for AuditHead<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("AuditHead");
+      ds.finish()
+  }
+}
+pub enum AuditCheckOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct AuditCheck<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for AuditCheck<'a> {
+  type Inner = AuditCheck<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> AuditCheck<'a> {
+  pub const VT_SHARD: ::flatbuffers::VOffsetT = 4;
+  pub const VT_BATCH: ::flatbuffers::VOffsetT = 6;
+  pub const VT_POSITION: ::flatbuffers::VOffsetT = 8;
+  pub const VT_HASH: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    AuditCheck { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args AuditCheckArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<AuditCheck<'bldr>> {
+    let mut builder = AuditCheckBuilder::new(_fbb);
+    builder.add_position(args.position);
+    builder.add_batch(args.batch);
+    if let Some(x) = args.hash { builder.add_hash(x); }
+    builder.add_shard(args.shard);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn shard(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(AuditCheck::VT_SHARD, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn batch(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(AuditCheck::VT_BATCH, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn position(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(AuditCheck::VT_POSITION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn hash(&self) -> ::flatbuffers::Vector<'a, u8> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(AuditCheck::VT_HASH, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for AuditCheck<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u16>("shard", Self::VT_SHARD, false)?
+     .visit_field::<u64>("batch", Self::VT_BATCH, false)?
+     .visit_field::<u64>("position", Self::VT_POSITION, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("hash", Self::VT_HASH, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct AuditCheckArgs<'a> {
+    pub shard: u16,
+    pub batch: u64,
+    pub position: u64,
+    pub hash: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+}
+impl<'a> Default for AuditCheckArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    AuditCheckArgs {
+      shard: 0,
+      batch: 0,
+      position: 0,
+      hash: None, // required field
+    }
+  }
+}
+
+pub struct AuditCheckBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> AuditCheckBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_shard(&mut self, shard: u16) {
+    self.fbb_.push_slot::<u16>(AuditCheck::VT_SHARD, shard, 0);
+  }
+  #[inline]
+  pub fn add_batch(&mut self, batch: u64) {
+    self.fbb_.push_slot::<u64>(AuditCheck::VT_BATCH, batch, 0);
+  }
+  #[inline]
+  pub fn add_position(&mut self, position: u64) {
+    self.fbb_.push_slot::<u64>(AuditCheck::VT_POSITION, position, 0);
+  }
+  #[inline]
+  pub fn add_hash(&mut self, hash: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u8>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(AuditCheck::VT_HASH, hash);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> AuditCheckBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    AuditCheckBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<AuditCheck<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, AuditCheck::VT_HASH,"hash");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for AuditCheck<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("AuditCheck");
+      ds.field("shard", &self.shard());
+      ds.field("batch", &self.batch());
+      ds.field("position", &self.position());
+      ds.field("hash", &self.hash());
+      ds.finish()
+  }
+}
+pub enum ConfigurationOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Configuration<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Configuration<'a> {
+  type Inner = Configuration<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Configuration<'a> {
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Configuration { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    _args: &'args ConfigurationArgs
+  ) -> ::flatbuffers::WIPOffset<Configuration<'bldr>> {
+    let mut builder = ConfigurationBuilder::new(_fbb);
+    builder.finish()
+  }
+
+}
+
+impl ::flatbuffers::Verifiable for Configuration<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ConfigurationArgs {
+}
+impl<'a> Default for ConfigurationArgs {
+  #[inline]
+  fn default() -> Self {
+    ConfigurationArgs {
+    }
+  }
+}
+
+pub struct ConfigurationBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ConfigurationBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ConfigurationBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ConfigurationBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Configuration<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Configuration<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Configuration");
+      ds.finish()
+  }
+}
+pub enum PropagationOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Propagation<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Propagation<'a> {
+  type Inner = Propagation<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Propagation<'a> {
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Propagation { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    _args: &'args PropagationArgs
+  ) -> ::flatbuffers::WIPOffset<Propagation<'bldr>> {
+    let mut builder = PropagationBuilder::new(_fbb);
+    builder.finish()
+  }
+
+}
+
+impl ::flatbuffers::Verifiable for Propagation<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct PropagationArgs {
+}
+impl<'a> Default for PropagationArgs {
+  #[inline]
+  fn default() -> Self {
+    PropagationArgs {
+    }
+  }
+}
+
+pub struct PropagationBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PropagationBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PropagationBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    PropagationBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Propagation<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Propagation<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Propagation");
       ds.finish()
   }
 }
@@ -3174,6 +6477,314 @@ impl<'a> Request<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn operation_as_dispute(&self) -> Option<Dispute<'a>> {
+    if self.operation_type() == Operation::Dispute {
+      let u = self.operation();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Dispute::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn operation_as_respond(&self) -> Option<Respond<'a>> {
+    if self.operation_type() == Operation::Respond {
+      let u = self.operation();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Respond::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn operation_as_arbitrate(&self) -> Option<Arbitrate<'a>> {
+    if self.operation_type() == Operation::Arbitrate {
+      let u = self.operation();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Arbitrate::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn operation_as_escalate(&self) -> Option<Escalate<'a>> {
+    if self.operation_type() == Operation::Escalate {
+      let u = self.operation();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Escalate::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn operation_as_dispute_lookup(&self) -> Option<DisputeLookup<'a>> {
+    if self.operation_type() == Operation::DisputeLookup {
+      let u = self.operation();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { DisputeLookup::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn operation_as_disputes(&self) -> Option<Disputes<'a>> {
+    if self.operation_type() == Operation::Disputes {
+      let u = self.operation();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Disputes::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn operation_as_decommission(&self) -> Option<Decommission<'a>> {
+    if self.operation_type() == Operation::Decommission {
+      let u = self.operation();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Decommission::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn operation_as_freeze(&self) -> Option<Freeze<'a>> {
+    if self.operation_type() == Operation::Freeze {
+      let u = self.operation();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Freeze::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn operation_as_cap(&self) -> Option<Cap<'a>> {
+    if self.operation_type() == Operation::Cap {
+      let u = self.operation();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Cap::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn operation_as_propose_slots(&self) -> Option<ProposeSlots<'a>> {
+    if self.operation_type() == Operation::ProposeSlots {
+      let u = self.operation();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { ProposeSlots::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn operation_as_sign_off(&self) -> Option<SignOff<'a>> {
+    if self.operation_type() == Operation::SignOff {
+      let u = self.operation();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { SignOff::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn operation_as_proposals(&self) -> Option<Proposals<'a>> {
+    if self.operation_type() == Operation::Proposals {
+      let u = self.operation();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Proposals::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn operation_as_incident(&self) -> Option<Incident<'a>> {
+    if self.operation_type() == Operation::Incident {
+      let u = self.operation();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Incident::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn operation_as_barrier(&self) -> Option<Barrier<'a>> {
+    if self.operation_type() == Operation::Barrier {
+      let u = self.operation();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Barrier::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn operation_as_reconcile(&self) -> Option<Reconcile<'a>> {
+    if self.operation_type() == Operation::Reconcile {
+      let u = self.operation();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Reconcile::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn operation_as_find(&self) -> Option<Find<'a>> {
+    if self.operation_type() == Operation::Find {
+      let u = self.operation();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Find::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn operation_as_totals(&self) -> Option<Totals<'a>> {
+    if self.operation_type() == Operation::Totals {
+      let u = self.operation();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Totals::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn operation_as_tail(&self) -> Option<Tail<'a>> {
+    if self.operation_type() == Operation::Tail {
+      let u = self.operation();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Tail::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn operation_as_audit_head(&self) -> Option<AuditHead<'a>> {
+    if self.operation_type() == Operation::AuditHead {
+      let u = self.operation();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { AuditHead::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn operation_as_audit_check(&self) -> Option<AuditCheck<'a>> {
+    if self.operation_type() == Operation::AuditCheck {
+      let u = self.operation();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { AuditCheck::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn operation_as_configuration(&self) -> Option<Configuration<'a>> {
+    if self.operation_type() == Operation::Configuration {
+      let u = self.operation();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Configuration::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn operation_as_propagation(&self) -> Option<Propagation<'a>> {
+    if self.operation_type() == Operation::Propagation {
+      let u = self.operation();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Propagation::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Request<'_> {
@@ -3205,6 +6816,28 @@ impl ::flatbuffers::Verifiable for Request<'_> {
           Operation::History => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<History>>("Operation::History", pos),
           Operation::Scan => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Scan>>("Operation::Scan", pos),
           Operation::Status => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Status>>("Operation::Status", pos),
+          Operation::Dispute => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Dispute>>("Operation::Dispute", pos),
+          Operation::Respond => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Respond>>("Operation::Respond", pos),
+          Operation::Arbitrate => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Arbitrate>>("Operation::Arbitrate", pos),
+          Operation::Escalate => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Escalate>>("Operation::Escalate", pos),
+          Operation::DisputeLookup => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DisputeLookup>>("Operation::DisputeLookup", pos),
+          Operation::Disputes => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Disputes>>("Operation::Disputes", pos),
+          Operation::Decommission => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Decommission>>("Operation::Decommission", pos),
+          Operation::Freeze => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Freeze>>("Operation::Freeze", pos),
+          Operation::Cap => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Cap>>("Operation::Cap", pos),
+          Operation::ProposeSlots => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ProposeSlots>>("Operation::ProposeSlots", pos),
+          Operation::SignOff => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<SignOff>>("Operation::SignOff", pos),
+          Operation::Proposals => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Proposals>>("Operation::Proposals", pos),
+          Operation::Incident => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Incident>>("Operation::Incident", pos),
+          Operation::Barrier => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Barrier>>("Operation::Barrier", pos),
+          Operation::Reconcile => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Reconcile>>("Operation::Reconcile", pos),
+          Operation::Find => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Find>>("Operation::Find", pos),
+          Operation::Totals => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Totals>>("Operation::Totals", pos),
+          Operation::Tail => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Tail>>("Operation::Tail", pos),
+          Operation::AuditHead => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<AuditHead>>("Operation::AuditHead", pos),
+          Operation::AuditCheck => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<AuditCheck>>("Operation::AuditCheck", pos),
+          Operation::Configuration => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Configuration>>("Operation::Configuration", pos),
+          Operation::Propagation => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Propagation>>("Operation::Propagation", pos),
           _ => Ok(()),
         }
      })?
@@ -3402,6 +7035,160 @@ impl ::core::fmt::Debug for Request<'_> {
         },
         Operation::Status => {
           if let Some(x) = self.operation_as_status() {
+            ds.field("operation", &x)
+          } else {
+            ds.field("operation", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Operation::Dispute => {
+          if let Some(x) = self.operation_as_dispute() {
+            ds.field("operation", &x)
+          } else {
+            ds.field("operation", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Operation::Respond => {
+          if let Some(x) = self.operation_as_respond() {
+            ds.field("operation", &x)
+          } else {
+            ds.field("operation", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Operation::Arbitrate => {
+          if let Some(x) = self.operation_as_arbitrate() {
+            ds.field("operation", &x)
+          } else {
+            ds.field("operation", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Operation::Escalate => {
+          if let Some(x) = self.operation_as_escalate() {
+            ds.field("operation", &x)
+          } else {
+            ds.field("operation", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Operation::DisputeLookup => {
+          if let Some(x) = self.operation_as_dispute_lookup() {
+            ds.field("operation", &x)
+          } else {
+            ds.field("operation", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Operation::Disputes => {
+          if let Some(x) = self.operation_as_disputes() {
+            ds.field("operation", &x)
+          } else {
+            ds.field("operation", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Operation::Decommission => {
+          if let Some(x) = self.operation_as_decommission() {
+            ds.field("operation", &x)
+          } else {
+            ds.field("operation", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Operation::Freeze => {
+          if let Some(x) = self.operation_as_freeze() {
+            ds.field("operation", &x)
+          } else {
+            ds.field("operation", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Operation::Cap => {
+          if let Some(x) = self.operation_as_cap() {
+            ds.field("operation", &x)
+          } else {
+            ds.field("operation", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Operation::ProposeSlots => {
+          if let Some(x) = self.operation_as_propose_slots() {
+            ds.field("operation", &x)
+          } else {
+            ds.field("operation", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Operation::SignOff => {
+          if let Some(x) = self.operation_as_sign_off() {
+            ds.field("operation", &x)
+          } else {
+            ds.field("operation", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Operation::Proposals => {
+          if let Some(x) = self.operation_as_proposals() {
+            ds.field("operation", &x)
+          } else {
+            ds.field("operation", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Operation::Incident => {
+          if let Some(x) = self.operation_as_incident() {
+            ds.field("operation", &x)
+          } else {
+            ds.field("operation", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Operation::Barrier => {
+          if let Some(x) = self.operation_as_barrier() {
+            ds.field("operation", &x)
+          } else {
+            ds.field("operation", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Operation::Reconcile => {
+          if let Some(x) = self.operation_as_reconcile() {
+            ds.field("operation", &x)
+          } else {
+            ds.field("operation", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Operation::Find => {
+          if let Some(x) = self.operation_as_find() {
+            ds.field("operation", &x)
+          } else {
+            ds.field("operation", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Operation::Totals => {
+          if let Some(x) = self.operation_as_totals() {
+            ds.field("operation", &x)
+          } else {
+            ds.field("operation", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Operation::Tail => {
+          if let Some(x) = self.operation_as_tail() {
+            ds.field("operation", &x)
+          } else {
+            ds.field("operation", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Operation::AuditHead => {
+          if let Some(x) = self.operation_as_audit_head() {
+            ds.field("operation", &x)
+          } else {
+            ds.field("operation", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Operation::AuditCheck => {
+          if let Some(x) = self.operation_as_audit_check() {
+            ds.field("operation", &x)
+          } else {
+            ds.field("operation", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Operation::Configuration => {
+          if let Some(x) = self.operation_as_configuration() {
+            ds.field("operation", &x)
+          } else {
+            ds.field("operation", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Operation::Propagation => {
+          if let Some(x) = self.operation_as_propagation() {
             ds.field("operation", &x)
           } else {
             ds.field("operation", &"InvalidFlatbuffer: Union discriminant does not match value.")
@@ -3753,6 +7540,12 @@ impl<'a> CorpusInfo<'a> {
   pub const VT_DECOMMISSIONED_AT_US: ::flatbuffers::VOffsetT = 12;
   pub const VT_NOTES: ::flatbuffers::VOffsetT = 14;
   pub const VT_CLAIMS: ::flatbuffers::VOffsetT = 16;
+  pub const VT_FROZEN_REASON: ::flatbuffers::VOffsetT = 18;
+  pub const VT_FROZEN_AT_US: ::flatbuffers::VOffsetT = 20;
+  pub const VT_SLOTS: ::flatbuffers::VOffsetT = 22;
+  pub const VT_CLAIMS_THIS_QUARTER: ::flatbuffers::VOffsetT = 24;
+  pub const VT_CAP_PER_MINUTE: ::flatbuffers::VOffsetT = 26;
+  pub const VT_ALARMS: ::flatbuffers::VOffsetT = 28;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -3764,9 +7557,15 @@ impl<'a> CorpusInfo<'a> {
     args: &'args CorpusInfoArgs<'args>
   ) -> ::flatbuffers::WIPOffset<CorpusInfo<'bldr>> {
     let mut builder = CorpusInfoBuilder::new(_fbb);
+    builder.add_claims_this_quarter(args.claims_this_quarter);
+    builder.add_slots(args.slots);
+    if let Some(x) = args.frozen_at_us { builder.add_frozen_at_us(x); }
     builder.add_claims(args.claims);
     if let Some(x) = args.decommissioned_at_us { builder.add_decommissioned_at_us(x); }
     builder.add_onboarded_at_us(args.onboarded_at_us);
+    if let Some(x) = args.alarms { builder.add_alarms(x); }
+    builder.add_cap_per_minute(args.cap_per_minute);
+    if let Some(x) = args.frozen_reason { builder.add_frozen_reason(x); }
     if let Some(x) = args.notes { builder.add_notes(x); }
     if let Some(x) = args.name { builder.add_name(x); }
     builder.add_shard(args.shard);
@@ -3824,6 +7623,48 @@ impl<'a> CorpusInfo<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u64>(CorpusInfo::VT_CLAIMS, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn frozen_reason(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(CorpusInfo::VT_FROZEN_REASON, None)}
+  }
+  #[inline]
+  pub fn frozen_at_us(&self) -> Option<i64> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(CorpusInfo::VT_FROZEN_AT_US, None)}
+  }
+  #[inline]
+  pub fn slots(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(CorpusInfo::VT_SLOTS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn claims_this_quarter(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(CorpusInfo::VT_CLAIMS_THIS_QUARTER, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn cap_per_minute(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(CorpusInfo::VT_CAP_PER_MINUTE, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn alarms(&self) -> Option<::flatbuffers::Vector<'a, AlarmKind>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, AlarmKind>>>(CorpusInfo::VT_ALARMS, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for CorpusInfo<'_> {
@@ -3839,6 +7680,12 @@ impl ::flatbuffers::Verifiable for CorpusInfo<'_> {
      .visit_field::<i64>("decommissioned_at_us", Self::VT_DECOMMISSIONED_AT_US, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("notes", Self::VT_NOTES, false)?
      .visit_field::<u64>("claims", Self::VT_CLAIMS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("frozen_reason", Self::VT_FROZEN_REASON, false)?
+     .visit_field::<i64>("frozen_at_us", Self::VT_FROZEN_AT_US, false)?
+     .visit_field::<u64>("slots", Self::VT_SLOTS, false)?
+     .visit_field::<u64>("claims_this_quarter", Self::VT_CLAIMS_THIS_QUARTER, false)?
+     .visit_field::<u32>("cap_per_minute", Self::VT_CAP_PER_MINUTE, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, AlarmKind>>>("alarms", Self::VT_ALARMS, false)?
      .finish();
     Ok(())
   }
@@ -3851,6 +7698,12 @@ pub struct CorpusInfoArgs<'a> {
     pub decommissioned_at_us: Option<i64>,
     pub notes: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub claims: u64,
+    pub frozen_reason: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub frozen_at_us: Option<i64>,
+    pub slots: u64,
+    pub claims_this_quarter: u64,
+    pub cap_per_minute: u32,
+    pub alarms: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, AlarmKind>>>,
 }
 impl<'a> Default for CorpusInfoArgs<'a> {
   #[inline]
@@ -3863,6 +7716,12 @@ impl<'a> Default for CorpusInfoArgs<'a> {
       decommissioned_at_us: None,
       notes: None,
       claims: 0,
+      frozen_reason: None,
+      frozen_at_us: None,
+      slots: 0,
+      claims_this_quarter: 0,
+      cap_per_minute: 0,
+      alarms: None,
     }
   }
 }
@@ -3901,6 +7760,30 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CorpusInfoBuilder<'a, 'b, A> 
     self.fbb_.push_slot::<u64>(CorpusInfo::VT_CLAIMS, claims, 0);
   }
   #[inline]
+  pub fn add_frozen_reason(&mut self, frozen_reason: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(CorpusInfo::VT_FROZEN_REASON, frozen_reason);
+  }
+  #[inline]
+  pub fn add_frozen_at_us(&mut self, frozen_at_us: i64) {
+    self.fbb_.push_slot_always::<i64>(CorpusInfo::VT_FROZEN_AT_US, frozen_at_us);
+  }
+  #[inline]
+  pub fn add_slots(&mut self, slots: u64) {
+    self.fbb_.push_slot::<u64>(CorpusInfo::VT_SLOTS, slots, 0);
+  }
+  #[inline]
+  pub fn add_claims_this_quarter(&mut self, claims_this_quarter: u64) {
+    self.fbb_.push_slot::<u64>(CorpusInfo::VT_CLAIMS_THIS_QUARTER, claims_this_quarter, 0);
+  }
+  #[inline]
+  pub fn add_cap_per_minute(&mut self, cap_per_minute: u32) {
+    self.fbb_.push_slot::<u32>(CorpusInfo::VT_CAP_PER_MINUTE, cap_per_minute, 0);
+  }
+  #[inline]
+  pub fn add_alarms(&mut self, alarms: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , AlarmKind>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(CorpusInfo::VT_ALARMS, alarms);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CorpusInfoBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     CorpusInfoBuilder {
@@ -3926,6 +7809,12 @@ impl ::core::fmt::Debug for CorpusInfo<'_> {
       ds.field("decommissioned_at_us", &self.decommissioned_at_us());
       ds.field("notes", &self.notes());
       ds.field("claims", &self.claims());
+      ds.field("frozen_reason", &self.frozen_reason());
+      ds.field("frozen_at_us", &self.frozen_at_us());
+      ds.field("slots", &self.slots());
+      ds.field("claims_this_quarter", &self.claims_this_quarter());
+      ds.field("cap_per_minute", &self.cap_per_minute());
+      ds.field("alarms", &self.alarms());
       ds.finish()
   }
 }
@@ -5128,6 +9017,14 @@ impl<'a> Row<'a> {
   pub const VT_TOMBSTONE_REASON_CODE: ::flatbuffers::VOffsetT = 32;
   pub const VT_TOMBSTONE_REASON: ::flatbuffers::VOffsetT = 34;
   pub const VT_REACTIVATED_AT_US: ::flatbuffers::VOffsetT = 36;
+  pub const VT_DISPUTE_ID: ::flatbuffers::VOffsetT = 38;
+  pub const VT_RECONCILIATION_STATE: ::flatbuffers::VOffsetT = 40;
+  pub const VT_OVER_BUDGET: ::flatbuffers::VOffsetT = 42;
+  pub const VT_INCIDENT_ACTIVE: ::flatbuffers::VOffsetT = 44;
+  pub const VT_EFFECTIVE_QUARTER: ::flatbuffers::VOffsetT = 46;
+  pub const VT_REACTIVATION_QUARTER: ::flatbuffers::VOffsetT = 48;
+  pub const VT_RETENTION_EXPIRES_AT_US: ::flatbuffers::VOffsetT = 50;
+  pub const VT_REFERENCES: ::flatbuffers::VOffsetT = 52;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -5139,11 +9036,16 @@ impl<'a> Row<'a> {
     args: &'args RowArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Row<'bldr>> {
     let mut builder = RowBuilder::new(_fbb);
+    builder.add_retention_expires_at_us(args.retention_expires_at_us);
     if let Some(x) = args.reactivated_at_us { builder.add_reactivated_at_us(x); }
     if let Some(x) = args.tombstoned_at_us { builder.add_tombstoned_at_us(x); }
     builder.add_occurred_at_us(args.occurred_at_us);
     builder.add_claim_sequence(args.claim_sequence);
     builder.add_claim_timestamp_us(args.claim_timestamp_us);
+    builder.add_references(args.references);
+    if let Some(x) = args.reactivation_quarter { builder.add_reactivation_quarter(x); }
+    if let Some(x) = args.effective_quarter { builder.add_effective_quarter(x); }
+    if let Some(x) = args.dispute_id { builder.add_dispute_id(x); }
     if let Some(x) = args.tombstone_reason { builder.add_tombstone_reason(x); }
     if let Some(x) = args.canonical_id { builder.add_canonical_id(x); }
     if let Some(x) = args.metadata { builder.add_metadata(x); }
@@ -5154,6 +9056,9 @@ impl<'a> Row<'a> {
     if let Some(x) = args.event_key { builder.add_event_key(x); }
     if let Some(x) = args.corpus { builder.add_corpus(x); }
     if let Some(x) = args.event_id { builder.add_event_id(x); }
+    builder.add_incident_active(args.incident_active);
+    builder.add_over_budget(args.over_budget);
+    builder.add_reconciliation_state(args.reconciliation_state);
     builder.add_tombstone_reason_code(args.tombstone_reason_code);
     builder.add_lifecycle(args.lifecycle);
     builder.finish()
@@ -5279,6 +9184,62 @@ impl<'a> Row<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<i64>(Row::VT_REACTIVATED_AT_US, None)}
   }
+  #[inline]
+  pub fn dispute_id(&self) -> Option<&'a Uuid> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(Row::VT_DISPUTE_ID, None)}
+  }
+  #[inline]
+  pub fn reconciliation_state(&self) -> ReconciliationState {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<ReconciliationState>(Row::VT_RECONCILIATION_STATE, Some(ReconciliationState::pending)).unwrap()}
+  }
+  #[inline]
+  pub fn over_budget(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Row::VT_OVER_BUDGET, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn incident_active(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Row::VT_INCIDENT_ACTIVE, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn effective_quarter(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Row::VT_EFFECTIVE_QUARTER, None)}
+  }
+  #[inline]
+  pub fn reactivation_quarter(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Row::VT_REACTIVATION_QUARTER, None)}
+  }
+  #[inline]
+  pub fn retention_expires_at_us(&self) -> i64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(Row::VT_RETENTION_EXPIRES_AT_US, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn references(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Row::VT_REFERENCES, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Row<'_> {
@@ -5304,6 +9265,14 @@ impl ::flatbuffers::Verifiable for Row<'_> {
      .visit_field::<ReasonCode>("tombstone_reason_code", Self::VT_TOMBSTONE_REASON_CODE, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("tombstone_reason", Self::VT_TOMBSTONE_REASON, false)?
      .visit_field::<i64>("reactivated_at_us", Self::VT_REACTIVATED_AT_US, false)?
+     .visit_field::<Uuid>("dispute_id", Self::VT_DISPUTE_ID, false)?
+     .visit_field::<ReconciliationState>("reconciliation_state", Self::VT_RECONCILIATION_STATE, false)?
+     .visit_field::<bool>("over_budget", Self::VT_OVER_BUDGET, false)?
+     .visit_field::<bool>("incident_active", Self::VT_INCIDENT_ACTIVE, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("effective_quarter", Self::VT_EFFECTIVE_QUARTER, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("reactivation_quarter", Self::VT_REACTIVATION_QUARTER, false)?
+     .visit_field::<i64>("retention_expires_at_us", Self::VT_RETENTION_EXPIRES_AT_US, false)?
+     .visit_field::<u32>("references", Self::VT_REFERENCES, false)?
      .finish();
     Ok(())
   }
@@ -5326,6 +9295,14 @@ pub struct RowArgs<'a> {
     pub tombstone_reason_code: ReasonCode,
     pub tombstone_reason: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub reactivated_at_us: Option<i64>,
+    pub dispute_id: Option<&'a Uuid>,
+    pub reconciliation_state: ReconciliationState,
+    pub over_budget: bool,
+    pub incident_active: bool,
+    pub effective_quarter: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub reactivation_quarter: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub retention_expires_at_us: i64,
+    pub references: u32,
 }
 impl<'a> Default for RowArgs<'a> {
   #[inline]
@@ -5348,6 +9325,14 @@ impl<'a> Default for RowArgs<'a> {
       tombstone_reason_code: ReasonCode::none,
       tombstone_reason: None,
       reactivated_at_us: None,
+      dispute_id: None,
+      reconciliation_state: ReconciliationState::pending,
+      over_budget: false,
+      incident_active: false,
+      effective_quarter: None,
+      reactivation_quarter: None,
+      retention_expires_at_us: 0,
+      references: 0,
     }
   }
 }
@@ -5426,6 +9411,38 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RowBuilder<'a, 'b, A> {
     self.fbb_.push_slot_always::<i64>(Row::VT_REACTIVATED_AT_US, reactivated_at_us);
   }
   #[inline]
+  pub fn add_dispute_id(&mut self, dispute_id: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(Row::VT_DISPUTE_ID, dispute_id);
+  }
+  #[inline]
+  pub fn add_reconciliation_state(&mut self, reconciliation_state: ReconciliationState) {
+    self.fbb_.push_slot::<ReconciliationState>(Row::VT_RECONCILIATION_STATE, reconciliation_state, ReconciliationState::pending);
+  }
+  #[inline]
+  pub fn add_over_budget(&mut self, over_budget: bool) {
+    self.fbb_.push_slot::<bool>(Row::VT_OVER_BUDGET, over_budget, false);
+  }
+  #[inline]
+  pub fn add_incident_active(&mut self, incident_active: bool) {
+    self.fbb_.push_slot::<bool>(Row::VT_INCIDENT_ACTIVE, incident_active, false);
+  }
+  #[inline]
+  pub fn add_effective_quarter(&mut self, effective_quarter: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Row::VT_EFFECTIVE_QUARTER, effective_quarter);
+  }
+  #[inline]
+  pub fn add_reactivation_quarter(&mut self, reactivation_quarter: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Row::VT_REACTIVATION_QUARTER, reactivation_quarter);
+  }
+  #[inline]
+  pub fn add_retention_expires_at_us(&mut self, retention_expires_at_us: i64) {
+    self.fbb_.push_slot::<i64>(Row::VT_RETENTION_EXPIRES_AT_US, retention_expires_at_us, 0);
+  }
+  #[inline]
+  pub fn add_references(&mut self, references: u32) {
+    self.fbb_.push_slot::<u32>(Row::VT_REFERENCES, references, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RowBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     RowBuilder {
@@ -5466,6 +9483,14 @@ impl ::core::fmt::Debug for Row<'_> {
       ds.field("tombstone_reason_code", &self.tombstone_reason_code());
       ds.field("tombstone_reason", &self.tombstone_reason());
       ds.field("reactivated_at_us", &self.reactivated_at_us());
+      ds.field("dispute_id", &self.dispute_id());
+      ds.field("reconciliation_state", &self.reconciliation_state());
+      ds.field("over_budget", &self.over_budget());
+      ds.field("incident_active", &self.incident_active());
+      ds.field("effective_quarter", &self.effective_quarter());
+      ds.field("reactivation_quarter", &self.reactivation_quarter());
+      ds.field("retention_expires_at_us", &self.retention_expires_at_us());
+      ds.field("references", &self.references());
       ds.finish()
   }
 }
@@ -5594,6 +9619,11 @@ impl<'a> Entry<'a> {
   pub const VT_CORRELATION_ID: ::flatbuffers::VOffsetT = 22;
   pub const VT_IDEMPOTENCY_KEY: ::flatbuffers::VOffsetT = 24;
   pub const VT_REASON_CODE: ::flatbuffers::VOffsetT = 26;
+  pub const VT_USER_NAME: ::flatbuffers::VOffsetT = 28;
+  pub const VT_DISPUTE_ID: ::flatbuffers::VOffsetT = 30;
+  pub const VT_CANONICAL_ID: ::flatbuffers::VOffsetT = 32;
+  pub const VT_DETAIL: ::flatbuffers::VOffsetT = 34;
+  pub const VT_EVENT_IDS: ::flatbuffers::VOffsetT = 36;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -5606,6 +9636,11 @@ impl<'a> Entry<'a> {
   ) -> ::flatbuffers::WIPOffset<Entry<'bldr>> {
     let mut builder = EntryBuilder::new(_fbb);
     builder.add_timestamp_us(args.timestamp_us);
+    if let Some(x) = args.event_ids { builder.add_event_ids(x); }
+    if let Some(x) = args.detail { builder.add_detail(x); }
+    if let Some(x) = args.canonical_id { builder.add_canonical_id(x); }
+    if let Some(x) = args.dispute_id { builder.add_dispute_id(x); }
+    if let Some(x) = args.user_name { builder.add_user_name(x); }
     if let Some(x) = args.idempotency_key { builder.add_idempotency_key(x); }
     if let Some(x) = args.correlation_id { builder.add_correlation_id(x); }
     if let Some(x) = args.rationale { builder.add_rationale(x); }
@@ -5705,6 +9740,41 @@ impl<'a> Entry<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<ReasonCode>(Entry::VT_REASON_CODE, Some(ReasonCode::none)).unwrap()}
   }
+  #[inline]
+  pub fn user_name(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Entry::VT_USER_NAME, None)}
+  }
+  #[inline]
+  pub fn dispute_id(&self) -> Option<&'a Uuid> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(Entry::VT_DISPUTE_ID, None)}
+  }
+  #[inline]
+  pub fn canonical_id(&self) -> Option<&'a Uuid> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(Entry::VT_CANONICAL_ID, None)}
+  }
+  #[inline]
+  pub fn detail(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Entry::VT_DETAIL, None)}
+  }
+  #[inline]
+  pub fn event_ids(&self) -> Option<::flatbuffers::Vector<'a, Uuid>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, Uuid>>>(Entry::VT_EVENT_IDS, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Entry<'_> {
@@ -5725,6 +9795,11 @@ impl ::flatbuffers::Verifiable for Entry<'_> {
      .visit_field::<Uuid>("correlation_id", Self::VT_CORRELATION_ID, false)?
      .visit_field::<Uuid>("idempotency_key", Self::VT_IDEMPOTENCY_KEY, false)?
      .visit_field::<ReasonCode>("reason_code", Self::VT_REASON_CODE, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("user_name", Self::VT_USER_NAME, false)?
+     .visit_field::<Uuid>("dispute_id", Self::VT_DISPUTE_ID, false)?
+     .visit_field::<Uuid>("canonical_id", Self::VT_CANONICAL_ID, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("detail", Self::VT_DETAIL, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, Uuid>>>("event_ids", Self::VT_EVENT_IDS, false)?
      .finish();
     Ok(())
   }
@@ -5742,6 +9817,11 @@ pub struct EntryArgs<'a> {
     pub correlation_id: Option<&'a Uuid>,
     pub idempotency_key: Option<&'a Uuid>,
     pub reason_code: ReasonCode,
+    pub user_name: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub dispute_id: Option<&'a Uuid>,
+    pub canonical_id: Option<&'a Uuid>,
+    pub detail: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub event_ids: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, Uuid>>>,
 }
 impl<'a> Default for EntryArgs<'a> {
   #[inline]
@@ -5759,6 +9839,11 @@ impl<'a> Default for EntryArgs<'a> {
       correlation_id: None,
       idempotency_key: None,
       reason_code: ReasonCode::none,
+      user_name: None,
+      dispute_id: None,
+      canonical_id: None,
+      detail: None,
+      event_ids: None,
     }
   }
 }
@@ -5817,6 +9902,26 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> EntryBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<ReasonCode>(Entry::VT_REASON_CODE, reason_code, ReasonCode::none);
   }
   #[inline]
+  pub fn add_user_name(&mut self, user_name: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Entry::VT_USER_NAME, user_name);
+  }
+  #[inline]
+  pub fn add_dispute_id(&mut self, dispute_id: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(Entry::VT_DISPUTE_ID, dispute_id);
+  }
+  #[inline]
+  pub fn add_canonical_id(&mut self, canonical_id: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(Entry::VT_CANONICAL_ID, canonical_id);
+  }
+  #[inline]
+  pub fn add_detail(&mut self, detail: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Entry::VT_DETAIL, detail);
+  }
+  #[inline]
+  pub fn add_event_ids(&mut self, event_ids: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , Uuid>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Entry::VT_EVENT_IDS, event_ids);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> EntryBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     EntryBuilder {
@@ -5847,6 +9952,11 @@ impl ::core::fmt::Debug for Entry<'_> {
       ds.field("correlation_id", &self.correlation_id());
       ds.field("idempotency_key", &self.idempotency_key());
       ds.field("reason_code", &self.reason_code());
+      ds.field("user_name", &self.user_name());
+      ds.field("dispute_id", &self.dispute_id());
+      ds.field("canonical_id", &self.canonical_id());
+      ds.field("detail", &self.detail());
+      ds.field("event_ids", &self.event_ids());
       ds.finish()
   }
 }
@@ -5868,6 +9978,7 @@ impl<'a> ::flatbuffers::Follow<'a> for HistoryFound<'a> {
 impl<'a> HistoryFound<'a> {
   pub const VT_ENTRIES: ::flatbuffers::VOffsetT = 4;
   pub const VT_MORE: ::flatbuffers::VOffsetT = 6;
+  pub const VT_RELATED: ::flatbuffers::VOffsetT = 8;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -5879,6 +9990,7 @@ impl<'a> HistoryFound<'a> {
     args: &'args HistoryFoundArgs<'args>
   ) -> ::flatbuffers::WIPOffset<HistoryFound<'bldr>> {
     let mut builder = HistoryFoundBuilder::new(_fbb);
+    if let Some(x) = args.related { builder.add_related(x); }
     if let Some(x) = args.entries { builder.add_entries(x); }
     builder.add_more(args.more);
     builder.finish()
@@ -5899,6 +10011,13 @@ impl<'a> HistoryFound<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<bool>(HistoryFound::VT_MORE, Some(false)).unwrap()}
   }
+  #[inline]
+  pub fn related(&self) -> Option<::flatbuffers::Vector<'a, Uuid>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, Uuid>>>(HistoryFound::VT_RELATED, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for HistoryFound<'_> {
@@ -5909,6 +10028,7 @@ impl ::flatbuffers::Verifiable for HistoryFound<'_> {
     v.visit_table(pos)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Entry>>>>("entries", Self::VT_ENTRIES, true)?
      .visit_field::<bool>("more", Self::VT_MORE, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, Uuid>>>("related", Self::VT_RELATED, false)?
      .finish();
     Ok(())
   }
@@ -5916,6 +10036,7 @@ impl ::flatbuffers::Verifiable for HistoryFound<'_> {
 pub struct HistoryFoundArgs<'a> {
     pub entries: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Entry<'a>>>>>,
     pub more: bool,
+    pub related: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, Uuid>>>,
 }
 impl<'a> Default for HistoryFoundArgs<'a> {
   #[inline]
@@ -5923,6 +10044,7 @@ impl<'a> Default for HistoryFoundArgs<'a> {
     HistoryFoundArgs {
       entries: None, // required field
       more: false,
+      related: None,
     }
   }
 }
@@ -5939,6 +10061,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> HistoryFoundBuilder<'a, 'b, A
   #[inline]
   pub fn add_more(&mut self, more: bool) {
     self.fbb_.push_slot::<bool>(HistoryFound::VT_MORE, more, false);
+  }
+  #[inline]
+  pub fn add_related(&mut self, related: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , Uuid>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(HistoryFound::VT_RELATED, related);
   }
   #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> HistoryFoundBuilder<'a, 'b, A> {
@@ -5961,6 +10087,7 @@ impl ::core::fmt::Debug for HistoryFound<'_> {
     let mut ds = f.debug_struct("HistoryFound");
       ds.field("entries", &self.entries());
       ds.field("more", &self.more());
+      ds.field("related", &self.related());
       ds.finish()
   }
 }
@@ -6116,6 +10243,11 @@ impl<'a> ShardStatus<'a> {
   pub const VT_SCRUB_ROUNDS: ::flatbuffers::VOffsetT = 42;
   pub const VT_SCRUB_DAMAGED: ::flatbuffers::VOffsetT = 44;
   pub const VT_SCRUB_FIRST: ::flatbuffers::VOffsetT = 46;
+  pub const VT_LEVEL: ::flatbuffers::VOffsetT = 48;
+  pub const VT_DEBT_REQUESTS: ::flatbuffers::VOffsetT = 50;
+  pub const VT_DEBT_BYTES: ::flatbuffers::VOffsetT = 52;
+  pub const VT_OPEN_DISPUTES: ::flatbuffers::VOffsetT = 54;
+  pub const VT_REFUSED_OVERLOAD: ::flatbuffers::VOffsetT = 56;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -6127,6 +10259,9 @@ impl<'a> ShardStatus<'a> {
     args: &'args ShardStatusArgs<'args>
   ) -> ::flatbuffers::WIPOffset<ShardStatus<'bldr>> {
     let mut builder = ShardStatusBuilder::new(_fbb);
+    builder.add_refused_overload(args.refused_overload);
+    builder.add_debt_bytes(args.debt_bytes);
+    builder.add_debt_requests(args.debt_requests);
     builder.add_scrub_damaged(args.scrub_damaged);
     builder.add_scrub_rounds(args.scrub_rounds);
     builder.add_scrubbed_bytes(args.scrubbed_bytes);
@@ -6140,6 +10275,7 @@ impl<'a> ShardStatus<'a> {
     builder.add_rows(args.rows);
     builder.add_durable_position(args.durable_position);
     builder.add_position(args.position);
+    builder.add_open_disputes(args.open_disputes);
     if let Some(x) = args.scrub_first { builder.add_scrub_first(x); }
     if let Some(x) = args.failed { builder.add_failed(x); }
     builder.add_segments_prepared(args.segments_prepared);
@@ -6147,6 +10283,7 @@ impl<'a> ShardStatus<'a> {
     builder.add_corpora(args.corpora);
     builder.add_core(args.core);
     builder.add_shard(args.shard);
+    builder.add_level(args.level);
     builder.add_no_space(args.no_space);
     builder.add_clock_suspect(args.clock_suspect);
     builder.finish()
@@ -6307,6 +10444,41 @@ impl<'a> ShardStatus<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ShardStatus::VT_SCRUB_FIRST, None)}
   }
+  #[inline]
+  pub fn level(&self) -> OverloadLevel {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<OverloadLevel>(ShardStatus::VT_LEVEL, Some(OverloadLevel::green)).unwrap()}
+  }
+  #[inline]
+  pub fn debt_requests(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ShardStatus::VT_DEBT_REQUESTS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn debt_bytes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ShardStatus::VT_DEBT_BYTES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn open_disputes(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ShardStatus::VT_OPEN_DISPUTES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn refused_overload(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ShardStatus::VT_REFUSED_OVERLOAD, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for ShardStatus<'_> {
@@ -6337,6 +10509,11 @@ impl ::flatbuffers::Verifiable for ShardStatus<'_> {
      .visit_field::<u64>("scrub_rounds", Self::VT_SCRUB_ROUNDS, false)?
      .visit_field::<u64>("scrub_damaged", Self::VT_SCRUB_DAMAGED, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("scrub_first", Self::VT_SCRUB_FIRST, false)?
+     .visit_field::<OverloadLevel>("level", Self::VT_LEVEL, false)?
+     .visit_field::<u64>("debt_requests", Self::VT_DEBT_REQUESTS, false)?
+     .visit_field::<u64>("debt_bytes", Self::VT_DEBT_BYTES, false)?
+     .visit_field::<u32>("open_disputes", Self::VT_OPEN_DISPUTES, false)?
+     .visit_field::<u64>("refused_overload", Self::VT_REFUSED_OVERLOAD, false)?
      .finish();
     Ok(())
   }
@@ -6364,6 +10541,11 @@ pub struct ShardStatusArgs<'a> {
     pub scrub_rounds: u64,
     pub scrub_damaged: u64,
     pub scrub_first: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub level: OverloadLevel,
+    pub debt_requests: u64,
+    pub debt_bytes: u64,
+    pub open_disputes: u32,
+    pub refused_overload: u64,
 }
 impl<'a> Default for ShardStatusArgs<'a> {
   #[inline]
@@ -6391,6 +10573,11 @@ impl<'a> Default for ShardStatusArgs<'a> {
       scrub_rounds: 0,
       scrub_damaged: 0,
       scrub_first: None,
+      level: OverloadLevel::green,
+      debt_requests: 0,
+      debt_bytes: 0,
+      open_disputes: 0,
+      refused_overload: 0,
     }
   }
 }
@@ -6489,6 +10676,26 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ShardStatusBuilder<'a, 'b, A>
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ShardStatus::VT_SCRUB_FIRST, scrub_first);
   }
   #[inline]
+  pub fn add_level(&mut self, level: OverloadLevel) {
+    self.fbb_.push_slot::<OverloadLevel>(ShardStatus::VT_LEVEL, level, OverloadLevel::green);
+  }
+  #[inline]
+  pub fn add_debt_requests(&mut self, debt_requests: u64) {
+    self.fbb_.push_slot::<u64>(ShardStatus::VT_DEBT_REQUESTS, debt_requests, 0);
+  }
+  #[inline]
+  pub fn add_debt_bytes(&mut self, debt_bytes: u64) {
+    self.fbb_.push_slot::<u64>(ShardStatus::VT_DEBT_BYTES, debt_bytes, 0);
+  }
+  #[inline]
+  pub fn add_open_disputes(&mut self, open_disputes: u32) {
+    self.fbb_.push_slot::<u32>(ShardStatus::VT_OPEN_DISPUTES, open_disputes, 0);
+  }
+  #[inline]
+  pub fn add_refused_overload(&mut self, refused_overload: u64) {
+    self.fbb_.push_slot::<u64>(ShardStatus::VT_REFUSED_OVERLOAD, refused_overload, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ShardStatusBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     ShardStatusBuilder {
@@ -6528,6 +10735,11 @@ impl ::core::fmt::Debug for ShardStatus<'_> {
       ds.field("scrub_rounds", &self.scrub_rounds());
       ds.field("scrub_damaged", &self.scrub_damaged());
       ds.field("scrub_first", &self.scrub_first());
+      ds.field("level", &self.level());
+      ds.field("debt_requests", &self.debt_requests());
+      ds.field("debt_bytes", &self.debt_bytes());
+      ds.field("open_disputes", &self.open_disputes());
+      ds.field("refused_overload", &self.refused_overload());
       ds.finish()
   }
 }
@@ -6556,6 +10768,10 @@ impl<'a> StatusReport<'a> {
   pub const VT_CONNECTIONS: ::flatbuffers::VOffsetT = 16;
   pub const VT_STALL_WAKES: ::flatbuffers::VOffsetT = 18;
   pub const VT_SHARDS: ::flatbuffers::VOffsetT = 20;
+  pub const VT_INCIDENT_ACTIVE: ::flatbuffers::VOffsetT = 22;
+  pub const VT_FROZEN_REASON: ::flatbuffers::VOffsetT = 24;
+  pub const VT_LAST_PASS_AT_US: ::flatbuffers::VOffsetT = 26;
+  pub const VT_POLICY_AT_US: ::flatbuffers::VOffsetT = 28;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -6567,13 +10783,17 @@ impl<'a> StatusReport<'a> {
     args: &'args StatusReportArgs<'args>
   ) -> ::flatbuffers::WIPOffset<StatusReport<'bldr>> {
     let mut builder = StatusReportBuilder::new(_fbb);
+    if let Some(x) = args.policy_at_us { builder.add_policy_at_us(x); }
+    if let Some(x) = args.last_pass_at_us { builder.add_last_pass_at_us(x); }
     builder.add_stall_wakes(args.stall_wakes);
     builder.add_uptime_ms(args.uptime_ms);
+    if let Some(x) = args.frozen_reason { builder.add_frozen_reason(x); }
     if let Some(x) = args.shards { builder.add_shards(x); }
     builder.add_connections(args.connections);
     builder.add_cores(args.cores);
     if let Some(x) = args.ledger { builder.add_ledger(x); }
     if let Some(x) = args.daemon { builder.add_daemon(x); }
+    builder.add_incident_active(args.incident_active);
     builder.add_clock_synchronised(args.clock_synchronised);
     builder.add_clock(args.clock);
     builder.finish()
@@ -6643,6 +10863,34 @@ impl<'a> StatusReport<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ShardStatus>>>>(StatusReport::VT_SHARDS, None).unwrap()}
   }
+  #[inline]
+  pub fn incident_active(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(StatusReport::VT_INCIDENT_ACTIVE, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn frozen_reason(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(StatusReport::VT_FROZEN_REASON, None)}
+  }
+  #[inline]
+  pub fn last_pass_at_us(&self) -> Option<i64> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(StatusReport::VT_LAST_PASS_AT_US, None)}
+  }
+  #[inline]
+  pub fn policy_at_us(&self) -> Option<i64> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(StatusReport::VT_POLICY_AT_US, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for StatusReport<'_> {
@@ -6660,6 +10908,10 @@ impl ::flatbuffers::Verifiable for StatusReport<'_> {
      .visit_field::<u32>("connections", Self::VT_CONNECTIONS, false)?
      .visit_field::<u64>("stall_wakes", Self::VT_STALL_WAKES, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<ShardStatus>>>>("shards", Self::VT_SHARDS, true)?
+     .visit_field::<bool>("incident_active", Self::VT_INCIDENT_ACTIVE, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("frozen_reason", Self::VT_FROZEN_REASON, false)?
+     .visit_field::<i64>("last_pass_at_us", Self::VT_LAST_PASS_AT_US, false)?
+     .visit_field::<i64>("policy_at_us", Self::VT_POLICY_AT_US, false)?
      .finish();
     Ok(())
   }
@@ -6674,6 +10926,10 @@ pub struct StatusReportArgs<'a> {
     pub connections: u32,
     pub stall_wakes: u64,
     pub shards: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ShardStatus<'a>>>>>,
+    pub incident_active: bool,
+    pub frozen_reason: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub last_pass_at_us: Option<i64>,
+    pub policy_at_us: Option<i64>,
 }
 impl<'a> Default for StatusReportArgs<'a> {
   #[inline]
@@ -6688,6 +10944,10 @@ impl<'a> Default for StatusReportArgs<'a> {
       connections: 0,
       stall_wakes: 0,
       shards: None, // required field
+      incident_active: false,
+      frozen_reason: None,
+      last_pass_at_us: None,
+      policy_at_us: None,
     }
   }
 }
@@ -6734,6 +10994,22 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> StatusReportBuilder<'a, 'b, A
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(StatusReport::VT_SHARDS, shards);
   }
   #[inline]
+  pub fn add_incident_active(&mut self, incident_active: bool) {
+    self.fbb_.push_slot::<bool>(StatusReport::VT_INCIDENT_ACTIVE, incident_active, false);
+  }
+  #[inline]
+  pub fn add_frozen_reason(&mut self, frozen_reason: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(StatusReport::VT_FROZEN_REASON, frozen_reason);
+  }
+  #[inline]
+  pub fn add_last_pass_at_us(&mut self, last_pass_at_us: i64) {
+    self.fbb_.push_slot_always::<i64>(StatusReport::VT_LAST_PASS_AT_US, last_pass_at_us);
+  }
+  #[inline]
+  pub fn add_policy_at_us(&mut self, policy_at_us: i64) {
+    self.fbb_.push_slot_always::<i64>(StatusReport::VT_POLICY_AT_US, policy_at_us);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> StatusReportBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     StatusReportBuilder {
@@ -6763,6 +11039,3857 @@ impl ::core::fmt::Debug for StatusReport<'_> {
       ds.field("connections", &self.connections());
       ds.field("stall_wakes", &self.stall_wakes());
       ds.field("shards", &self.shards());
+      ds.field("incident_active", &self.incident_active());
+      ds.field("frozen_reason", &self.frozen_reason());
+      ds.field("last_pass_at_us", &self.last_pass_at_us());
+      ds.field("policy_at_us", &self.policy_at_us());
+      ds.finish()
+  }
+}
+pub enum DisputeSideOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct DisputeSide<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for DisputeSide<'a> {
+  type Inner = DisputeSide<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> DisputeSide<'a> {
+  pub const VT_EVENT_ID: ::flatbuffers::VOffsetT = 4;
+  pub const VT_CORPUS: ::flatbuffers::VOffsetT = 6;
+  pub const VT_VERDICT: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    DisputeSide { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args DisputeSideArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<DisputeSide<'bldr>> {
+    let mut builder = DisputeSideBuilder::new(_fbb);
+    if let Some(x) = args.corpus { builder.add_corpus(x); }
+    if let Some(x) = args.event_id { builder.add_event_id(x); }
+    builder.add_verdict(args.verdict);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn event_id(&self) -> &'a Uuid {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(DisputeSide::VT_EVENT_ID, None).unwrap()}
+  }
+  #[inline]
+  pub fn corpus(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(DisputeSide::VT_CORPUS, None).unwrap()}
+  }
+  #[inline]
+  pub fn verdict(&self) -> DisputeVerdict {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<DisputeVerdict>(DisputeSide::VT_VERDICT, Some(DisputeVerdict::none)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for DisputeSide<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<Uuid>("event_id", Self::VT_EVENT_ID, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("corpus", Self::VT_CORPUS, true)?
+     .visit_field::<DisputeVerdict>("verdict", Self::VT_VERDICT, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct DisputeSideArgs<'a> {
+    pub event_id: Option<&'a Uuid>,
+    pub corpus: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub verdict: DisputeVerdict,
+}
+impl<'a> Default for DisputeSideArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    DisputeSideArgs {
+      event_id: None, // required field
+      corpus: None, // required field
+      verdict: DisputeVerdict::none,
+    }
+  }
+}
+
+pub struct DisputeSideBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DisputeSideBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_event_id(&mut self, event_id: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(DisputeSide::VT_EVENT_ID, event_id);
+  }
+  #[inline]
+  pub fn add_corpus(&mut self, corpus: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(DisputeSide::VT_CORPUS, corpus);
+  }
+  #[inline]
+  pub fn add_verdict(&mut self, verdict: DisputeVerdict) {
+    self.fbb_.push_slot::<DisputeVerdict>(DisputeSide::VT_VERDICT, verdict, DisputeVerdict::none);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DisputeSideBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    DisputeSideBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<DisputeSide<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, DisputeSide::VT_EVENT_ID,"event_id");
+    self.fbb_.required(o, DisputeSide::VT_CORPUS,"corpus");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for DisputeSide<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("DisputeSide");
+      ds.field("event_id", &self.event_id());
+      ds.field("corpus", &self.corpus());
+      ds.field("verdict", &self.verdict());
+      ds.finish()
+  }
+}
+pub enum DisputeInfoOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct DisputeInfo<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for DisputeInfo<'a> {
+  type Inner = DisputeInfo<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> DisputeInfo<'a> {
+  pub const VT_DISPUTE_ID: ::flatbuffers::VOffsetT = 4;
+  pub const VT_STATE: ::flatbuffers::VOffsetT = 6;
+  pub const VT_OPENED_BY: ::flatbuffers::VOffsetT = 8;
+  pub const VT_OPENED_AT_US: ::flatbuffers::VOffsetT = 10;
+  pub const VT_UPDATED_AT_US: ::flatbuffers::VOffsetT = 12;
+  pub const VT_RATIONALE: ::flatbuffers::VOffsetT = 14;
+  pub const VT_SIDES: ::flatbuffers::VOffsetT = 16;
+  pub const VT_CANONICAL_ID: ::flatbuffers::VOffsetT = 18;
+  pub const VT_RESPONSES: ::flatbuffers::VOffsetT = 20;
+  pub const VT_DISMISSED: ::flatbuffers::VOffsetT = 22;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    DisputeInfo { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args DisputeInfoArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<DisputeInfo<'bldr>> {
+    let mut builder = DisputeInfoBuilder::new(_fbb);
+    builder.add_updated_at_us(args.updated_at_us);
+    builder.add_opened_at_us(args.opened_at_us);
+    builder.add_responses(args.responses);
+    if let Some(x) = args.canonical_id { builder.add_canonical_id(x); }
+    if let Some(x) = args.sides { builder.add_sides(x); }
+    if let Some(x) = args.rationale { builder.add_rationale(x); }
+    if let Some(x) = args.opened_by { builder.add_opened_by(x); }
+    if let Some(x) = args.dispute_id { builder.add_dispute_id(x); }
+    builder.add_dismissed(args.dismissed);
+    builder.add_state(args.state);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn dispute_id(&self) -> &'a Uuid {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(DisputeInfo::VT_DISPUTE_ID, None).unwrap()}
+  }
+  #[inline]
+  pub fn state(&self) -> DisputeState {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<DisputeState>(DisputeInfo::VT_STATE, Some(DisputeState::detect)).unwrap()}
+  }
+  #[inline]
+  pub fn opened_by(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(DisputeInfo::VT_OPENED_BY, None).unwrap()}
+  }
+  #[inline]
+  pub fn opened_at_us(&self) -> i64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(DisputeInfo::VT_OPENED_AT_US, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn updated_at_us(&self) -> i64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(DisputeInfo::VT_UPDATED_AT_US, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn rationale(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(DisputeInfo::VT_RATIONALE, None)}
+  }
+  #[inline]
+  pub fn sides(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<DisputeSide<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<DisputeSide>>>>(DisputeInfo::VT_SIDES, None).unwrap()}
+  }
+  #[inline]
+  pub fn canonical_id(&self) -> Option<&'a Uuid> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(DisputeInfo::VT_CANONICAL_ID, None)}
+  }
+  #[inline]
+  pub fn responses(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(DisputeInfo::VT_RESPONSES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn dismissed(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(DisputeInfo::VT_DISMISSED, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for DisputeInfo<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<Uuid>("dispute_id", Self::VT_DISPUTE_ID, true)?
+     .visit_field::<DisputeState>("state", Self::VT_STATE, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("opened_by", Self::VT_OPENED_BY, true)?
+     .visit_field::<i64>("opened_at_us", Self::VT_OPENED_AT_US, false)?
+     .visit_field::<i64>("updated_at_us", Self::VT_UPDATED_AT_US, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("rationale", Self::VT_RATIONALE, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<DisputeSide>>>>("sides", Self::VT_SIDES, true)?
+     .visit_field::<Uuid>("canonical_id", Self::VT_CANONICAL_ID, false)?
+     .visit_field::<u32>("responses", Self::VT_RESPONSES, false)?
+     .visit_field::<bool>("dismissed", Self::VT_DISMISSED, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct DisputeInfoArgs<'a> {
+    pub dispute_id: Option<&'a Uuid>,
+    pub state: DisputeState,
+    pub opened_by: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub opened_at_us: i64,
+    pub updated_at_us: i64,
+    pub rationale: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub sides: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<DisputeSide<'a>>>>>,
+    pub canonical_id: Option<&'a Uuid>,
+    pub responses: u32,
+    pub dismissed: bool,
+}
+impl<'a> Default for DisputeInfoArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    DisputeInfoArgs {
+      dispute_id: None, // required field
+      state: DisputeState::detect,
+      opened_by: None, // required field
+      opened_at_us: 0,
+      updated_at_us: 0,
+      rationale: None,
+      sides: None, // required field
+      canonical_id: None,
+      responses: 0,
+      dismissed: false,
+    }
+  }
+}
+
+pub struct DisputeInfoBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DisputeInfoBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_dispute_id(&mut self, dispute_id: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(DisputeInfo::VT_DISPUTE_ID, dispute_id);
+  }
+  #[inline]
+  pub fn add_state(&mut self, state: DisputeState) {
+    self.fbb_.push_slot::<DisputeState>(DisputeInfo::VT_STATE, state, DisputeState::detect);
+  }
+  #[inline]
+  pub fn add_opened_by(&mut self, opened_by: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(DisputeInfo::VT_OPENED_BY, opened_by);
+  }
+  #[inline]
+  pub fn add_opened_at_us(&mut self, opened_at_us: i64) {
+    self.fbb_.push_slot::<i64>(DisputeInfo::VT_OPENED_AT_US, opened_at_us, 0);
+  }
+  #[inline]
+  pub fn add_updated_at_us(&mut self, updated_at_us: i64) {
+    self.fbb_.push_slot::<i64>(DisputeInfo::VT_UPDATED_AT_US, updated_at_us, 0);
+  }
+  #[inline]
+  pub fn add_rationale(&mut self, rationale: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(DisputeInfo::VT_RATIONALE, rationale);
+  }
+  #[inline]
+  pub fn add_sides(&mut self, sides: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<DisputeSide<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(DisputeInfo::VT_SIDES, sides);
+  }
+  #[inline]
+  pub fn add_canonical_id(&mut self, canonical_id: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(DisputeInfo::VT_CANONICAL_ID, canonical_id);
+  }
+  #[inline]
+  pub fn add_responses(&mut self, responses: u32) {
+    self.fbb_.push_slot::<u32>(DisputeInfo::VT_RESPONSES, responses, 0);
+  }
+  #[inline]
+  pub fn add_dismissed(&mut self, dismissed: bool) {
+    self.fbb_.push_slot::<bool>(DisputeInfo::VT_DISMISSED, dismissed, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DisputeInfoBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    DisputeInfoBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<DisputeInfo<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, DisputeInfo::VT_DISPUTE_ID,"dispute_id");
+    self.fbb_.required(o, DisputeInfo::VT_OPENED_BY,"opened_by");
+    self.fbb_.required(o, DisputeInfo::VT_SIDES,"sides");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for DisputeInfo<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("DisputeInfo");
+      ds.field("dispute_id", &self.dispute_id());
+      ds.field("state", &self.state());
+      ds.field("opened_by", &self.opened_by());
+      ds.field("opened_at_us", &self.opened_at_us());
+      ds.field("updated_at_us", &self.updated_at_us());
+      ds.field("rationale", &self.rationale());
+      ds.field("sides", &self.sides());
+      ds.field("canonical_id", &self.canonical_id());
+      ds.field("responses", &self.responses());
+      ds.field("dismissed", &self.dismissed());
+      ds.finish()
+  }
+}
+pub enum DisputedOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Disputed<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Disputed<'a> {
+  type Inner = Disputed<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Disputed<'a> {
+  pub const VT_DISPUTE: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Disputed { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args DisputedArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Disputed<'bldr>> {
+    let mut builder = DisputedBuilder::new(_fbb);
+    if let Some(x) = args.dispute { builder.add_dispute(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn dispute(&self) -> DisputeInfo<'a> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<DisputeInfo>>(Disputed::VT_DISPUTE, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Disputed<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<DisputeInfo>>("dispute", Self::VT_DISPUTE, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct DisputedArgs<'a> {
+    pub dispute: Option<::flatbuffers::WIPOffset<DisputeInfo<'a>>>,
+}
+impl<'a> Default for DisputedArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    DisputedArgs {
+      dispute: None, // required field
+    }
+  }
+}
+
+pub struct DisputedBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DisputedBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_dispute(&mut self, dispute: ::flatbuffers::WIPOffset<DisputeInfo<'b >>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<DisputeInfo>>(Disputed::VT_DISPUTE, dispute);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DisputedBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    DisputedBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Disputed<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Disputed::VT_DISPUTE,"dispute");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Disputed<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Disputed");
+      ds.field("dispute", &self.dispute());
+      ds.finish()
+  }
+}
+pub enum DisputeListOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct DisputeList<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for DisputeList<'a> {
+  type Inner = DisputeList<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> DisputeList<'a> {
+  pub const VT_DISPUTES: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    DisputeList { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args DisputeListArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<DisputeList<'bldr>> {
+    let mut builder = DisputeListBuilder::new(_fbb);
+    if let Some(x) = args.disputes { builder.add_disputes(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn disputes(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<DisputeInfo<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<DisputeInfo>>>>(DisputeList::VT_DISPUTES, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for DisputeList<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<DisputeInfo>>>>("disputes", Self::VT_DISPUTES, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct DisputeListArgs<'a> {
+    pub disputes: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<DisputeInfo<'a>>>>>,
+}
+impl<'a> Default for DisputeListArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    DisputeListArgs {
+      disputes: None, // required field
+    }
+  }
+}
+
+pub struct DisputeListBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DisputeListBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_disputes(&mut self, disputes: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<DisputeInfo<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(DisputeList::VT_DISPUTES, disputes);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DisputeListBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    DisputeListBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<DisputeList<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, DisputeList::VT_DISPUTES,"disputes");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for DisputeList<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("DisputeList");
+      ds.field("disputes", &self.disputes());
+      ds.finish()
+  }
+}
+pub enum DecommissionedOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Decommissioned<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Decommissioned<'a> {
+  type Inner = Decommissioned<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Decommissioned<'a> {
+  pub const VT_CORPUS: ::flatbuffers::VOffsetT = 4;
+  pub const VT_APPLIED: ::flatbuffers::VOffsetT = 6;
+  pub const VT_ROWS: ::flatbuffers::VOffsetT = 8;
+  pub const VT_ALIASES_ELSEWHERE: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Decommissioned { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args DecommissionedArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Decommissioned<'bldr>> {
+    let mut builder = DecommissionedBuilder::new(_fbb);
+    builder.add_aliases_elsewhere(args.aliases_elsewhere);
+    builder.add_rows(args.rows);
+    if let Some(x) = args.corpus { builder.add_corpus(x); }
+    builder.add_applied(args.applied);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn corpus(&self) -> CorpusInfo<'a> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<CorpusInfo>>(Decommissioned::VT_CORPUS, None).unwrap()}
+  }
+  #[inline]
+  pub fn applied(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Decommissioned::VT_APPLIED, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn rows(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Decommissioned::VT_ROWS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn aliases_elsewhere(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Decommissioned::VT_ALIASES_ELSEWHERE, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Decommissioned<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<CorpusInfo>>("corpus", Self::VT_CORPUS, true)?
+     .visit_field::<bool>("applied", Self::VT_APPLIED, false)?
+     .visit_field::<u64>("rows", Self::VT_ROWS, false)?
+     .visit_field::<u64>("aliases_elsewhere", Self::VT_ALIASES_ELSEWHERE, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct DecommissionedArgs<'a> {
+    pub corpus: Option<::flatbuffers::WIPOffset<CorpusInfo<'a>>>,
+    pub applied: bool,
+    pub rows: u64,
+    pub aliases_elsewhere: u64,
+}
+impl<'a> Default for DecommissionedArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    DecommissionedArgs {
+      corpus: None, // required field
+      applied: false,
+      rows: 0,
+      aliases_elsewhere: 0,
+    }
+  }
+}
+
+pub struct DecommissionedBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DecommissionedBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_corpus(&mut self, corpus: ::flatbuffers::WIPOffset<CorpusInfo<'b >>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<CorpusInfo>>(Decommissioned::VT_CORPUS, corpus);
+  }
+  #[inline]
+  pub fn add_applied(&mut self, applied: bool) {
+    self.fbb_.push_slot::<bool>(Decommissioned::VT_APPLIED, applied, false);
+  }
+  #[inline]
+  pub fn add_rows(&mut self, rows: u64) {
+    self.fbb_.push_slot::<u64>(Decommissioned::VT_ROWS, rows, 0);
+  }
+  #[inline]
+  pub fn add_aliases_elsewhere(&mut self, aliases_elsewhere: u64) {
+    self.fbb_.push_slot::<u64>(Decommissioned::VT_ALIASES_ELSEWHERE, aliases_elsewhere, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DecommissionedBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    DecommissionedBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Decommissioned<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Decommissioned::VT_CORPUS,"corpus");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Decommissioned<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Decommissioned");
+      ds.field("corpus", &self.corpus());
+      ds.field("applied", &self.applied());
+      ds.field("rows", &self.rows());
+      ds.field("aliases_elsewhere", &self.aliases_elsewhere());
+      ds.finish()
+  }
+}
+pub enum FrozenOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Frozen<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Frozen<'a> {
+  type Inner = Frozen<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Frozen<'a> {
+  pub const VT_CORPUS: ::flatbuffers::VOffsetT = 4;
+  pub const VT_FROZEN: ::flatbuffers::VOffsetT = 6;
+  pub const VT_AT_US: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Frozen { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args FrozenArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Frozen<'bldr>> {
+    let mut builder = FrozenBuilder::new(_fbb);
+    builder.add_at_us(args.at_us);
+    if let Some(x) = args.corpus { builder.add_corpus(x); }
+    builder.add_frozen(args.frozen);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn corpus(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Frozen::VT_CORPUS, None)}
+  }
+  #[inline]
+  pub fn frozen(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Frozen::VT_FROZEN, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn at_us(&self) -> i64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(Frozen::VT_AT_US, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Frozen<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("corpus", Self::VT_CORPUS, false)?
+     .visit_field::<bool>("frozen", Self::VT_FROZEN, false)?
+     .visit_field::<i64>("at_us", Self::VT_AT_US, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct FrozenArgs<'a> {
+    pub corpus: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub frozen: bool,
+    pub at_us: i64,
+}
+impl<'a> Default for FrozenArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    FrozenArgs {
+      corpus: None,
+      frozen: false,
+      at_us: 0,
+    }
+  }
+}
+
+pub struct FrozenBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> FrozenBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_corpus(&mut self, corpus: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Frozen::VT_CORPUS, corpus);
+  }
+  #[inline]
+  pub fn add_frozen(&mut self, frozen: bool) {
+    self.fbb_.push_slot::<bool>(Frozen::VT_FROZEN, frozen, false);
+  }
+  #[inline]
+  pub fn add_at_us(&mut self, at_us: i64) {
+    self.fbb_.push_slot::<i64>(Frozen::VT_AT_US, at_us, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> FrozenBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    FrozenBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Frozen<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Frozen<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Frozen");
+      ds.field("corpus", &self.corpus());
+      ds.field("frozen", &self.frozen());
+      ds.field("at_us", &self.at_us());
+      ds.finish()
+  }
+}
+pub enum CappedOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Capped<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Capped<'a> {
+  type Inner = Capped<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Capped<'a> {
+  pub const VT_CORPUS: ::flatbuffers::VOffsetT = 4;
+  pub const VT_CLAIMS_PER_MINUTE: ::flatbuffers::VOffsetT = 6;
+  pub const VT_AT_US: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Capped { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args CappedArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Capped<'bldr>> {
+    let mut builder = CappedBuilder::new(_fbb);
+    builder.add_at_us(args.at_us);
+    builder.add_claims_per_minute(args.claims_per_minute);
+    if let Some(x) = args.corpus { builder.add_corpus(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn corpus(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Capped::VT_CORPUS, None).unwrap()}
+  }
+  #[inline]
+  pub fn claims_per_minute(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Capped::VT_CLAIMS_PER_MINUTE, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn at_us(&self) -> i64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(Capped::VT_AT_US, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Capped<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("corpus", Self::VT_CORPUS, true)?
+     .visit_field::<u32>("claims_per_minute", Self::VT_CLAIMS_PER_MINUTE, false)?
+     .visit_field::<i64>("at_us", Self::VT_AT_US, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct CappedArgs<'a> {
+    pub corpus: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub claims_per_minute: u32,
+    pub at_us: i64,
+}
+impl<'a> Default for CappedArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    CappedArgs {
+      corpus: None, // required field
+      claims_per_minute: 0,
+      at_us: 0,
+    }
+  }
+}
+
+pub struct CappedBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CappedBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_corpus(&mut self, corpus: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Capped::VT_CORPUS, corpus);
+  }
+  #[inline]
+  pub fn add_claims_per_minute(&mut self, claims_per_minute: u32) {
+    self.fbb_.push_slot::<u32>(Capped::VT_CLAIMS_PER_MINUTE, claims_per_minute, 0);
+  }
+  #[inline]
+  pub fn add_at_us(&mut self, at_us: i64) {
+    self.fbb_.push_slot::<i64>(Capped::VT_AT_US, at_us, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CappedBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    CappedBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Capped<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Capped::VT_CORPUS,"corpus");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Capped<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Capped");
+      ds.field("corpus", &self.corpus());
+      ds.field("claims_per_minute", &self.claims_per_minute());
+      ds.field("at_us", &self.at_us());
+      ds.finish()
+  }
+}
+pub enum SignatureOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Signature<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Signature<'a> {
+  type Inner = Signature<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Signature<'a> {
+  pub const VT_ROLE: ::flatbuffers::VOffsetT = 4;
+  pub const VT_UID: ::flatbuffers::VOffsetT = 6;
+  pub const VT_AT_US: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Signature { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SignatureArgs
+  ) -> ::flatbuffers::WIPOffset<Signature<'bldr>> {
+    let mut builder = SignatureBuilder::new(_fbb);
+    builder.add_at_us(args.at_us);
+    builder.add_uid(args.uid);
+    builder.add_role(args.role);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn role(&self) -> Role {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Role>(Signature::VT_ROLE, Some(Role::client)).unwrap()}
+  }
+  #[inline]
+  pub fn uid(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Signature::VT_UID, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn at_us(&self) -> i64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(Signature::VT_AT_US, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Signature<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<Role>("role", Self::VT_ROLE, false)?
+     .visit_field::<u32>("uid", Self::VT_UID, false)?
+     .visit_field::<i64>("at_us", Self::VT_AT_US, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SignatureArgs {
+    pub role: Role,
+    pub uid: u32,
+    pub at_us: i64,
+}
+impl<'a> Default for SignatureArgs {
+  #[inline]
+  fn default() -> Self {
+    SignatureArgs {
+      role: Role::client,
+      uid: 0,
+      at_us: 0,
+    }
+  }
+}
+
+pub struct SignatureBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SignatureBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_role(&mut self, role: Role) {
+    self.fbb_.push_slot::<Role>(Signature::VT_ROLE, role, Role::client);
+  }
+  #[inline]
+  pub fn add_uid(&mut self, uid: u32) {
+    self.fbb_.push_slot::<u32>(Signature::VT_UID, uid, 0);
+  }
+  #[inline]
+  pub fn add_at_us(&mut self, at_us: i64) {
+    self.fbb_.push_slot::<i64>(Signature::VT_AT_US, at_us, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SignatureBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SignatureBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Signature<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Signature<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Signature");
+      ds.field("role", &self.role());
+      ds.field("uid", &self.uid());
+      ds.field("at_us", &self.at_us());
+      ds.finish()
+  }
+}
+pub enum ProposalOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Proposal<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Proposal<'a> {
+  type Inner = Proposal<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Proposal<'a> {
+  pub const VT_PROPOSAL: ::flatbuffers::VOffsetT = 4;
+  pub const VT_CORPUS: ::flatbuffers::VOffsetT = 6;
+  pub const VT_SLOTS: ::flatbuffers::VOffsetT = 8;
+  pub const VT_PROPOSED_AT_US: ::flatbuffers::VOffsetT = 10;
+  pub const VT_SIGNATURES: ::flatbuffers::VOffsetT = 12;
+  pub const VT_EFFECTIVE_FROM_US: ::flatbuffers::VOffsetT = 14;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Proposal { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ProposalArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Proposal<'bldr>> {
+    let mut builder = ProposalBuilder::new(_fbb);
+    if let Some(x) = args.effective_from_us { builder.add_effective_from_us(x); }
+    builder.add_proposed_at_us(args.proposed_at_us);
+    builder.add_slots(args.slots);
+    builder.add_proposal(args.proposal);
+    if let Some(x) = args.signatures { builder.add_signatures(x); }
+    if let Some(x) = args.corpus { builder.add_corpus(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn proposal(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Proposal::VT_PROPOSAL, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn corpus(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Proposal::VT_CORPUS, None).unwrap()}
+  }
+  #[inline]
+  pub fn slots(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Proposal::VT_SLOTS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn proposed_at_us(&self) -> i64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(Proposal::VT_PROPOSED_AT_US, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn signatures(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Signature<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Signature>>>>(Proposal::VT_SIGNATURES, None).unwrap()}
+  }
+  #[inline]
+  pub fn effective_from_us(&self) -> Option<i64> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(Proposal::VT_EFFECTIVE_FROM_US, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Proposal<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u64>("proposal", Self::VT_PROPOSAL, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("corpus", Self::VT_CORPUS, true)?
+     .visit_field::<u64>("slots", Self::VT_SLOTS, false)?
+     .visit_field::<i64>("proposed_at_us", Self::VT_PROPOSED_AT_US, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Signature>>>>("signatures", Self::VT_SIGNATURES, true)?
+     .visit_field::<i64>("effective_from_us", Self::VT_EFFECTIVE_FROM_US, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ProposalArgs<'a> {
+    pub proposal: u64,
+    pub corpus: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub slots: u64,
+    pub proposed_at_us: i64,
+    pub signatures: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Signature<'a>>>>>,
+    pub effective_from_us: Option<i64>,
+}
+impl<'a> Default for ProposalArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ProposalArgs {
+      proposal: 0,
+      corpus: None, // required field
+      slots: 0,
+      proposed_at_us: 0,
+      signatures: None, // required field
+      effective_from_us: None,
+    }
+  }
+}
+
+pub struct ProposalBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ProposalBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_proposal(&mut self, proposal: u64) {
+    self.fbb_.push_slot::<u64>(Proposal::VT_PROPOSAL, proposal, 0);
+  }
+  #[inline]
+  pub fn add_corpus(&mut self, corpus: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Proposal::VT_CORPUS, corpus);
+  }
+  #[inline]
+  pub fn add_slots(&mut self, slots: u64) {
+    self.fbb_.push_slot::<u64>(Proposal::VT_SLOTS, slots, 0);
+  }
+  #[inline]
+  pub fn add_proposed_at_us(&mut self, proposed_at_us: i64) {
+    self.fbb_.push_slot::<i64>(Proposal::VT_PROPOSED_AT_US, proposed_at_us, 0);
+  }
+  #[inline]
+  pub fn add_signatures(&mut self, signatures: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Signature<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Proposal::VT_SIGNATURES, signatures);
+  }
+  #[inline]
+  pub fn add_effective_from_us(&mut self, effective_from_us: i64) {
+    self.fbb_.push_slot_always::<i64>(Proposal::VT_EFFECTIVE_FROM_US, effective_from_us);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ProposalBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ProposalBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Proposal<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Proposal::VT_CORPUS,"corpus");
+    self.fbb_.required(o, Proposal::VT_SIGNATURES,"signatures");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Proposal<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Proposal");
+      ds.field("proposal", &self.proposal());
+      ds.field("corpus", &self.corpus());
+      ds.field("slots", &self.slots());
+      ds.field("proposed_at_us", &self.proposed_at_us());
+      ds.field("signatures", &self.signatures());
+      ds.field("effective_from_us", &self.effective_from_us());
+      ds.finish()
+  }
+}
+pub enum ProposalListOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ProposalList<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ProposalList<'a> {
+  type Inner = ProposalList<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ProposalList<'a> {
+  pub const VT_PROPOSALS: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ProposalList { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ProposalListArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ProposalList<'bldr>> {
+    let mut builder = ProposalListBuilder::new(_fbb);
+    if let Some(x) = args.proposals { builder.add_proposals(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn proposals(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Proposal<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Proposal>>>>(ProposalList::VT_PROPOSALS, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ProposalList<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Proposal>>>>("proposals", Self::VT_PROPOSALS, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ProposalListArgs<'a> {
+    pub proposals: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Proposal<'a>>>>>,
+}
+impl<'a> Default for ProposalListArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ProposalListArgs {
+      proposals: None, // required field
+    }
+  }
+}
+
+pub struct ProposalListBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ProposalListBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_proposals(&mut self, proposals: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Proposal<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ProposalList::VT_PROPOSALS, proposals);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ProposalListBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ProposalListBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ProposalList<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, ProposalList::VT_PROPOSALS,"proposals");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ProposalList<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ProposalList");
+      ds.field("proposals", &self.proposals());
+      ds.finish()
+  }
+}
+pub enum TotalOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Total<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Total<'a> {
+  type Inner = Total<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Total<'a> {
+  pub const VT_CORPUS: ::flatbuffers::VOffsetT = 4;
+  pub const VT_QUARTER: ::flatbuffers::VOffsetT = 6;
+  pub const VT_REGISTERED: ::flatbuffers::VOffsetT = 8;
+  pub const VT_DISPUTED: ::flatbuffers::VOffsetT = 10;
+  pub const VT_REFERENCED: ::flatbuffers::VOffsetT = 12;
+  pub const VT_TOMBSTONED: ::flatbuffers::VOffsetT = 14;
+  pub const VT_SLOTS: ::flatbuffers::VOffsetT = 16;
+  pub const VT_OVER_BUDGET: ::flatbuffers::VOffsetT = 18;
+  pub const VT_GROWTH_PERMILLE: ::flatbuffers::VOffsetT = 20;
+  pub const VT_TOMBSTONE_PERMILLE: ::flatbuffers::VOffsetT = 22;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Total { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args TotalArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Total<'bldr>> {
+    let mut builder = TotalBuilder::new(_fbb);
+    builder.add_over_budget(args.over_budget);
+    builder.add_slots(args.slots);
+    builder.add_tombstoned(args.tombstoned);
+    builder.add_referenced(args.referenced);
+    builder.add_disputed(args.disputed);
+    builder.add_registered(args.registered);
+    if let Some(x) = args.tombstone_permille { builder.add_tombstone_permille(x); }
+    if let Some(x) = args.growth_permille { builder.add_growth_permille(x); }
+    if let Some(x) = args.quarter { builder.add_quarter(x); }
+    if let Some(x) = args.corpus { builder.add_corpus(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn corpus(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Total::VT_CORPUS, None).unwrap()}
+  }
+  #[inline]
+  pub fn quarter(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Total::VT_QUARTER, None).unwrap()}
+  }
+  #[inline]
+  pub fn registered(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Total::VT_REGISTERED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn disputed(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Total::VT_DISPUTED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn referenced(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Total::VT_REFERENCED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn tombstoned(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Total::VT_TOMBSTONED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn slots(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Total::VT_SLOTS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn over_budget(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Total::VT_OVER_BUDGET, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn growth_permille(&self) -> Option<u32> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Total::VT_GROWTH_PERMILLE, None)}
+  }
+  #[inline]
+  pub fn tombstone_permille(&self) -> Option<u32> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Total::VT_TOMBSTONE_PERMILLE, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Total<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("corpus", Self::VT_CORPUS, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("quarter", Self::VT_QUARTER, true)?
+     .visit_field::<u64>("registered", Self::VT_REGISTERED, false)?
+     .visit_field::<u64>("disputed", Self::VT_DISPUTED, false)?
+     .visit_field::<u64>("referenced", Self::VT_REFERENCED, false)?
+     .visit_field::<u64>("tombstoned", Self::VT_TOMBSTONED, false)?
+     .visit_field::<u64>("slots", Self::VT_SLOTS, false)?
+     .visit_field::<u64>("over_budget", Self::VT_OVER_BUDGET, false)?
+     .visit_field::<u32>("growth_permille", Self::VT_GROWTH_PERMILLE, false)?
+     .visit_field::<u32>("tombstone_permille", Self::VT_TOMBSTONE_PERMILLE, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct TotalArgs<'a> {
+    pub corpus: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub quarter: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub registered: u64,
+    pub disputed: u64,
+    pub referenced: u64,
+    pub tombstoned: u64,
+    pub slots: u64,
+    pub over_budget: u64,
+    pub growth_permille: Option<u32>,
+    pub tombstone_permille: Option<u32>,
+}
+impl<'a> Default for TotalArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    TotalArgs {
+      corpus: None, // required field
+      quarter: None, // required field
+      registered: 0,
+      disputed: 0,
+      referenced: 0,
+      tombstoned: 0,
+      slots: 0,
+      over_budget: 0,
+      growth_permille: None,
+      tombstone_permille: None,
+    }
+  }
+}
+
+pub struct TotalBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TotalBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_corpus(&mut self, corpus: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Total::VT_CORPUS, corpus);
+  }
+  #[inline]
+  pub fn add_quarter(&mut self, quarter: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Total::VT_QUARTER, quarter);
+  }
+  #[inline]
+  pub fn add_registered(&mut self, registered: u64) {
+    self.fbb_.push_slot::<u64>(Total::VT_REGISTERED, registered, 0);
+  }
+  #[inline]
+  pub fn add_disputed(&mut self, disputed: u64) {
+    self.fbb_.push_slot::<u64>(Total::VT_DISPUTED, disputed, 0);
+  }
+  #[inline]
+  pub fn add_referenced(&mut self, referenced: u64) {
+    self.fbb_.push_slot::<u64>(Total::VT_REFERENCED, referenced, 0);
+  }
+  #[inline]
+  pub fn add_tombstoned(&mut self, tombstoned: u64) {
+    self.fbb_.push_slot::<u64>(Total::VT_TOMBSTONED, tombstoned, 0);
+  }
+  #[inline]
+  pub fn add_slots(&mut self, slots: u64) {
+    self.fbb_.push_slot::<u64>(Total::VT_SLOTS, slots, 0);
+  }
+  #[inline]
+  pub fn add_over_budget(&mut self, over_budget: u64) {
+    self.fbb_.push_slot::<u64>(Total::VT_OVER_BUDGET, over_budget, 0);
+  }
+  #[inline]
+  pub fn add_growth_permille(&mut self, growth_permille: u32) {
+    self.fbb_.push_slot_always::<u32>(Total::VT_GROWTH_PERMILLE, growth_permille);
+  }
+  #[inline]
+  pub fn add_tombstone_permille(&mut self, tombstone_permille: u32) {
+    self.fbb_.push_slot_always::<u32>(Total::VT_TOMBSTONE_PERMILLE, tombstone_permille);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TotalBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    TotalBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Total<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Total::VT_CORPUS,"corpus");
+    self.fbb_.required(o, Total::VT_QUARTER,"quarter");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Total<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Total");
+      ds.field("corpus", &self.corpus());
+      ds.field("quarter", &self.quarter());
+      ds.field("registered", &self.registered());
+      ds.field("disputed", &self.disputed());
+      ds.field("referenced", &self.referenced());
+      ds.field("tombstoned", &self.tombstoned());
+      ds.field("slots", &self.slots());
+      ds.field("over_budget", &self.over_budget());
+      ds.field("growth_permille", &self.growth_permille());
+      ds.field("tombstone_permille", &self.tombstone_permille());
+      ds.finish()
+  }
+}
+pub enum TotalsFoundOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct TotalsFound<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for TotalsFound<'a> {
+  type Inner = TotalsFound<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> TotalsFound<'a> {
+  pub const VT_TOTALS: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    TotalsFound { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args TotalsFoundArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<TotalsFound<'bldr>> {
+    let mut builder = TotalsFoundBuilder::new(_fbb);
+    if let Some(x) = args.totals { builder.add_totals(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn totals(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Total<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Total>>>>(TotalsFound::VT_TOTALS, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for TotalsFound<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Total>>>>("totals", Self::VT_TOTALS, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct TotalsFoundArgs<'a> {
+    pub totals: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Total<'a>>>>>,
+}
+impl<'a> Default for TotalsFoundArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    TotalsFoundArgs {
+      totals: None, // required field
+    }
+  }
+}
+
+pub struct TotalsFoundBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TotalsFoundBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_totals(&mut self, totals: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Total<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TotalsFound::VT_TOTALS, totals);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TotalsFoundBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    TotalsFoundBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<TotalsFound<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, TotalsFound::VT_TOTALS,"totals");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for TotalsFound<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("TotalsFound");
+      ds.field("totals", &self.totals());
+      ds.finish()
+  }
+}
+pub enum IncidentSetOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct IncidentSet<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for IncidentSet<'a> {
+  type Inner = IncidentSet<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> IncidentSet<'a> {
+  pub const VT_ACTIVE: ::flatbuffers::VOffsetT = 4;
+  pub const VT_AT_US: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    IncidentSet { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args IncidentSetArgs
+  ) -> ::flatbuffers::WIPOffset<IncidentSet<'bldr>> {
+    let mut builder = IncidentSetBuilder::new(_fbb);
+    builder.add_at_us(args.at_us);
+    builder.add_active(args.active);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn active(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(IncidentSet::VT_ACTIVE, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn at_us(&self) -> i64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(IncidentSet::VT_AT_US, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for IncidentSet<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<bool>("active", Self::VT_ACTIVE, false)?
+     .visit_field::<i64>("at_us", Self::VT_AT_US, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct IncidentSetArgs {
+    pub active: bool,
+    pub at_us: i64,
+}
+impl<'a> Default for IncidentSetArgs {
+  #[inline]
+  fn default() -> Self {
+    IncidentSetArgs {
+      active: false,
+      at_us: 0,
+    }
+  }
+}
+
+pub struct IncidentSetBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> IncidentSetBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_active(&mut self, active: bool) {
+    self.fbb_.push_slot::<bool>(IncidentSet::VT_ACTIVE, active, false);
+  }
+  #[inline]
+  pub fn add_at_us(&mut self, at_us: i64) {
+    self.fbb_.push_slot::<i64>(IncidentSet::VT_AT_US, at_us, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> IncidentSetBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    IncidentSetBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<IncidentSet<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for IncidentSet<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("IncidentSet");
+      ds.field("active", &self.active());
+      ds.field("at_us", &self.at_us());
+      ds.finish()
+  }
+}
+pub enum BarrierRaisedOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct BarrierRaised<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for BarrierRaised<'a> {
+  type Inner = BarrierRaised<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> BarrierRaised<'a> {
+  pub const VT_AT_US: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    BarrierRaised { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args BarrierRaisedArgs
+  ) -> ::flatbuffers::WIPOffset<BarrierRaised<'bldr>> {
+    let mut builder = BarrierRaisedBuilder::new(_fbb);
+    builder.add_at_us(args.at_us);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn at_us(&self) -> i64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(BarrierRaised::VT_AT_US, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for BarrierRaised<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<i64>("at_us", Self::VT_AT_US, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct BarrierRaisedArgs {
+    pub at_us: i64,
+}
+impl<'a> Default for BarrierRaisedArgs {
+  #[inline]
+  fn default() -> Self {
+    BarrierRaisedArgs {
+      at_us: 0,
+    }
+  }
+}
+
+pub struct BarrierRaisedBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> BarrierRaisedBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_at_us(&mut self, at_us: i64) {
+    self.fbb_.push_slot::<i64>(BarrierRaised::VT_AT_US, at_us, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> BarrierRaisedBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    BarrierRaisedBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<BarrierRaised<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for BarrierRaised<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("BarrierRaised");
+      ds.field("at_us", &self.at_us());
+      ds.finish()
+  }
+}
+pub enum MergeOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Merge<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Merge<'a> {
+  type Inner = Merge<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Merge<'a> {
+  pub const VT_EVENT_ID: ::flatbuffers::VOffsetT = 4;
+  pub const VT_CANONICAL_ID: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Merge { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args MergeArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Merge<'bldr>> {
+    let mut builder = MergeBuilder::new(_fbb);
+    if let Some(x) = args.canonical_id { builder.add_canonical_id(x); }
+    if let Some(x) = args.event_id { builder.add_event_id(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn event_id(&self) -> &'a Uuid {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(Merge::VT_EVENT_ID, None).unwrap()}
+  }
+  #[inline]
+  pub fn canonical_id(&self) -> &'a Uuid {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(Merge::VT_CANONICAL_ID, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Merge<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<Uuid>("event_id", Self::VT_EVENT_ID, true)?
+     .visit_field::<Uuid>("canonical_id", Self::VT_CANONICAL_ID, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct MergeArgs<'a> {
+    pub event_id: Option<&'a Uuid>,
+    pub canonical_id: Option<&'a Uuid>,
+}
+impl<'a> Default for MergeArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    MergeArgs {
+      event_id: None, // required field
+      canonical_id: None, // required field
+    }
+  }
+}
+
+pub struct MergeBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> MergeBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_event_id(&mut self, event_id: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(Merge::VT_EVENT_ID, event_id);
+  }
+  #[inline]
+  pub fn add_canonical_id(&mut self, canonical_id: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(Merge::VT_CANONICAL_ID, canonical_id);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> MergeBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    MergeBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Merge<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Merge::VT_EVENT_ID,"event_id");
+    self.fbb_.required(o, Merge::VT_CANONICAL_ID,"canonical_id");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Merge<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Merge");
+      ds.field("event_id", &self.event_id());
+      ds.field("canonical_id", &self.canonical_id());
+      ds.finish()
+  }
+}
+pub enum SuspectOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Suspect<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Suspect<'a> {
+  type Inner = Suspect<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Suspect<'a> {
+  pub const VT_CORPUS: ::flatbuffers::VOffsetT = 4;
+  pub const VT_EVENT_IDS: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Suspect { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SuspectArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Suspect<'bldr>> {
+    let mut builder = SuspectBuilder::new(_fbb);
+    if let Some(x) = args.event_ids { builder.add_event_ids(x); }
+    if let Some(x) = args.corpus { builder.add_corpus(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn corpus(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Suspect::VT_CORPUS, None).unwrap()}
+  }
+  #[inline]
+  pub fn event_ids(&self) -> ::flatbuffers::Vector<'a, Uuid> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, Uuid>>>(Suspect::VT_EVENT_IDS, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Suspect<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("corpus", Self::VT_CORPUS, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, Uuid>>>("event_ids", Self::VT_EVENT_IDS, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SuspectArgs<'a> {
+    pub corpus: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub event_ids: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, Uuid>>>,
+}
+impl<'a> Default for SuspectArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    SuspectArgs {
+      corpus: None, // required field
+      event_ids: None, // required field
+    }
+  }
+}
+
+pub struct SuspectBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SuspectBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_corpus(&mut self, corpus: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Suspect::VT_CORPUS, corpus);
+  }
+  #[inline]
+  pub fn add_event_ids(&mut self, event_ids: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , Uuid>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Suspect::VT_EVENT_IDS, event_ids);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SuspectBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SuspectBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Suspect<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Suspect::VT_CORPUS,"corpus");
+    self.fbb_.required(o, Suspect::VT_EVENT_IDS,"event_ids");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Suspect<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Suspect");
+      ds.field("corpus", &self.corpus());
+      ds.field("event_ids", &self.event_ids());
+      ds.finish()
+  }
+}
+pub enum OrphanOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Orphan<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Orphan<'a> {
+  type Inner = Orphan<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Orphan<'a> {
+  pub const VT_EVENT_ID: ::flatbuffers::VOffsetT = 4;
+  pub const VT_CANONICAL_ID: ::flatbuffers::VOffsetT = 6;
+  pub const VT_LIFECYCLE: ::flatbuffers::VOffsetT = 8;
+  pub const VT_REFERENCES: ::flatbuffers::VOffsetT = 10;
+  pub const VT_IS_ALIAS: ::flatbuffers::VOffsetT = 12;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Orphan { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args OrphanArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Orphan<'bldr>> {
+    let mut builder = OrphanBuilder::new(_fbb);
+    builder.add_references(args.references);
+    if let Some(x) = args.canonical_id { builder.add_canonical_id(x); }
+    if let Some(x) = args.event_id { builder.add_event_id(x); }
+    builder.add_is_alias(args.is_alias);
+    builder.add_lifecycle(args.lifecycle);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn event_id(&self) -> &'a Uuid {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(Orphan::VT_EVENT_ID, None).unwrap()}
+  }
+  #[inline]
+  pub fn canonical_id(&self) -> &'a Uuid {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(Orphan::VT_CANONICAL_ID, None).unwrap()}
+  }
+  #[inline]
+  pub fn lifecycle(&self) -> Lifecycle {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Lifecycle>(Orphan::VT_LIFECYCLE, Some(Lifecycle::registered)).unwrap()}
+  }
+  #[inline]
+  pub fn references(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Orphan::VT_REFERENCES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn is_alias(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Orphan::VT_IS_ALIAS, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Orphan<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<Uuid>("event_id", Self::VT_EVENT_ID, true)?
+     .visit_field::<Uuid>("canonical_id", Self::VT_CANONICAL_ID, true)?
+     .visit_field::<Lifecycle>("lifecycle", Self::VT_LIFECYCLE, false)?
+     .visit_field::<u32>("references", Self::VT_REFERENCES, false)?
+     .visit_field::<bool>("is_alias", Self::VT_IS_ALIAS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct OrphanArgs<'a> {
+    pub event_id: Option<&'a Uuid>,
+    pub canonical_id: Option<&'a Uuid>,
+    pub lifecycle: Lifecycle,
+    pub references: u32,
+    pub is_alias: bool,
+}
+impl<'a> Default for OrphanArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    OrphanArgs {
+      event_id: None, // required field
+      canonical_id: None, // required field
+      lifecycle: Lifecycle::registered,
+      references: 0,
+      is_alias: false,
+    }
+  }
+}
+
+pub struct OrphanBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> OrphanBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_event_id(&mut self, event_id: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(Orphan::VT_EVENT_ID, event_id);
+  }
+  #[inline]
+  pub fn add_canonical_id(&mut self, canonical_id: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(Orphan::VT_CANONICAL_ID, canonical_id);
+  }
+  #[inline]
+  pub fn add_lifecycle(&mut self, lifecycle: Lifecycle) {
+    self.fbb_.push_slot::<Lifecycle>(Orphan::VT_LIFECYCLE, lifecycle, Lifecycle::registered);
+  }
+  #[inline]
+  pub fn add_references(&mut self, references: u32) {
+    self.fbb_.push_slot::<u32>(Orphan::VT_REFERENCES, references, 0);
+  }
+  #[inline]
+  pub fn add_is_alias(&mut self, is_alias: bool) {
+    self.fbb_.push_slot::<bool>(Orphan::VT_IS_ALIAS, is_alias, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> OrphanBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    OrphanBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Orphan<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Orphan::VT_EVENT_ID,"event_id");
+    self.fbb_.required(o, Orphan::VT_CANONICAL_ID,"canonical_id");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Orphan<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Orphan");
+      ds.field("event_id", &self.event_id());
+      ds.field("canonical_id", &self.canonical_id());
+      ds.field("lifecycle", &self.lifecycle());
+      ds.field("references", &self.references());
+      ds.field("is_alias", &self.is_alias());
+      ds.finish()
+  }
+}
+pub enum ReconcileReportOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ReconcileReport<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ReconcileReport<'a> {
+  type Inner = ReconcileReport<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ReconcileReport<'a> {
+  pub const VT_DRY_RUN: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PASS: ::flatbuffers::VOffsetT = 6;
+  pub const VT_AT_US: ::flatbuffers::VOffsetT = 8;
+  pub const VT_ROWS_EXAMINED: ::flatbuffers::VOffsetT = 10;
+  pub const VT_GROUPS: ::flatbuffers::VOffsetT = 12;
+  pub const VT_MERGED: ::flatbuffers::VOffsetT = 14;
+  pub const VT_ALREADY_MERGED: ::flatbuffers::VOffsetT = 16;
+  pub const VT_SKIPPED_DISPUTED: ::flatbuffers::VOffsetT = 18;
+  pub const VT_REFUSED: ::flatbuffers::VOffsetT = 20;
+  pub const VT_SUSPECTS: ::flatbuffers::VOffsetT = 22;
+  pub const VT_ORPHANS: ::flatbuffers::VOffsetT = 24;
+  pub const VT_MERGES_LISTED: ::flatbuffers::VOffsetT = 26;
+  pub const VT_SUSPECTS_LISTED: ::flatbuffers::VOffsetT = 28;
+  pub const VT_ORPHANS_LISTED: ::flatbuffers::VOffsetT = 30;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ReconcileReport { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ReconcileReportArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ReconcileReport<'bldr>> {
+    let mut builder = ReconcileReportBuilder::new(_fbb);
+    builder.add_orphans(args.orphans);
+    builder.add_suspects(args.suspects);
+    builder.add_refused(args.refused);
+    builder.add_skipped_disputed(args.skipped_disputed);
+    builder.add_already_merged(args.already_merged);
+    builder.add_merged(args.merged);
+    builder.add_groups(args.groups);
+    builder.add_rows_examined(args.rows_examined);
+    builder.add_at_us(args.at_us);
+    builder.add_pass(args.pass);
+    if let Some(x) = args.orphans_listed { builder.add_orphans_listed(x); }
+    if let Some(x) = args.suspects_listed { builder.add_suspects_listed(x); }
+    if let Some(x) = args.merges_listed { builder.add_merges_listed(x); }
+    builder.add_dry_run(args.dry_run);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn dry_run(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(ReconcileReport::VT_DRY_RUN, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn pass(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ReconcileReport::VT_PASS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn at_us(&self) -> i64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(ReconcileReport::VT_AT_US, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn rows_examined(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ReconcileReport::VT_ROWS_EXAMINED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn groups(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ReconcileReport::VT_GROUPS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn merged(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ReconcileReport::VT_MERGED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn already_merged(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ReconcileReport::VT_ALREADY_MERGED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn skipped_disputed(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ReconcileReport::VT_SKIPPED_DISPUTED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn refused(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ReconcileReport::VT_REFUSED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn suspects(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ReconcileReport::VT_SUSPECTS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn orphans(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ReconcileReport::VT_ORPHANS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn merges_listed(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Merge<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Merge>>>>(ReconcileReport::VT_MERGES_LISTED, None)}
+  }
+  #[inline]
+  pub fn suspects_listed(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Suspect<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Suspect>>>>(ReconcileReport::VT_SUSPECTS_LISTED, None)}
+  }
+  #[inline]
+  pub fn orphans_listed(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Orphan<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Orphan>>>>(ReconcileReport::VT_ORPHANS_LISTED, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ReconcileReport<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<bool>("dry_run", Self::VT_DRY_RUN, false)?
+     .visit_field::<u64>("pass", Self::VT_PASS, false)?
+     .visit_field::<i64>("at_us", Self::VT_AT_US, false)?
+     .visit_field::<u64>("rows_examined", Self::VT_ROWS_EXAMINED, false)?
+     .visit_field::<u64>("groups", Self::VT_GROUPS, false)?
+     .visit_field::<u64>("merged", Self::VT_MERGED, false)?
+     .visit_field::<u64>("already_merged", Self::VT_ALREADY_MERGED, false)?
+     .visit_field::<u64>("skipped_disputed", Self::VT_SKIPPED_DISPUTED, false)?
+     .visit_field::<u64>("refused", Self::VT_REFUSED, false)?
+     .visit_field::<u64>("suspects", Self::VT_SUSPECTS, false)?
+     .visit_field::<u64>("orphans", Self::VT_ORPHANS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Merge>>>>("merges_listed", Self::VT_MERGES_LISTED, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Suspect>>>>("suspects_listed", Self::VT_SUSPECTS_LISTED, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Orphan>>>>("orphans_listed", Self::VT_ORPHANS_LISTED, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ReconcileReportArgs<'a> {
+    pub dry_run: bool,
+    pub pass: u64,
+    pub at_us: i64,
+    pub rows_examined: u64,
+    pub groups: u64,
+    pub merged: u64,
+    pub already_merged: u64,
+    pub skipped_disputed: u64,
+    pub refused: u64,
+    pub suspects: u64,
+    pub orphans: u64,
+    pub merges_listed: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Merge<'a>>>>>,
+    pub suspects_listed: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Suspect<'a>>>>>,
+    pub orphans_listed: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Orphan<'a>>>>>,
+}
+impl<'a> Default for ReconcileReportArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ReconcileReportArgs {
+      dry_run: false,
+      pass: 0,
+      at_us: 0,
+      rows_examined: 0,
+      groups: 0,
+      merged: 0,
+      already_merged: 0,
+      skipped_disputed: 0,
+      refused: 0,
+      suspects: 0,
+      orphans: 0,
+      merges_listed: None,
+      suspects_listed: None,
+      orphans_listed: None,
+    }
+  }
+}
+
+pub struct ReconcileReportBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ReconcileReportBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_dry_run(&mut self, dry_run: bool) {
+    self.fbb_.push_slot::<bool>(ReconcileReport::VT_DRY_RUN, dry_run, false);
+  }
+  #[inline]
+  pub fn add_pass(&mut self, pass: u64) {
+    self.fbb_.push_slot::<u64>(ReconcileReport::VT_PASS, pass, 0);
+  }
+  #[inline]
+  pub fn add_at_us(&mut self, at_us: i64) {
+    self.fbb_.push_slot::<i64>(ReconcileReport::VT_AT_US, at_us, 0);
+  }
+  #[inline]
+  pub fn add_rows_examined(&mut self, rows_examined: u64) {
+    self.fbb_.push_slot::<u64>(ReconcileReport::VT_ROWS_EXAMINED, rows_examined, 0);
+  }
+  #[inline]
+  pub fn add_groups(&mut self, groups: u64) {
+    self.fbb_.push_slot::<u64>(ReconcileReport::VT_GROUPS, groups, 0);
+  }
+  #[inline]
+  pub fn add_merged(&mut self, merged: u64) {
+    self.fbb_.push_slot::<u64>(ReconcileReport::VT_MERGED, merged, 0);
+  }
+  #[inline]
+  pub fn add_already_merged(&mut self, already_merged: u64) {
+    self.fbb_.push_slot::<u64>(ReconcileReport::VT_ALREADY_MERGED, already_merged, 0);
+  }
+  #[inline]
+  pub fn add_skipped_disputed(&mut self, skipped_disputed: u64) {
+    self.fbb_.push_slot::<u64>(ReconcileReport::VT_SKIPPED_DISPUTED, skipped_disputed, 0);
+  }
+  #[inline]
+  pub fn add_refused(&mut self, refused: u64) {
+    self.fbb_.push_slot::<u64>(ReconcileReport::VT_REFUSED, refused, 0);
+  }
+  #[inline]
+  pub fn add_suspects(&mut self, suspects: u64) {
+    self.fbb_.push_slot::<u64>(ReconcileReport::VT_SUSPECTS, suspects, 0);
+  }
+  #[inline]
+  pub fn add_orphans(&mut self, orphans: u64) {
+    self.fbb_.push_slot::<u64>(ReconcileReport::VT_ORPHANS, orphans, 0);
+  }
+  #[inline]
+  pub fn add_merges_listed(&mut self, merges_listed: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Merge<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ReconcileReport::VT_MERGES_LISTED, merges_listed);
+  }
+  #[inline]
+  pub fn add_suspects_listed(&mut self, suspects_listed: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Suspect<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ReconcileReport::VT_SUSPECTS_LISTED, suspects_listed);
+  }
+  #[inline]
+  pub fn add_orphans_listed(&mut self, orphans_listed: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Orphan<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ReconcileReport::VT_ORPHANS_LISTED, orphans_listed);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ReconcileReportBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ReconcileReportBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ReconcileReport<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ReconcileReport<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ReconcileReport");
+      ds.field("dry_run", &self.dry_run());
+      ds.field("pass", &self.pass());
+      ds.field("at_us", &self.at_us());
+      ds.field("rows_examined", &self.rows_examined());
+      ds.field("groups", &self.groups());
+      ds.field("merged", &self.merged());
+      ds.field("already_merged", &self.already_merged());
+      ds.field("skipped_disputed", &self.skipped_disputed());
+      ds.field("refused", &self.refused());
+      ds.field("suspects", &self.suspects());
+      ds.field("orphans", &self.orphans());
+      ds.field("merges_listed", &self.merges_listed());
+      ds.field("suspects_listed", &self.suspects_listed());
+      ds.field("orphans_listed", &self.orphans_listed());
+      ds.finish()
+  }
+}
+pub enum ReconciledOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Reconciled<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Reconciled<'a> {
+  type Inner = Reconciled<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Reconciled<'a> {
+  pub const VT_REPORT: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Reconciled { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ReconciledArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Reconciled<'bldr>> {
+    let mut builder = ReconciledBuilder::new(_fbb);
+    if let Some(x) = args.report { builder.add_report(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn report(&self) -> ReconcileReport<'a> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<ReconcileReport>>(Reconciled::VT_REPORT, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Reconciled<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<ReconcileReport>>("report", Self::VT_REPORT, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ReconciledArgs<'a> {
+    pub report: Option<::flatbuffers::WIPOffset<ReconcileReport<'a>>>,
+}
+impl<'a> Default for ReconciledArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ReconciledArgs {
+      report: None, // required field
+    }
+  }
+}
+
+pub struct ReconciledBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ReconciledBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_report(&mut self, report: ::flatbuffers::WIPOffset<ReconcileReport<'b >>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<ReconcileReport>>(Reconciled::VT_REPORT, report);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ReconciledBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ReconciledBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Reconciled<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Reconciled::VT_REPORT,"report");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Reconciled<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Reconciled");
+      ds.field("report", &self.report());
+      ds.finish()
+  }
+}
+pub enum FoundOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Found<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Found<'a> {
+  type Inner = Found<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Found<'a> {
+  pub const VT_ROWS: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Found { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args FoundArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Found<'bldr>> {
+    let mut builder = FoundBuilder::new(_fbb);
+    if let Some(x) = args.rows { builder.add_rows(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn rows(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Row<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Row>>>>(Found::VT_ROWS, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Found<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Row>>>>("rows", Self::VT_ROWS, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct FoundArgs<'a> {
+    pub rows: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Row<'a>>>>>,
+}
+impl<'a> Default for FoundArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    FoundArgs {
+      rows: None, // required field
+    }
+  }
+}
+
+pub struct FoundBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> FoundBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_rows(&mut self, rows: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Row<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Found::VT_ROWS, rows);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> FoundBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    FoundBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Found<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Found::VT_ROWS,"rows");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Found<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Found");
+      ds.field("rows", &self.rows());
+      ds.finish()
+  }
+}
+pub enum TailPageOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct TailPage<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for TailPage<'a> {
+  type Inner = TailPage<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> TailPage<'a> {
+  pub const VT_ENTRIES: ::flatbuffers::VOffsetT = 4;
+  pub const VT_NEXT_POSITION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_DURABLE_POSITION: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    TailPage { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args TailPageArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<TailPage<'bldr>> {
+    let mut builder = TailPageBuilder::new(_fbb);
+    builder.add_durable_position(args.durable_position);
+    builder.add_next_position(args.next_position);
+    if let Some(x) = args.entries { builder.add_entries(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn entries(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Entry<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Entry>>>>(TailPage::VT_ENTRIES, None).unwrap()}
+  }
+  #[inline]
+  pub fn next_position(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(TailPage::VT_NEXT_POSITION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn durable_position(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(TailPage::VT_DURABLE_POSITION, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for TailPage<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Entry>>>>("entries", Self::VT_ENTRIES, true)?
+     .visit_field::<u64>("next_position", Self::VT_NEXT_POSITION, false)?
+     .visit_field::<u64>("durable_position", Self::VT_DURABLE_POSITION, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct TailPageArgs<'a> {
+    pub entries: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Entry<'a>>>>>,
+    pub next_position: u64,
+    pub durable_position: u64,
+}
+impl<'a> Default for TailPageArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    TailPageArgs {
+      entries: None, // required field
+      next_position: 0,
+      durable_position: 0,
+    }
+  }
+}
+
+pub struct TailPageBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TailPageBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_entries(&mut self, entries: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Entry<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TailPage::VT_ENTRIES, entries);
+  }
+  #[inline]
+  pub fn add_next_position(&mut self, next_position: u64) {
+    self.fbb_.push_slot::<u64>(TailPage::VT_NEXT_POSITION, next_position, 0);
+  }
+  #[inline]
+  pub fn add_durable_position(&mut self, durable_position: u64) {
+    self.fbb_.push_slot::<u64>(TailPage::VT_DURABLE_POSITION, durable_position, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TailPageBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    TailPageBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<TailPage<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, TailPage::VT_ENTRIES,"entries");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for TailPage<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("TailPage");
+      ds.field("entries", &self.entries());
+      ds.field("next_position", &self.next_position());
+      ds.field("durable_position", &self.durable_position());
+      ds.finish()
+  }
+}
+pub enum HeadOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Head<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Head<'a> {
+  type Inner = Head<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Head<'a> {
+  pub const VT_SHARD: ::flatbuffers::VOffsetT = 4;
+  pub const VT_BATCH: ::flatbuffers::VOffsetT = 6;
+  pub const VT_POSITION: ::flatbuffers::VOffsetT = 8;
+  pub const VT_HASH: ::flatbuffers::VOffsetT = 10;
+  pub const VT_TIMESTAMP_US: ::flatbuffers::VOffsetT = 12;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Head { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args HeadArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Head<'bldr>> {
+    let mut builder = HeadBuilder::new(_fbb);
+    builder.add_timestamp_us(args.timestamp_us);
+    builder.add_position(args.position);
+    builder.add_batch(args.batch);
+    if let Some(x) = args.hash { builder.add_hash(x); }
+    builder.add_shard(args.shard);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn shard(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(Head::VT_SHARD, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn batch(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Head::VT_BATCH, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn position(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Head::VT_POSITION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn hash(&self) -> ::flatbuffers::Vector<'a, u8> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(Head::VT_HASH, None).unwrap()}
+  }
+  #[inline]
+  pub fn timestamp_us(&self) -> i64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(Head::VT_TIMESTAMP_US, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Head<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u16>("shard", Self::VT_SHARD, false)?
+     .visit_field::<u64>("batch", Self::VT_BATCH, false)?
+     .visit_field::<u64>("position", Self::VT_POSITION, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("hash", Self::VT_HASH, true)?
+     .visit_field::<i64>("timestamp_us", Self::VT_TIMESTAMP_US, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct HeadArgs<'a> {
+    pub shard: u16,
+    pub batch: u64,
+    pub position: u64,
+    pub hash: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+    pub timestamp_us: i64,
+}
+impl<'a> Default for HeadArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    HeadArgs {
+      shard: 0,
+      batch: 0,
+      position: 0,
+      hash: None, // required field
+      timestamp_us: 0,
+    }
+  }
+}
+
+pub struct HeadBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> HeadBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_shard(&mut self, shard: u16) {
+    self.fbb_.push_slot::<u16>(Head::VT_SHARD, shard, 0);
+  }
+  #[inline]
+  pub fn add_batch(&mut self, batch: u64) {
+    self.fbb_.push_slot::<u64>(Head::VT_BATCH, batch, 0);
+  }
+  #[inline]
+  pub fn add_position(&mut self, position: u64) {
+    self.fbb_.push_slot::<u64>(Head::VT_POSITION, position, 0);
+  }
+  #[inline]
+  pub fn add_hash(&mut self, hash: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u8>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Head::VT_HASH, hash);
+  }
+  #[inline]
+  pub fn add_timestamp_us(&mut self, timestamp_us: i64) {
+    self.fbb_.push_slot::<i64>(Head::VT_TIMESTAMP_US, timestamp_us, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> HeadBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    HeadBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Head<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Head::VT_HASH,"hash");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Head<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Head");
+      ds.field("shard", &self.shard());
+      ds.field("batch", &self.batch());
+      ds.field("position", &self.position());
+      ds.field("hash", &self.hash());
+      ds.field("timestamp_us", &self.timestamp_us());
+      ds.finish()
+  }
+}
+pub enum AuditHeadsOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct AuditHeads<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for AuditHeads<'a> {
+  type Inner = AuditHeads<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> AuditHeads<'a> {
+  pub const VT_HEADS: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    AuditHeads { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args AuditHeadsArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<AuditHeads<'bldr>> {
+    let mut builder = AuditHeadsBuilder::new(_fbb);
+    if let Some(x) = args.heads { builder.add_heads(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn heads(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Head<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Head>>>>(AuditHeads::VT_HEADS, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for AuditHeads<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Head>>>>("heads", Self::VT_HEADS, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct AuditHeadsArgs<'a> {
+    pub heads: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Head<'a>>>>>,
+}
+impl<'a> Default for AuditHeadsArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    AuditHeadsArgs {
+      heads: None, // required field
+    }
+  }
+}
+
+pub struct AuditHeadsBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> AuditHeadsBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_heads(&mut self, heads: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Head<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(AuditHeads::VT_HEADS, heads);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> AuditHeadsBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    AuditHeadsBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<AuditHeads<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, AuditHeads::VT_HEADS,"heads");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for AuditHeads<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("AuditHeads");
+      ds.field("heads", &self.heads());
+      ds.finish()
+  }
+}
+pub enum AuditCheckedOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct AuditChecked<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for AuditChecked<'a> {
+  type Inner = AuditChecked<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> AuditChecked<'a> {
+  pub const VT_SHARD: ::flatbuffers::VOffsetT = 4;
+  pub const VT_OK: ::flatbuffers::VOffsetT = 6;
+  pub const VT_MESSAGE: ::flatbuffers::VOffsetT = 8;
+  pub const VT_BATCHES_VERIFIED: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    AuditChecked { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args AuditCheckedArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<AuditChecked<'bldr>> {
+    let mut builder = AuditCheckedBuilder::new(_fbb);
+    builder.add_batches_verified(args.batches_verified);
+    if let Some(x) = args.message { builder.add_message(x); }
+    builder.add_shard(args.shard);
+    builder.add_ok(args.ok);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn shard(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(AuditChecked::VT_SHARD, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn ok(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(AuditChecked::VT_OK, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn message(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(AuditChecked::VT_MESSAGE, None)}
+  }
+  #[inline]
+  pub fn batches_verified(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(AuditChecked::VT_BATCHES_VERIFIED, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for AuditChecked<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u16>("shard", Self::VT_SHARD, false)?
+     .visit_field::<bool>("ok", Self::VT_OK, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("message", Self::VT_MESSAGE, false)?
+     .visit_field::<u64>("batches_verified", Self::VT_BATCHES_VERIFIED, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct AuditCheckedArgs<'a> {
+    pub shard: u16,
+    pub ok: bool,
+    pub message: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub batches_verified: u64,
+}
+impl<'a> Default for AuditCheckedArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    AuditCheckedArgs {
+      shard: 0,
+      ok: false,
+      message: None,
+      batches_verified: 0,
+    }
+  }
+}
+
+pub struct AuditCheckedBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> AuditCheckedBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_shard(&mut self, shard: u16) {
+    self.fbb_.push_slot::<u16>(AuditChecked::VT_SHARD, shard, 0);
+  }
+  #[inline]
+  pub fn add_ok(&mut self, ok: bool) {
+    self.fbb_.push_slot::<bool>(AuditChecked::VT_OK, ok, false);
+  }
+  #[inline]
+  pub fn add_message(&mut self, message: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(AuditChecked::VT_MESSAGE, message);
+  }
+  #[inline]
+  pub fn add_batches_verified(&mut self, batches_verified: u64) {
+    self.fbb_.push_slot::<u64>(AuditChecked::VT_BATCHES_VERIFIED, batches_verified, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> AuditCheckedBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    AuditCheckedBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<AuditChecked<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for AuditChecked<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("AuditChecked");
+      ds.field("shard", &self.shard());
+      ds.field("ok", &self.ok());
+      ds.field("message", &self.message());
+      ds.field("batches_verified", &self.batches_verified());
+      ds.finish()
+  }
+}
+pub enum ConfigurationFoundOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ConfigurationFound<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ConfigurationFound<'a> {
+  type Inner = ConfigurationFound<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ConfigurationFound<'a> {
+  pub const VT_TOML: ::flatbuffers::VOffsetT = 4;
+  pub const VT_AT_US: ::flatbuffers::VOffsetT = 6;
+  pub const VT_UID: ::flatbuffers::VOffsetT = 8;
+  pub const VT_POSITION: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ConfigurationFound { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ConfigurationFoundArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ConfigurationFound<'bldr>> {
+    let mut builder = ConfigurationFoundBuilder::new(_fbb);
+    builder.add_at_us(args.at_us);
+    if let Some(x) = args.position { builder.add_position(x); }
+    builder.add_uid(args.uid);
+    if let Some(x) = args.toml { builder.add_toml(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn toml(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ConfigurationFound::VT_TOML, None).unwrap()}
+  }
+  #[inline]
+  pub fn at_us(&self) -> i64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(ConfigurationFound::VT_AT_US, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn uid(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ConfigurationFound::VT_UID, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn position(&self) -> &'a LogPosition {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<LogPosition>(ConfigurationFound::VT_POSITION, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ConfigurationFound<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("toml", Self::VT_TOML, true)?
+     .visit_field::<i64>("at_us", Self::VT_AT_US, false)?
+     .visit_field::<u32>("uid", Self::VT_UID, false)?
+     .visit_field::<LogPosition>("position", Self::VT_POSITION, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ConfigurationFoundArgs<'a> {
+    pub toml: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub at_us: i64,
+    pub uid: u32,
+    pub position: Option<&'a LogPosition>,
+}
+impl<'a> Default for ConfigurationFoundArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ConfigurationFoundArgs {
+      toml: None, // required field
+      at_us: 0,
+      uid: 0,
+      position: None, // required field
+    }
+  }
+}
+
+pub struct ConfigurationFoundBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ConfigurationFoundBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_toml(&mut self, toml: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ConfigurationFound::VT_TOML, toml);
+  }
+  #[inline]
+  pub fn add_at_us(&mut self, at_us: i64) {
+    self.fbb_.push_slot::<i64>(ConfigurationFound::VT_AT_US, at_us, 0);
+  }
+  #[inline]
+  pub fn add_uid(&mut self, uid: u32) {
+    self.fbb_.push_slot::<u32>(ConfigurationFound::VT_UID, uid, 0);
+  }
+  #[inline]
+  pub fn add_position(&mut self, position: &LogPosition) {
+    self.fbb_.push_slot_always::<&LogPosition>(ConfigurationFound::VT_POSITION, position);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ConfigurationFoundBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ConfigurationFoundBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ConfigurationFound<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, ConfigurationFound::VT_TOML,"toml");
+    self.fbb_.required(o, ConfigurationFound::VT_POSITION,"position");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ConfigurationFound<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ConfigurationFound");
+      ds.field("toml", &self.toml());
+      ds.field("at_us", &self.at_us());
+      ds.field("uid", &self.uid());
+      ds.field("position", &self.position());
+      ds.finish()
+  }
+}
+pub enum PairOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Pair<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Pair<'a> {
+  type Inner = Pair<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Pair<'a> {
+  pub const VT_FROM: ::flatbuffers::VOffsetT = 4;
+  pub const VT_TO: ::flatbuffers::VOffsetT = 6;
+  pub const VT_SAMPLES: ::flatbuffers::VOffsetT = 8;
+  pub const VT_P50_US: ::flatbuffers::VOffsetT = 10;
+  pub const VT_P95_US: ::flatbuffers::VOffsetT = 12;
+  pub const VT_BUDGET_US: ::flatbuffers::VOffsetT = 14;
+  pub const VT_VIOLATIONS: ::flatbuffers::VOffsetT = 16;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Pair { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args PairArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Pair<'bldr>> {
+    let mut builder = PairBuilder::new(_fbb);
+    builder.add_violations(args.violations);
+    builder.add_budget_us(args.budget_us);
+    builder.add_p95_us(args.p95_us);
+    builder.add_p50_us(args.p50_us);
+    builder.add_samples(args.samples);
+    if let Some(x) = args.to { builder.add_to(x); }
+    if let Some(x) = args.from { builder.add_from(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn from(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Pair::VT_FROM, None).unwrap()}
+  }
+  #[inline]
+  pub fn to(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Pair::VT_TO, None).unwrap()}
+  }
+  #[inline]
+  pub fn samples(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Pair::VT_SAMPLES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn p50_us(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Pair::VT_P50_US, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn p95_us(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Pair::VT_P95_US, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn budget_us(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Pair::VT_BUDGET_US, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn violations(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Pair::VT_VIOLATIONS, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Pair<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("from", Self::VT_FROM, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("to", Self::VT_TO, true)?
+     .visit_field::<u64>("samples", Self::VT_SAMPLES, false)?
+     .visit_field::<u64>("p50_us", Self::VT_P50_US, false)?
+     .visit_field::<u64>("p95_us", Self::VT_P95_US, false)?
+     .visit_field::<u64>("budget_us", Self::VT_BUDGET_US, false)?
+     .visit_field::<u64>("violations", Self::VT_VIOLATIONS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct PairArgs<'a> {
+    pub from: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub to: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub samples: u64,
+    pub p50_us: u64,
+    pub p95_us: u64,
+    pub budget_us: u64,
+    pub violations: u64,
+}
+impl<'a> Default for PairArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    PairArgs {
+      from: None, // required field
+      to: None, // required field
+      samples: 0,
+      p50_us: 0,
+      p95_us: 0,
+      budget_us: 0,
+      violations: 0,
+    }
+  }
+}
+
+pub struct PairBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PairBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_from(&mut self, from: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Pair::VT_FROM, from);
+  }
+  #[inline]
+  pub fn add_to(&mut self, to: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Pair::VT_TO, to);
+  }
+  #[inline]
+  pub fn add_samples(&mut self, samples: u64) {
+    self.fbb_.push_slot::<u64>(Pair::VT_SAMPLES, samples, 0);
+  }
+  #[inline]
+  pub fn add_p50_us(&mut self, p50_us: u64) {
+    self.fbb_.push_slot::<u64>(Pair::VT_P50_US, p50_us, 0);
+  }
+  #[inline]
+  pub fn add_p95_us(&mut self, p95_us: u64) {
+    self.fbb_.push_slot::<u64>(Pair::VT_P95_US, p95_us, 0);
+  }
+  #[inline]
+  pub fn add_budget_us(&mut self, budget_us: u64) {
+    self.fbb_.push_slot::<u64>(Pair::VT_BUDGET_US, budget_us, 0);
+  }
+  #[inline]
+  pub fn add_violations(&mut self, violations: u64) {
+    self.fbb_.push_slot::<u64>(Pair::VT_VIOLATIONS, violations, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PairBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    PairBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Pair<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Pair::VT_FROM,"from");
+    self.fbb_.required(o, Pair::VT_TO,"to");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Pair<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Pair");
+      ds.field("from", &self.from());
+      ds.field("to", &self.to());
+      ds.field("samples", &self.samples());
+      ds.field("p50_us", &self.p50_us());
+      ds.field("p95_us", &self.p95_us());
+      ds.field("budget_us", &self.budget_us());
+      ds.field("violations", &self.violations());
+      ds.finish()
+  }
+}
+pub enum PropagationFoundOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct PropagationFound<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for PropagationFound<'a> {
+  type Inner = PropagationFound<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> PropagationFound<'a> {
+  pub const VT_PAIRS: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    PropagationFound { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args PropagationFoundArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<PropagationFound<'bldr>> {
+    let mut builder = PropagationFoundBuilder::new(_fbb);
+    if let Some(x) = args.pairs { builder.add_pairs(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn pairs(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Pair<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Pair>>>>(PropagationFound::VT_PAIRS, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for PropagationFound<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Pair>>>>("pairs", Self::VT_PAIRS, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct PropagationFoundArgs<'a> {
+    pub pairs: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Pair<'a>>>>>,
+}
+impl<'a> Default for PropagationFoundArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    PropagationFoundArgs {
+      pairs: None, // required field
+    }
+  }
+}
+
+pub struct PropagationFoundBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PropagationFoundBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_pairs(&mut self, pairs: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Pair<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(PropagationFound::VT_PAIRS, pairs);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PropagationFoundBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    PropagationFoundBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<PropagationFound<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, PropagationFound::VT_PAIRS,"pairs");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for PropagationFound<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("PropagationFound");
+      ds.field("pairs", &self.pairs());
       ds.finish()
   }
 }
@@ -6786,6 +14913,7 @@ impl<'a> Error<'a> {
   pub const VT_OUTCOME: ::flatbuffers::VOffsetT = 6;
   pub const VT_MESSAGE: ::flatbuffers::VOffsetT = 8;
   pub const VT_RETRY_AFTER_MS: ::flatbuffers::VOffsetT = 10;
+  pub const VT_REGISTERED_ID: ::flatbuffers::VOffsetT = 12;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -6797,6 +14925,7 @@ impl<'a> Error<'a> {
     args: &'args ErrorArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Error<'bldr>> {
     let mut builder = ErrorBuilder::new(_fbb);
+    if let Some(x) = args.registered_id { builder.add_registered_id(x); }
     builder.add_retry_after_ms(args.retry_after_ms);
     if let Some(x) = args.message { builder.add_message(x); }
     builder.add_outcome(args.outcome);
@@ -6833,6 +14962,13 @@ impl<'a> Error<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u32>(Error::VT_RETRY_AFTER_MS, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn registered_id(&self) -> Option<&'a Uuid> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(Error::VT_REGISTERED_ID, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Error<'_> {
@@ -6845,6 +14981,7 @@ impl ::flatbuffers::Verifiable for Error<'_> {
      .visit_field::<ErrorOutcome>("outcome", Self::VT_OUTCOME, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("message", Self::VT_MESSAGE, true)?
      .visit_field::<u32>("retry_after_ms", Self::VT_RETRY_AFTER_MS, false)?
+     .visit_field::<Uuid>("registered_id", Self::VT_REGISTERED_ID, false)?
      .finish();
     Ok(())
   }
@@ -6854,6 +14991,7 @@ pub struct ErrorArgs<'a> {
     pub outcome: ErrorOutcome,
     pub message: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub retry_after_ms: u32,
+    pub registered_id: Option<&'a Uuid>,
 }
 impl<'a> Default for ErrorArgs<'a> {
   #[inline]
@@ -6863,6 +15001,7 @@ impl<'a> Default for ErrorArgs<'a> {
       outcome: ErrorOutcome::definite,
       message: None, // required field
       retry_after_ms: 0,
+      registered_id: None,
     }
   }
 }
@@ -6889,6 +15028,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ErrorBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<u32>(Error::VT_RETRY_AFTER_MS, retry_after_ms, 0);
   }
   #[inline]
+  pub fn add_registered_id(&mut self, registered_id: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(Error::VT_REGISTERED_ID, registered_id);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ErrorBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     ErrorBuilder {
@@ -6911,6 +15054,7 @@ impl ::core::fmt::Debug for Error<'_> {
       ds.field("outcome", &self.outcome());
       ds.field("message", &self.message());
       ds.field("retry_after_ms", &self.retry_after_ms());
+      ds.field("registered_id", &self.registered_id());
       ds.finish()
   }
 }
@@ -7191,6 +15335,244 @@ impl<'a> Reply<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn result_as_disputed(&self) -> Option<Disputed<'a>> {
+    if self.result_type() == ReplyResult::Disputed {
+      let u = self.result();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Disputed::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn result_as_dispute_list(&self) -> Option<DisputeList<'a>> {
+    if self.result_type() == ReplyResult::DisputeList {
+      let u = self.result();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { DisputeList::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn result_as_decommissioned(&self) -> Option<Decommissioned<'a>> {
+    if self.result_type() == ReplyResult::Decommissioned {
+      let u = self.result();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Decommissioned::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn result_as_frozen(&self) -> Option<Frozen<'a>> {
+    if self.result_type() == ReplyResult::Frozen {
+      let u = self.result();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Frozen::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn result_as_capped(&self) -> Option<Capped<'a>> {
+    if self.result_type() == ReplyResult::Capped {
+      let u = self.result();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Capped::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn result_as_proposal(&self) -> Option<Proposal<'a>> {
+    if self.result_type() == ReplyResult::Proposal {
+      let u = self.result();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Proposal::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn result_as_proposal_list(&self) -> Option<ProposalList<'a>> {
+    if self.result_type() == ReplyResult::ProposalList {
+      let u = self.result();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { ProposalList::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn result_as_totals_found(&self) -> Option<TotalsFound<'a>> {
+    if self.result_type() == ReplyResult::TotalsFound {
+      let u = self.result();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { TotalsFound::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn result_as_incident_set(&self) -> Option<IncidentSet<'a>> {
+    if self.result_type() == ReplyResult::IncidentSet {
+      let u = self.result();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { IncidentSet::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn result_as_barrier_raised(&self) -> Option<BarrierRaised<'a>> {
+    if self.result_type() == ReplyResult::BarrierRaised {
+      let u = self.result();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { BarrierRaised::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn result_as_reconciled(&self) -> Option<Reconciled<'a>> {
+    if self.result_type() == ReplyResult::Reconciled {
+      let u = self.result();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Reconciled::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn result_as_found(&self) -> Option<Found<'a>> {
+    if self.result_type() == ReplyResult::Found {
+      let u = self.result();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Found::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn result_as_tail_page(&self) -> Option<TailPage<'a>> {
+    if self.result_type() == ReplyResult::TailPage {
+      let u = self.result();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { TailPage::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn result_as_audit_heads(&self) -> Option<AuditHeads<'a>> {
+    if self.result_type() == ReplyResult::AuditHeads {
+      let u = self.result();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { AuditHeads::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn result_as_audit_checked(&self) -> Option<AuditChecked<'a>> {
+    if self.result_type() == ReplyResult::AuditChecked {
+      let u = self.result();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { AuditChecked::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn result_as_configuration_found(&self) -> Option<ConfigurationFound<'a>> {
+    if self.result_type() == ReplyResult::ConfigurationFound {
+      let u = self.result();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { ConfigurationFound::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn result_as_propagation_found(&self) -> Option<PropagationFound<'a>> {
+    if self.result_type() == ReplyResult::PropagationFound {
+      let u = self.result();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { PropagationFound::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Reply<'_> {
@@ -7218,6 +15600,23 @@ impl ::flatbuffers::Verifiable for Reply<'_> {
           ReplyResult::ScanPage => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ScanPage>>("ReplyResult::ScanPage", pos),
           ReplyResult::StatusReport => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<StatusReport>>("ReplyResult::StatusReport", pos),
           ReplyResult::Error => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Error>>("ReplyResult::Error", pos),
+          ReplyResult::Disputed => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Disputed>>("ReplyResult::Disputed", pos),
+          ReplyResult::DisputeList => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DisputeList>>("ReplyResult::DisputeList", pos),
+          ReplyResult::Decommissioned => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Decommissioned>>("ReplyResult::Decommissioned", pos),
+          ReplyResult::Frozen => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Frozen>>("ReplyResult::Frozen", pos),
+          ReplyResult::Capped => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Capped>>("ReplyResult::Capped", pos),
+          ReplyResult::Proposal => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Proposal>>("ReplyResult::Proposal", pos),
+          ReplyResult::ProposalList => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ProposalList>>("ReplyResult::ProposalList", pos),
+          ReplyResult::TotalsFound => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<TotalsFound>>("ReplyResult::TotalsFound", pos),
+          ReplyResult::IncidentSet => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<IncidentSet>>("ReplyResult::IncidentSet", pos),
+          ReplyResult::BarrierRaised => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<BarrierRaised>>("ReplyResult::BarrierRaised", pos),
+          ReplyResult::Reconciled => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Reconciled>>("ReplyResult::Reconciled", pos),
+          ReplyResult::Found => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Found>>("ReplyResult::Found", pos),
+          ReplyResult::TailPage => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<TailPage>>("ReplyResult::TailPage", pos),
+          ReplyResult::AuditHeads => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<AuditHeads>>("ReplyResult::AuditHeads", pos),
+          ReplyResult::AuditChecked => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<AuditChecked>>("ReplyResult::AuditChecked", pos),
+          ReplyResult::ConfigurationFound => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ConfigurationFound>>("ReplyResult::ConfigurationFound", pos),
+          ReplyResult::PropagationFound => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<PropagationFound>>("ReplyResult::PropagationFound", pos),
           _ => Ok(()),
         }
      })?
@@ -7387,6 +15786,125 @@ impl ::core::fmt::Debug for Reply<'_> {
         },
         ReplyResult::Error => {
           if let Some(x) = self.result_as_error() {
+            ds.field("result", &x)
+          } else {
+            ds.field("result", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ReplyResult::Disputed => {
+          if let Some(x) = self.result_as_disputed() {
+            ds.field("result", &x)
+          } else {
+            ds.field("result", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ReplyResult::DisputeList => {
+          if let Some(x) = self.result_as_dispute_list() {
+            ds.field("result", &x)
+          } else {
+            ds.field("result", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ReplyResult::Decommissioned => {
+          if let Some(x) = self.result_as_decommissioned() {
+            ds.field("result", &x)
+          } else {
+            ds.field("result", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ReplyResult::Frozen => {
+          if let Some(x) = self.result_as_frozen() {
+            ds.field("result", &x)
+          } else {
+            ds.field("result", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ReplyResult::Capped => {
+          if let Some(x) = self.result_as_capped() {
+            ds.field("result", &x)
+          } else {
+            ds.field("result", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ReplyResult::Proposal => {
+          if let Some(x) = self.result_as_proposal() {
+            ds.field("result", &x)
+          } else {
+            ds.field("result", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ReplyResult::ProposalList => {
+          if let Some(x) = self.result_as_proposal_list() {
+            ds.field("result", &x)
+          } else {
+            ds.field("result", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ReplyResult::TotalsFound => {
+          if let Some(x) = self.result_as_totals_found() {
+            ds.field("result", &x)
+          } else {
+            ds.field("result", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ReplyResult::IncidentSet => {
+          if let Some(x) = self.result_as_incident_set() {
+            ds.field("result", &x)
+          } else {
+            ds.field("result", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ReplyResult::BarrierRaised => {
+          if let Some(x) = self.result_as_barrier_raised() {
+            ds.field("result", &x)
+          } else {
+            ds.field("result", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ReplyResult::Reconciled => {
+          if let Some(x) = self.result_as_reconciled() {
+            ds.field("result", &x)
+          } else {
+            ds.field("result", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ReplyResult::Found => {
+          if let Some(x) = self.result_as_found() {
+            ds.field("result", &x)
+          } else {
+            ds.field("result", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ReplyResult::TailPage => {
+          if let Some(x) = self.result_as_tail_page() {
+            ds.field("result", &x)
+          } else {
+            ds.field("result", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ReplyResult::AuditHeads => {
+          if let Some(x) = self.result_as_audit_heads() {
+            ds.field("result", &x)
+          } else {
+            ds.field("result", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ReplyResult::AuditChecked => {
+          if let Some(x) = self.result_as_audit_checked() {
+            ds.field("result", &x)
+          } else {
+            ds.field("result", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ReplyResult::ConfigurationFound => {
+          if let Some(x) = self.result_as_configuration_found() {
+            ds.field("result", &x)
+          } else {
+            ds.field("result", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ReplyResult::PropagationFound => {
+          if let Some(x) = self.result_as_propagation_found() {
             ds.field("result", &x)
           } else {
             ds.field("result", &"InvalidFlatbuffer: Union discriminant does not match value.")

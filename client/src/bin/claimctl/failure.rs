@@ -13,6 +13,9 @@ pub enum Failure {
     Client(#[from] ClientError),
     #[error("{error}; {}", so_far(error))]
     Import { error: Box<ImportError> },
+    /// The log is not what it once was.
+    #[error("{0}")]
+    Mismatch(String),
     /// Something is wrong with an argument that the parser could not see.
     #[error("{0}")]
     Usage(String),
@@ -62,13 +65,13 @@ impl Failure {
                 ImportFailure::Client(error) => Some(error),
                 ImportFailure::Source(_) => None,
             },
-            Failure::Usage(_) | Failure::Output(_) => None,
+            Failure::Usage(_) | Failure::Output(_) | Failure::Mismatch(_) => None,
         }
     }
 
     fn exit_status(&self) -> u8 {
         match (self, self.client().map(ClientError::classification)) {
-            (_, Some(Classification::Definite)) | (Failure::Output(_), _) => 1,
+            (_, Some(Classification::Definite)) | (Failure::Output(_) | Failure::Mismatch(_), _) => 1,
             (_, Some(Classification::Unknown)) => 3,
             (_, Some(Classification::CannotConnect)) => 4,
             (_, None) => 2,
@@ -79,6 +82,7 @@ impl Failure {
         let client = self.client();
         let error = match self {
             Failure::Output(_) => "OUTPUT",
+            Failure::Mismatch(_) => "MISMATCH",
             _ => client.map_or("USAGE", ClientError::code_name),
         };
         let unknown = client.is_some_and(|error| error.classification() == Classification::Unknown);

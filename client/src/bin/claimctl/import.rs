@@ -4,13 +4,22 @@ use crate::args::Import;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::session::Session;
-use claim_client::import::{ImportObserver, ImportOptions, ImportReport, Progress, import as play};
+use claim_client::import::{ImportObserver, ImportOptions, ImportPlan, ImportReport, Progress, import as play, plan};
 use claim_client::{ClientError, ClockMode, ErrorCode, ErrorOutcome, ServerError};
 use indicatif::{ProgressBar, ProgressStyle};
+use std::path::Path;
 use std::time::Duration;
 
 /// Shows how far the file has been read, on standard error, if that is a terminal.
 struct Bar(ProgressBar);
+
+impl Bar {
+    fn new() -> Self {
+        let style =
+            ProgressStyle::with_template("{bar:40} {percent:>3} %  {msg}  {elapsed}").expect("the template is valid");
+        Bar(ProgressBar::new(0).with_style(style))
+    }
+}
 
 impl ImportObserver for Bar {
     fn progress(&mut self, progress: Progress) {
@@ -28,16 +37,41 @@ pub fn import(session: &Session, verb: Import, output: &mut Output) -> Result<()
             message: "the ledger takes its time from the wall clock; import into one formatted with --clock replay"
                 .to_owned(),
             retry_after_ms: 0,
+            registered_id: None,
         })
         .into());
     }
-    let style =
-        ProgressStyle::with_template("{bar:40} {percent:>3} %  {msg}  {elapsed}").expect("the template is valid");
-    let mut bar = Bar(ProgressBar::new(0).with_style(style));
+    let mut bar = Bar::new();
     let outcome = play(&session.client, &verb.file, &ImportOptions::default(), &mut bar);
     bar.0.finish_and_clear();
     let report = outcome.map_err(|error| Failure::Import { error: Box::new(error) })?;
     if output.is_json() { output.object(&report) } else { print(&report, output) }
+}
+
+/// Reads the file and says what an import would send.
+pub fn dry_run(file: &Path, output: &mut Output) -> Result<(), Failure> {
+    let mut bar = Bar::new();
+    let outcome = plan(file, &mut bar);
+    bar.0.finish_and_clear();
+    let plan = outcome.map_err(|error| Failure::Usage(error.to_string()))?;
+    if output.is_json() { output.object(&plan) } else { print_plan(&plan, output) }
+}
+
+fn print_plan(plan: &ImportPlan, output: &mut Output) -> Result<(), Failure> {
+    let mut rows = vec![
+        vec!["corpora to onboard, unless they are there".to_owned(), plan.corpora.to_string()],
+        vec!["claims".to_owned(), plan.claims.to_string()],
+        vec!["references".to_owned(), plan.references.to_string()],
+        vec!["retractions".to_owned(), plan.retractions.to_string()],
+        vec!["reactivations".to_owned(), plan.reactivations.to_string()],
+    ];
+    rows.extend(plan.refused.iter().map(|(code, count)| vec![format!("refused: {code}"), count.to_string()]));
+    output.table(&["a dry run: would be sent", "count"], rows)?;
+    if let Some(first) = &plan.first_refused {
+        output.line("")?;
+        output.line(format_args!("first refused: {first}"))?;
+    }
+    Ok(())
 }
 
 fn print(report: &ImportReport, output: &mut Output) -> Result<(), Failure> {

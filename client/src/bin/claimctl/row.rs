@@ -1,45 +1,17 @@
 //! Rows: claiming, changing and finding them.
 
-use crate::args::{Claim, Lookup, Reactivate, Reference, Retract, Scan};
+use crate::args::{Claim, Find, Lookup, Reactivate, Reference, Retract, Scan};
 use crate::failure::{Failure, say};
 use crate::output::Output;
+use crate::row_output::{RowJson, print_already, print_claimed, print_row, print_row_line};
 use crate::session::Session;
-use crate::time::{key_time_us, rfc3339};
+use crate::time::{key_time_us, or_hyphen, rfc3339};
 use claim_client::{
-    ClaimItem, Claimed, ClientError, ErrorCode, ErrorOutcome, LogPosition, RequestOptions, Row, ScanRange, ServerError,
-    Uuid, shard_prefix,
+    ClaimItem, ClientError, ErrorCode, ErrorOutcome, LogPosition, Registration, RequestOptions, Row, ScanRange,
+    ServerError, Uuid, shard_prefix,
 };
 use serde::Serialize;
 use std::fs;
-
-/// A claim in JSON.
-#[derive(Debug, Serialize)]
-struct ClaimJson<'a> {
-    event_id: String,
-    claim_timestamp: String,
-    claim_sequence: u64,
-    corpus: &'a str,
-}
-
-/// A row in JSON.
-#[derive(Debug, Serialize)]
-struct RowJson<'a> {
-    event_id: String,
-    corpus: &'a str,
-    lifecycle: &'a str,
-    claim_timestamp: String,
-    claim_sequence: u64,
-    event_key: &'a str,
-    occurred_at: String,
-    owning_corpus: &'a str,
-    hosting_corpus: &'a str,
-    category: &'a str,
-    canonical_id: Option<String>,
-    tombstoned_at: Option<String>,
-    tombstone_reason_code: Option<&'a str>,
-    tombstone_reason: Option<&'a str>,
-    reactivated_at: Option<String>,
-}
 
 /// A reference in JSON.
 #[derive(Debug, Serialize)]
@@ -47,28 +19,6 @@ struct ReferenceJson<'a> {
     corpus: &'a str,
     event_id: String,
     canonical_id: String,
-}
-
-impl<'a> RowJson<'a> {
-    fn new(row: &'a Row) -> Self {
-        RowJson {
-            event_id: row.event_id.to_string(),
-            corpus: &row.corpus,
-            lifecycle: row.lifecycle.as_str(),
-            claim_timestamp: rfc3339(row.claim_timestamp_us),
-            claim_sequence: row.claim_sequence,
-            event_key: &row.event_key,
-            occurred_at: rfc3339(row.occurred_at_us),
-            owning_corpus: &row.owning_corpus,
-            hosting_corpus: &row.hosting_corpus,
-            category: &row.category,
-            canonical_id: row.canonical_id.map(|id| id.to_string()),
-            tombstoned_at: row.tombstoned_at_us.map(rfc3339),
-            tombstone_reason_code: row.tombstone_reason_code.map(|code| code.as_str()),
-            tombstone_reason: row.tombstone_reason.as_deref(),
-            reactivated_at: row.reactivated_at_us.map(rfc3339),
-        }
-    }
 }
 
 pub fn claim(session: &Session, verb: Claim, output: &mut Output) -> Result<(), Failure> {
@@ -92,8 +42,14 @@ pub fn claim(session: &Session, verb: Claim, output: &mut Output) -> Result<(), 
         taxonomy_version: verb.taxonomy_version,
         metadata: &metadata,
     };
-    let claimed = session.client.claim(&verb.corpus, &item, &options).wait()?.value;
-    print_claimed(&verb.corpus, &claimed, output)
+    let Some(within) = verb.unless_registered_within else {
+        let claimed = session.client.claim(&verb.corpus, &item, &options).wait()?.value;
+        return print_claimed(&verb.corpus, &claimed, false, output);
+    };
+    match session.client.claim_unless_registered(&verb.corpus, &item, within, &options).wait()?.value {
+        Registration::Registered(claimed) => print_claimed(&verb.corpus, &claimed, true, output),
+        Registration::Already { event_id } => print_already(event_id, output),
+    }
 }
 
 pub fn reference(session: &Session, verb: Reference, output: &mut Output) -> Result<(), Failure> {
@@ -128,6 +84,25 @@ pub fn lookup(session: &Session, verb: Lookup, output: &mut Output) -> Result<()
     print_row(&row, output)
 }
 
+pub fn find(session: &Session, verb: Find, output: &mut Output) -> Result<(), Failure> {
+    let rows = session.client.find(&verb.event_key, &RequestOptions::default()).wait()?.value;
+    if output.is_json() {
+        return rows.iter().try_for_each(|row| output.object(&RowJson::new(row)));
+    }
+    let line = |row: &Row| {
+        vec![
+            row.event_id.to_string(),
+            row.corpus.clone(),
+            row.lifecycle.to_string(),
+            rfc3339(row.claim_timestamp_us),
+            rfc3339(row.occurred_at_us),
+            or_hyphen(row.canonical_id),
+        ]
+    };
+    let head = ["event id", "corpus", "lifecycle", "claimed at", "occurred at", "canonical id"];
+    output.table(&head, rows.iter().map(line).collect())
+}
+
 pub fn scan(session: &Session, verb: Scan, output: &mut Output) -> Result<(), Failure> {
     let limit = verb.limit.unwrap_or(u64::MAX);
     let range = ScanRange {
@@ -142,9 +117,7 @@ pub fn scan(session: &Session, verb: Scan, output: &mut Output) -> Result<(), Fa
         if output.is_json() {
             output.object(&RowJson::new(&row))?;
         } else {
-            let (lifecycle, at) = (row.lifecycle, rfc3339(row.claim_timestamp_us));
-            let (id, sequence, category, key) = (row.event_id, row.claim_sequence, &row.category, &row.event_key);
-            output.line(format_args!("{id}  {lifecycle:<10}  {at}  {sequence:>6}  {category}  {key}"))?;
+            print_row_line(&row, output)?;
         }
     }
     Ok(())
@@ -159,24 +132,10 @@ fn corpus_of(session: &Session, event_id: Uuid) -> Result<String, Failure> {
             outcome: ErrorOutcome::Definite,
             message: format!("{event_id} is of prefix {prefix}, which no corpus has; check the id or give --corpus"),
             retry_after_ms: 0,
+            registered_id: None,
         })
     })?;
     Ok(corpus.name)
-}
-
-fn print_claimed(corpus: &str, claimed: &Claimed, output: &mut Output) -> Result<(), Failure> {
-    let event_id = claimed.event_id.to_string();
-    let claim_timestamp = rfc3339(claimed.claim_timestamp_us);
-    let claim_sequence = claimed.claim_sequence;
-    if output.is_json() {
-        return output.object(&ClaimJson { event_id, claim_timestamp, claim_sequence, corpus });
-    }
-    output.pairs(&[
-        ("event id", event_id),
-        ("corpus", corpus.to_owned()),
-        ("claimed at", claim_timestamp),
-        ("sequence", claim_sequence.to_string()),
-    ])
 }
 
 /// The row after a change of it. The change is durable, so a failure to read the row is no failure of the verb.
@@ -193,29 +152,4 @@ fn print_changed(
             Ok(())
         }
     }
-}
-
-fn print_row(row: &Row, output: &mut Output) -> Result<(), Failure> {
-    if output.is_json() {
-        return output.object(&RowJson::new(row));
-    }
-    let mut pairs = vec![
-        ("event id", row.event_id.to_string()),
-        ("corpus", row.corpus.clone()),
-        ("lifecycle", row.lifecycle.to_string()),
-        ("claimed at", rfc3339(row.claim_timestamp_us)),
-        ("sequence", row.claim_sequence.to_string()),
-        ("event key", row.event_key.clone()),
-        ("occurred at", rfc3339(row.occurred_at_us)),
-        ("owned by", row.owning_corpus.clone()),
-        ("hosted by", row.hosting_corpus.clone()),
-        ("category", format!("{} (taxonomy {})", row.category, row.taxonomy_version)),
-        ("metadata", format!("{} bytes", row.metadata.len())),
-    ];
-    pairs.extend(row.canonical_id.map(|id| ("canonical id", id.to_string())));
-    pairs.extend(row.tombstoned_at_us.map(|at| ("tombstoned at", rfc3339(at))));
-    pairs.extend(row.tombstone_reason_code.map(|code| ("reason code", code.to_string())));
-    pairs.extend(row.tombstone_reason.as_ref().map(|reason| ("reason", reason.clone())));
-    pairs.extend(row.reactivated_at_us.map(|at| ("reactivated at", rfc3339(at))));
-    output.pairs(&pairs)
 }

@@ -3,6 +3,7 @@
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::session::Session;
+use crate::time::rfc3339;
 use claim_client::{RequestOptions, ShardStatus, StatusReport};
 use serde::Serialize;
 use std::time::Duration;
@@ -18,6 +19,10 @@ struct StatusJson<'a> {
     cores: u32,
     connections: u32,
     stall_wakes: u64,
+    incident_active: bool,
+    frozen_reason: Option<&'a str>,
+    last_pass_at: Option<String>,
+    policy_at: Option<String>,
     shards: Vec<ShardJson<'a>>,
 }
 
@@ -46,6 +51,11 @@ struct ShardJson<'a> {
     scrub_rounds: u64,
     scrub_damaged: u64,
     scrub_first: Option<&'a str>,
+    level: &'a str,
+    debt_requests: u64,
+    debt_bytes: u64,
+    open_disputes: u32,
+    refused_overload: u64,
 }
 
 impl<'a> ShardJson<'a> {
@@ -73,6 +83,11 @@ impl<'a> ShardJson<'a> {
             scrub_rounds: shard.scrub_rounds,
             scrub_damaged: shard.scrub_damaged,
             scrub_first: shard.scrub_first.as_deref(),
+            level: shard.level.as_str(),
+            debt_requests: shard.debt_requests,
+            debt_bytes: shard.debt_bytes,
+            open_disputes: shard.open_disputes,
+            refused_overload: shard.refused_overload,
         }
     }
 }
@@ -89,6 +104,10 @@ pub fn status(session: &Session, output: &mut Output) -> Result<(), Failure> {
             cores: report.cores,
             connections: report.connections,
             stall_wakes: report.stall_wakes,
+            incident_active: report.incident_active,
+            frozen_reason: report.frozen_reason.as_deref(),
+            last_pass_at: report.last_pass_at_us.map(rfc3339),
+            policy_at: report.policy_at_us.map(rfc3339),
             shards: report.shards.iter().map(ShardJson::new).collect(),
         });
     }
@@ -100,16 +119,23 @@ pub fn status(session: &Session, output: &mut Output) -> Result<(), Failure> {
         ("cores", report.cores.to_string()),
         ("connections", report.connections.to_string()),
         ("stall wakes", report.stall_wakes.to_string()),
+        ("incident", if report.incident_active { "on" } else { "none" }.to_owned()),
+        ("frozen", report.frozen_reason.clone().unwrap_or_else(|| "no".to_owned())),
+        ("last reconciled", report.last_pass_at_us.map_or_else(|| "never".to_owned(), rfc3339)),
+        ("configured", report.policy_at_us.map_or_else(|| "never".to_owned(), rfc3339)),
     ])?;
     output.line("")?;
     let head = [
         "shard",
         "core",
         "state",
+        "level",
         "rows",
         "corpora",
         "durable/applied",
-        "held",
+        "debt",
+        "refused",
+        "disputes",
         "keys",
         "batches",
         "MiB",
@@ -139,10 +165,13 @@ fn shard_row(shard: &ShardStatus) -> Vec<String> {
         shard.shard.to_string(),
         shard.core.to_string(),
         state,
+        shard.level.to_string(),
         shard.rows.to_string(),
         shard.corpora.to_string(),
         format!("{}/{}", shard.durable_position, shard.position),
-        shard.requests_held.to_string(),
+        format!("{}, {:.1} MiB", shard.debt_requests, shard.debt_bytes as f64 / f64::from(1 << 20)),
+        shard.refused_overload.to_string(),
+        shard.open_disputes.to_string(),
         shard.idempotency_keys.to_string(),
         shard.batches_written.to_string(),
         format!("{:.1}", shard.bytes_written as f64 / f64::from(1 << 20)),

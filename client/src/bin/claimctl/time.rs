@@ -34,7 +34,11 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         Err(_) => text.parse::<SignedDuration>().map_err(wrong)?,
     };
     let duration = Duration::try_from(duration).map_err(|error| error.to_string())?;
-    if duration.is_zero() { Err("a deadline of nothing leaves no time".to_owned()) } else { Ok(duration) }
+    if duration.is_zero() {
+        Err("it is no time at all; a duration looks like 500ms, 30s or 2m".to_owned())
+    } else {
+        Ok(duration)
+    }
 }
 
 /// The first microsecond of a quarter, and that of the next.

@@ -1,0 +1,293 @@
+//! The verbs of arbitrators, managers and whoever runs the ledger: what they ask for, and the exact shapes of their JSON.
+
+mod fake;
+#[path = "../../protocol/tests/samples/mod.rs"]
+mod samples;
+mod shell;
+
+use claim_client::ErrorCode;
+use claim_protocol::ReplyResult;
+use fake::{Action, Fake, refusal};
+use serde_json::{Value, json};
+use shell::{AT, AT_MICROS, KEY, object, objects, run, start};
+use std::sync::{Arc, Mutex};
+
+const ID: &str = "01900000-0000-7abc-8def-0123456789ab";
+const SAMPLE_KEY: &str = "01900000-0001-7000-8000-000000000001";
+const OTHER: &str = "019c1348-c5c0-7000-8000-000000000002";
+
+/// From now on the daemon answers with the first sample of the kind that `is` picks, and notes what it was asked.
+fn answers(fake: &Fake, is: fn(&ReplyResult) -> bool) -> Arc<Mutex<Vec<String>>> {
+    let result = samples::results().into_iter().find(is).expect("a sample");
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let notes = Arc::clone(&asked);
+    fake.script(move |_, request| {
+        notes.lock().expect("notes").push(format!("{:?} because {:?}", request.operation, request.rationale));
+        Action::Reply(result.clone())
+    });
+    asked
+}
+
+/// One verb against a sample: what it asks, its JSON, and something of its text.
+fn check(fake: &Fake, is: fn(&ReplyResult) -> bool, arguments: &[&str], asks: &str, json: &[Value], text: &str) {
+    let asked = answers(fake, is);
+    assert_eq!(objects(&fake.socket(), arguments), json, "{arguments:?}");
+    assert_eq!(asked.lock().expect("notes").as_slice(), [asks], "{arguments:?}");
+    let (status, stdout, stderr) = run(&fake.socket(), arguments);
+    assert_eq!((status, stderr.as_str()), (0, ""), "{arguments:?}");
+    assert!(stdout.contains(text), "{arguments:?}: {stdout}");
+    assert!(stdout.lines().all(|line| line.trim_end() == line), "{stdout}");
+}
+
+#[test]
+fn disputes() {
+    let (_directory, fake) = start();
+    let disputed = |result: &ReplyResult| matches!(result, ReplyResult::Disputed(_));
+    let dispute = json!({
+        "dispute_id": SAMPLE_KEY, "state": "escalate", "opened_by": "pd", "opened_at": "1969-12-31T23:59:59.999999Z",
+        "updated_at": "1970-01-01T00:00:00.000002Z", "rationale": "two rows, one event",
+        "sides": [
+            {"event_id": ID, "corpus": "pd", "verdict": "canonical"},
+            {"event_id": SAMPLE_KEY, "corpus": "bbolt", "verdict": "none"},
+        ],
+        "canonical_id": ID, "responses": 3, "dismissed": true
+    });
+    for (arguments, asks) in [
+        (
+            &["dispute", "open", "--corpus", "pd", "--rationale", "why", KEY, OTHER][..],
+            format!("Dispute {{ corpus: \"pd\", event_ids: [{KEY}, {OTHER}] }} because \"why\""),
+        ),
+        (
+            &["dispute", "respond", KEY, "--corpus", "pd", "--rationale", "why"],
+            format!("Respond {{ corpus: \"pd\", dispute_id: {KEY} }} because \"why\""),
+        ),
+        (&["dispute", "escalate", KEY, "--reason", "why"], format!("Escalate {{ dispute_id: {KEY} }} because \"why\"")),
+        (
+            &["dispute", "arbitrate", KEY, "--dismissed", "--rationale", "why"],
+            format!("Arbitrate {{ dispute_id: {KEY}, dismissed: true, verdicts: [] }} because \"why\""),
+        ),
+        (
+            &[
+                "dispute",
+                "arbitrate",
+                KEY,
+                "--canonical",
+                ID,
+                "--references",
+                OTHER,
+                "--tombstone",
+                SAMPLE_KEY,
+                "--rationale",
+                "why",
+            ],
+            format!(
+                "Arbitrate {{ dispute_id: {KEY}, dismissed: false, verdicts: [\
+                 Verdict {{ event_id: {ID}, verdict: Canonical }}, \
+                 Verdict {{ event_id: {OTHER}, verdict: References }}, \
+                 Verdict {{ event_id: {SAMPLE_KEY}, verdict: Tombstone }}] }} because \"why\""
+            ),
+        ),
+        (&["dispute", "show", KEY], format!("DisputeLookup {{ dispute_id: {KEY} }} because \"\"")),
+    ] {
+        check(&fake, disputed, arguments, &asks, std::slice::from_ref(&dispute), "state         escalate (dismissed)");
+    }
+    let listed = |result: &ReplyResult| matches!(result, ReplyResult::DisputeList(list) if !list.is_empty());
+    let bare = json!({
+        "dispute_id": SAMPLE_KEY, "state": "escalate", "opened_by": "pd", "opened_at": "1969-12-31T23:59:59.999999Z",
+        "updated_at": "1970-01-01T00:00:00.000002Z", "rationale": "", "sides": [], "canonical_id": null,
+        "responses": 3, "dismissed": false
+    });
+    let asks = "Disputes { corpus: \"\", include_closed: true } because \"\"";
+    check(&fake, listed, &["dispute", "list", "--closed"], asks, &[dispute, bare], "opened by");
+}
+
+#[test]
+fn corpora_are_closed_frozen_and_capped() {
+    let (_directory, fake) = start();
+    let corpus = json!({
+        "name": "bbolt", "shard_prefix": 7, "shard": 1, "onboarded_at": "1970-01-01T00:00:00.000005Z",
+        "decommissioned_at": "1970-01-01T00:00:00.000006Z", "notes": "n", "claims": 3, "frozen_reason": "audit",
+        "frozen_at": "1970-01-01T00:00:00.000000Z", "slots": 50000, "claims_this_quarter": 2, "cap_per_minute": 60,
+        "alarms": ["half", "eighty", "early"]
+    });
+    check(
+        &fake,
+        |result| matches!(result, ReplyResult::Decommissioned { .. }),
+        &["decommission", "bbolt", "--dry-run"],
+        "Decommission { name: \"bbolt\", dry_run: true } because \"\"",
+        &[json!({"corpus": corpus, "applied": true, "rows": 1, "aliases_elsewhere": 2})],
+        "aliases elsewhere  2",
+    );
+    let at = "1969-12-31T23:59:59.999999Z";
+    let frozen = |result: &ReplyResult| matches!(result, ReplyResult::Frozen { .. });
+    check(
+        &fake,
+        frozen,
+        &["freeze", "pd", "--reason", "why"],
+        "Freeze { corpus: \"pd\", frozen: true } because \"why\"",
+        &[json!({"corpus": "pd", "frozen": true, "at": at})],
+        "pd is frozen since 1969",
+    );
+    check(
+        &fake,
+        frozen,
+        &["unfreeze", "--ledger"],
+        "Freeze { corpus: \"\", frozen: false } because \"\"",
+        &[json!({"corpus": null, "frozen": false, "at": at})],
+        "the whole ledger is no longer frozen since 1969",
+    );
+    let at = "1970-01-01T00:00:00.000001Z";
+    let capped = |result: &ReplyResult| matches!(result, ReplyResult::Capped { .. });
+    check(
+        &fake,
+        capped,
+        &["cap", "pd", "--claims-per-minute", "60"],
+        "Cap { corpus: \"pd\", claims_per_minute: 60 } because \"\"",
+        &[json!({"corpus": "pd", "claims_per_minute": 60, "at": at})],
+        "pd may claim 60 a minute since 1970",
+    );
+    check(
+        &fake,
+        capped,
+        &["cap", "pd", "--lift"],
+        "Cap { corpus: \"pd\", claims_per_minute: 0 } because \"\"",
+        &[json!({"corpus": "pd", "claims_per_minute": null, "at": at})],
+        "pd has no cap since 1970",
+    );
+}
+
+#[test]
+fn slots_and_totals() {
+    let (_directory, fake) = start();
+    let proposal = json!({
+        "proposal": 1, "corpus": "pd", "slots": 60000, "proposed_at": "1970-01-01T00:00:00.000002Z",
+        "signatures": [
+            {"role": "platform", "uid": 3, "at": "1970-01-01T00:00:00.000004Z"},
+            {"role": "client", "uid": 0, "at": "1970-01-01T00:00:00.000000Z"},
+        ],
+        "effective_from": "1970-01-01T00:00:00.000000Z"
+    });
+    let one = |result: &ReplyResult| matches!(result, ReplyResult::Proposal(_));
+    for (arguments, asks) in [
+        (
+            &["slots", "propose", "pd", "60000", "--rationale", "why"][..],
+            "ProposeSlots { corpus: \"pd\", slots: 60000 } because \"why\"",
+        ),
+        (&["slots", "sign-off", "1", "--role", "manager"], "SignOff { proposal: 1, role: Manager } because \"\""),
+    ] {
+        check(&fake, one, arguments, asks, std::slice::from_ref(&proposal), "platform (uid 3), client (uid 0)");
+    }
+    let mut bare = proposal.clone();
+    bare["signatures"] = json!([]);
+    bare["effective_from"] = Value::Null;
+    let all = |result: &ReplyResult| matches!(result, ReplyResult::ProposalList(_));
+    check(&fake, all, &["slots", "list"], "Proposals because \"\"", &[proposal, bare], "nobody");
+
+    let total = json!({
+        "corpus": "pd", "quarter": "2026-Q1", "registered": 1, "disputed": 2, "referenced": 3, "tombstoned": 4,
+        "slots": 5, "over_budget": 6, "growth_permille": 0, "tombstone_permille": 7
+    });
+    let mut bare = total.clone();
+    bare["growth_permille"] = Value::Null;
+    bare["tombstone_permille"] = Value::Null;
+    let totals = |result: &ReplyResult| matches!(result, ReplyResult::TotalsFound(_));
+    let asks = "Totals { corpus: \"pd\" } because \"\"";
+    check(&fake, totals, &["totals", "--corpus", "pd"], asks, &[total, bare], "0.007");
+}
+
+#[test]
+fn reconciliation_and_what_bears_on_it() {
+    let (_directory, fake) = start();
+    let at = "1970-01-01T00:00:00.000001Z";
+    check(
+        &fake,
+        |result| matches!(result, ReplyResult::IncidentSet { .. }),
+        &["incident", "on", "--rationale", "why"],
+        "Incident { active: true } because \"why\"",
+        &[json!({"active": true, "at": at})],
+        "the incident is on since 1970",
+    );
+    check(
+        &fake,
+        |result| matches!(result, ReplyResult::BarrierRaised { .. }),
+        &["barrier"],
+        "Barrier because \"\"",
+        &[json!({"at": at})],
+        "a barrier stands at 1970",
+    );
+    check(
+        &fake,
+        |result| matches!(result, ReplyResult::Reconciled(_)),
+        &["reconcile", "--dry-run"],
+        "Reconcile { dry_run: true } because \"\"",
+        &[json!({
+            "dry_run": true, "pass": 1, "at": "1970-01-01T00:00:00.000002Z", "rows_examined": 3, "groups": 4,
+            "merged": 5, "already_merged": 6, "skipped_disputed": 7, "refused": 8, "suspects": 9, "orphans": 10,
+            "merges_listed": [{"event_id": ID, "canonical_id": SAMPLE_KEY}],
+            "suspects_listed": [{"corpus": "pd", "event_ids": [ID, SAMPLE_KEY]}],
+            "orphans_listed": [{
+                "event_id": ID, "canonical_id": SAMPLE_KEY, "lifecycle": "tombstoned", "references": 1, "is_alias": true
+            }]
+        })],
+        "and 4 more",
+    );
+    check(
+        &fake,
+        |result| matches!(result, ReplyResult::PropagationFound(_)),
+        &["propagation"],
+        "Propagation because \"\"",
+        &[json!({
+            "from": "a", "to": "b", "samples": 1, "p50_us": 2, "p95_us": 3, "budget_us": 4, "violations": 5
+        })],
+        "5 (500.0 %)!!",
+    );
+}
+
+#[test]
+fn a_claim_that_finds_its_event_names_the_row() {
+    let (_directory, fake) = start();
+    let socket = fake.socket();
+    fake.onboard("billing", 0);
+    let claim = |more: &[&'static str]| {
+        let always = ["claim", "--corpus", "billing", "--event-key", "k", "--category", "c", "--at", AT];
+        [&always[..], &["--unless-registered-within", "5m"], more].concat()
+    };
+    let claimed = object(&socket, &claim(&[]));
+    let id = claimed["event_id"].clone();
+    assert_eq!(
+        claimed,
+        json!({
+            "event_id": id, "claim_timestamp": AT_MICROS, "claim_sequence": 1, "corpus": "billing",
+            "already_registered": false
+        })
+    );
+    fake.script(|_, request| {
+        let operation = format!("{:?}", request.operation);
+        assert!(operation.contains("unless_registered_within_ms: 300000"), "{operation}");
+        let mut error = refusal(ErrorCode::AlreadyRegistered, 0);
+        error.registered_id = Some(samples::ID);
+        Action::Refuse(error)
+    });
+    assert_eq!(object(&socket, &claim(&[])), json!({"event_id": ID, "already_registered": true}));
+    let (status, stdout, _) = run(&socket, &claim(&[]));
+    assert_eq!((status, stdout), (0, format!("already registered as {ID}; nothing was claimed\n")));
+}
+
+#[test]
+fn a_refusal_for_lack_of_a_role_is_1() {
+    let (_directory, fake) = start();
+    fake.script(|_, _| Action::Refuse(refusal(ErrorCode::Forbidden, 0)));
+    for arguments in [
+        &["reconcile"][..],
+        &["dispute", "show", KEY],
+        &["dispute", "list"],
+        &["freeze", "--ledger", "--reason", "x"],
+        &["tail"],
+        &["audit", "head"],
+        &["config", "show"],
+    ] {
+        let (status, stdout, stderr) = run(&fake.socket(), arguments);
+        assert_eq!((status, stdout.as_str()), (1, ""), "{arguments:?}");
+        assert!(stderr.contains("FORBIDDEN"), "{stderr}");
+    }
+}

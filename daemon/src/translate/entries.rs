@@ -1,0 +1,223 @@
+//! Rows and audit entries, from the records of the log.
+
+use super::{lifecycle, reason_code_out, reconciliation_state};
+use claim_engine::corpus::Prefix;
+use claim_engine::id::EventId;
+use claim_engine::log::entry::{Entry, PassPhase, Record, merges};
+use claim_engine::row::RowView;
+use claim_engine::time::rfc3339;
+use claim_protocol as wire;
+use claim_protocol::LogPosition;
+use uuid::Uuid;
+
+/// What numbers are called.
+pub trait Names {
+    /// A corpus's name.
+    fn corpus(&self, prefix: Option<Prefix>) -> String;
+    /// A user's name.
+    fn user(&self, uid: u32) -> String;
+}
+
+/// A row, from what the index knows, its claim's record, and the reason of its tombstone.
+///
+/// Returns `None` when the record is not that row's claim.
+pub fn row(view: &RowView, corpus: &str, record: &Record<'_>, reason: Option<String>) -> Option<wire::reply::Row> {
+    let Entry::Claim(claim) = &record.entry else { return None };
+    if claim.event_id != view.event_id {
+        return None;
+    }
+    let or_own = |name: &str| if name.is_empty() { corpus.to_owned() } else { name.to_owned() };
+    Some(wire::reply::Row {
+        event_id: claim.event_id.as_uuid(),
+        corpus: corpus.to_owned(),
+        lifecycle: lifecycle(view.lifecycle),
+        claim_timestamp_us: record.meta.timestamp_us,
+        claim_sequence: claim.claim_sequence,
+        event_key: claim.event_key.to_owned(),
+        occurred_at_us: claim.occurred_at_us,
+        owning_corpus: or_own(claim.owning_corpus),
+        hosting_corpus: or_own(claim.hosting_corpus),
+        category: claim.category.to_owned(),
+        taxonomy_version: claim.taxonomy_version,
+        metadata: claim.metadata.to_vec(),
+        canonical_id: view.canonical_id.map(EventId::as_uuid),
+        tombstoned_at_us: view.tombstone.map(|t| t.at_us),
+        tombstone_reason_code: view.tombstone.and_then(|t| t.reason_code).map(reason_code_out),
+        tombstone_reason: reason,
+        reactivated_at_us: view.reactivated_at_us,
+        dispute_id: view.dispute.map(|id| id.as_uuid()),
+        reconciliation_state: reconciliation_state(view.reconciliation),
+        over_budget: view.over_budget,
+        incident_active: view.incident_active,
+        effective_quarter: view.effective_quarter.to_string(),
+        reactivation_quarter: view.reactivation_quarter.map(|quarter| quarter.to_string()),
+        retention_expires_at_us: view.retention_expires_at_us,
+        references: view.references,
+    })
+}
+
+/// What an entry's own fields say.
+#[derive(Default)]
+struct Says {
+    event_id: Option<EventId>,
+    event_ids: Vec<EventId>,
+    canonical_id: Option<EventId>,
+    dispute_id: Option<Uuid>,
+    detail: String,
+}
+
+/// An audit entry.
+pub fn entry(record: &Record<'_>, position: LogPosition, names: &impl Names) -> wire::reply::Entry {
+    let meta = &record.meta;
+    let says = says(&record.entry, names);
+    let reason_code = match &record.entry {
+        Entry::Tombstone { reason_code, .. } => Some(reason_code_out(*reason_code)),
+        _ => None,
+    };
+    let uuid = |n: u128| (n != 0).then(|| Uuid::from_u128(n));
+    let has_principal =
+        meta.idempotency_key != 0 || matches!(record.entry, Entry::Forbidden { .. } | Entry::User { .. });
+    wire::reply::Entry {
+        position,
+        operation: operation(&record.entry),
+        corpus: meta.corpus.map_or_else(String::new, |prefix| names.corpus(Some(prefix))),
+        event_id: says.event_id.map(EventId::as_uuid),
+        timestamp_us: meta.timestamp_us,
+        uid: meta.principal.uid,
+        gid: meta.principal.gid,
+        pid: meta.principal.pid,
+        rationale: meta.rationale.to_owned(),
+        correlation_id: uuid(meta.correlation_id),
+        idempotency_key: uuid(meta.idempotency_key),
+        reason_code,
+        user_name: if has_principal { names.user(meta.principal.uid) } else { "claimd".to_owned() },
+        dispute_id: says.dispute_id,
+        canonical_id: says.canonical_id.map(EventId::as_uuid),
+        detail: says.detail,
+        event_ids: says.event_ids.into_iter().map(EventId::as_uuid).collect(),
+    }
+}
+
+/// What an entry is about, in one line.
+pub fn subject(entry: &Entry<'_>, names: &impl Names) -> String {
+    let says = says(entry, names);
+    let ids = says.event_id.iter().chain(&says.event_ids).map(EventId::to_string);
+    let words = says.dispute_id.map(|id| format!("dispute {id}")).into_iter().chain(ids).chain([says.detail]);
+    words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+fn operation(entry: &Entry<'_>) -> wire::AuditOperation {
+    use wire::AuditOperation as Audit;
+    match entry {
+        Entry::Claim(_) => Audit::Claim,
+        Entry::Reference { .. } => Audit::Reference,
+        Entry::Tombstone { .. } => Audit::Tombstone,
+        Entry::Reactivate { .. } => Audit::Reactivate,
+        Entry::Alarm { .. } => Audit::Alarm,
+        Entry::Forbidden { .. } => Audit::Forbidden,
+        Entry::User { .. } => Audit::User,
+        Entry::Onboard { .. } => Audit::Onboard,
+        Entry::PrefixAllocation { .. } => Audit::ShardPrefixAllocation,
+        Entry::ConfirmClock { .. } => Audit::ConfirmClock,
+        Entry::Decommission { .. } => Audit::Decommission,
+        Entry::Freeze { frozen: true, .. } => Audit::Freeze,
+        Entry::Freeze { frozen: false, .. } => Audit::Unfreeze,
+        Entry::Cap { .. } => Audit::Cap,
+        Entry::SlotIncrease { .. } => Audit::SlotIncrease,
+        Entry::SignOff { .. } => Audit::SignOff,
+        Entry::Incident { .. } => Audit::Incident,
+        Entry::Barrier { .. } => Audit::Barrier,
+        Entry::Configuration { .. } => Audit::Configuration,
+        Entry::Dispute { .. } => Audit::Dispute,
+        Entry::DisputeStep { step, .. } => {
+            use claim_engine::dispute::DisputeStep;
+            match step {
+                DisputeStep::Quarantine | DisputeStep::Flagged => Audit::Quarantine,
+                DisputeStep::Void => Audit::Void,
+                DisputeStep::Respond => Audit::Respond,
+                DisputeStep::Escalate => Audit::Escalate,
+                DisputeStep::Arbitrate => Audit::Arbitrate,
+                DisputeStep::Close => Audit::Canonicalise,
+            }
+        }
+        Entry::Reconcile { .. } => Audit::Reconcile,
+        Entry::Recovery { .. } => Audit::Recovery,
+        Entry::Repair { .. } => Audit::Repair,
+    }
+}
+
+fn says(entry: &Entry<'_>, names: &impl Names) -> Says {
+    let corpus = |prefix: Prefix| names.corpus(Some(prefix));
+    let detail = |detail: String| Says { detail, ..Says::default() };
+    match entry {
+        Entry::Claim(claim) => {
+            let over = if claim.over_budget { ", over budget" } else { "" };
+            let detail = format!("{} in {}, slot {}{over}", claim.event_key, claim.category, claim.claim_sequence);
+            Says { event_id: Some(claim.event_id), detail, ..Says::default() }
+        }
+        Entry::Reference { event_id, canonical_id } => {
+            Says { event_id: Some(*event_id), canonical_id: Some(*canonical_id), ..Says::default() }
+        }
+        Entry::Tombstone { event_id, .. } | Entry::Reactivate { event_id } => {
+            Says { event_id: Some(*event_id), ..Says::default() }
+        }
+        Entry::Alarm { kind, claims, slots } => detail(format!("{}: {claims} of {slots} slots used", kind.name())),
+        Entry::Forbidden { action, counted } => {
+            detail(format!("{action:?} refused; {counted} refusals before it were only counted"))
+        }
+        Entry::User { uid, name } => detail(format!("uid {uid} is {name}")),
+        Entry::Onboard { prefix, shard, name, notes, .. } => {
+            detail(format!("{name}, prefix {prefix}, shard {shard}{}{notes}", if notes.is_empty() { "" } else { ": " }))
+        }
+        Entry::PrefixAllocation { minted_to, .. } => detail(format!("prefixes are minted to {minted_to}")),
+        Entry::ConfirmClock { .. } => Says::default(),
+        Entry::Decommission { prefix, .. } => detail(corpus(*prefix)),
+        Entry::Freeze { prefix, .. } => detail(prefix.map_or_else(|| "the ledger".to_owned(), corpus)),
+        Entry::Cap { prefix, claims_per_minute, .. } => match claims_per_minute {
+            0 => detail(format!("{}: no cap", corpus(*prefix))),
+            claims => detail(format!("{}: {claims} claims a minute", corpus(*prefix))),
+        },
+        Entry::SlotIncrease { global_sequence, prefix, slots, .. } => {
+            detail(format!("proposal {global_sequence}: {slots} slots for {}", corpus(*prefix)))
+        }
+        Entry::SignOff { proposal, role, effective_from_us, .. } => {
+            let from = match effective_from_us {
+                0 => String::new(),
+                from_us => format!("; in effect from {}", rfc3339(*from_us)),
+            };
+            detail(format!("proposal {proposal} as {}{from}", role.name()))
+        }
+        Entry::Incident { active, .. } => detail(if *active { "begins" } else { "ends" }.to_owned()),
+        Entry::Barrier { at_us, .. } => detail(rfc3339(*at_us)),
+        Entry::Configuration { toml, .. } => detail(toml.replace('\n', " ⏎ ")),
+        Entry::Dispute { dispute, sides, .. } => {
+            Says { dispute_id: Some(dispute.as_uuid()), event_ids: sides.ids().to_vec(), ..Says::default() }
+        }
+        Entry::DisputeStep { dispute, step, rows, verdicts, .. } => {
+            let given: Vec<_> = verdicts.iter().flatten().map(|v| format!("{v:?}").to_lowercase()).collect();
+            let verdict = if given.is_empty() { String::new() } else { format!(": {}", given.join(", ")) };
+            let here = rows.count_ones();
+            let detail = format!("{}{verdict}; {here} rows of this shard", step.operation());
+            Says { dispute_id: Some(dispute.as_uuid()), detail, ..Says::default() }
+        }
+        Entry::Reconcile { pass, phase, counts, merges: planned, .. } => {
+            let applied: Vec<_> = merges(planned).filter(|merge| merge.applied).collect();
+            let detail = match phase {
+                PassPhase::Begin => format!("pass {pass} begins"),
+                PassPhase::Merge => {
+                    let pairs: Vec<_> = applied.iter().map(|m| format!("{} → {}", m.alias, m.canonical)).collect();
+                    format!("pass {pass}: {} merged on this shard: {}", applied.len(), pairs.join(", "))
+                }
+                PassPhase::Done => format!("pass {pass} is done: {} merged, {} groups", counts.merged, counts.groups),
+            };
+            let event_ids = applied.iter().map(|merge| merge.alias).collect();
+            Says { event_ids, detail, ..Says::default() }
+        }
+        Entry::Recovery { incarnation, cut_at } => {
+            detail(format!("incarnation {incarnation}, behind log offset {cut_at}"))
+        }
+        Entry::Repair { cut_at, given_up_to, .. } => {
+            detail(format!("what stood behind log offset {cut_at} is given up, to position {given_up_to}"))
+        }
+    }
+}

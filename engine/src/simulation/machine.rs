@@ -1,0 +1,245 @@
+//! The machine that a simulated ledger runs on: engines, their disks, the messages between them, the clocks; how it crashes
+//! and comes back.
+
+use crate::command::{Reply, Request};
+use crate::engine::{Engine, OpenOptions, Output};
+use crate::entropy::Entropy;
+use crate::log::layout::Geometry;
+use crate::log::record;
+use crate::log::superblock::{ClockMode, Superblock};
+use crate::log::writer::{self, IoDone, perform};
+use crate::mutant::{Mutant, Mutation};
+use crate::peer::PeerMessage;
+use crate::storage::Storage;
+use crate::storage::sim::SimDisk;
+use crate::time::Now;
+use std::collections::{BTreeMap, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use uuid::Uuid;
+
+/// Small, so that runs roll segments often.
+const GEOMETRY: Geometry = Geometry { segment_bytes: 96 << 10, batch_bytes_max: 16 << 10 };
+/// Rounds of completions and messages after which shards that have nothing to do must have come to rest.
+const SETTLE_ROUNDS_MAX: u32 = 20_000;
+/// Bytes that hold any record of a simulated ledger.
+const RECORD_READ_BYTES: usize = 16 << 10;
+
+type Io = Pin<Box<dyn Future<Output = IoDone>>>;
+
+struct Node {
+    disk: SimDisk,
+    superblock: Superblock,
+    engine: Option<Engine>,
+    ios: Vec<Io>,
+}
+
+/// See the module.
+pub struct Machine {
+    pub entropy: Entropy,
+    /// The engines' own stream: a mutant that draws differently must not change the load.
+    engine_entropy: Entropy,
+    mutant: Option<Mutant>,
+    nodes: Vec<Node>,
+    mesh: BTreeMap<(usize, u16), VecDeque<PeerMessage>>,
+    pub now: Now,
+    replies: Vec<(usize, Reply)>,
+}
+
+impl Machine {
+    /// A ledger that was formatted and opened.
+    pub fn new(seed: u64, mut entropy: Entropy, shard_count: u16, mutant: Option<Mutant>, start_us: i64) -> Machine {
+        let nodes = (0..shard_count)
+            .map(|shard| {
+                let superblock = Superblock {
+                    generation: 1,
+                    ledger: Uuid::from_u128(u128::from(seed) << 1 | 1),
+                    key: [seed as u8 ^ 0x5a; 32],
+                    shard,
+                    shard_count,
+                    clock: ClockMode::Wall,
+                    geometry: GEOMETRY,
+                    formatted_at_us: start_us,
+                    first_segment: 0,
+                };
+                let disk = SimDisk::default();
+                disk.run(&mut entropy, u64::MAX, writer::format(&disk, &superblock))
+                    .expect("unbounded")
+                    .expect("no faults");
+                Node { disk, superblock, engine: None, ios: Vec::new() }
+            })
+            .collect();
+        let mut machine = Machine {
+            engine_entropy: Entropy::from_seed_u64(seed ^ 0xfeed),
+            entropy,
+            mutant,
+            nodes,
+            mesh: BTreeMap::new(),
+            now: Now { wall_us: start_us, boot_us: 0 },
+            replies: Vec::new(),
+        };
+        machine.recover(None).expect("an empty ledger opens");
+        machine
+    }
+
+    pub fn shard_count(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// A shard that runs.
+    pub fn engine(&self, shard: usize) -> Option<&Engine> {
+        self.nodes.get(shard)?.engine.as_ref()
+    }
+
+    /// All that run.
+    pub fn engines(&self) -> impl Iterator<Item = &Engine> {
+        self.nodes.iter().filter_map(|node| node.engine.as_ref())
+    }
+
+    pub fn submit(&mut self, shard: u16, request: &Request<'_>) {
+        if let Some(engine) = &mut self.nodes[usize::from(shard)].engine {
+            engine.submit(self.now, &mut self.engine_entropy, request);
+        }
+    }
+
+    pub fn tick(&mut self) {
+        for node in &mut self.nodes {
+            if let Some(engine) = &mut node.engine {
+                engine.tick(self.now, &mut self.engine_entropy);
+            }
+        }
+    }
+
+    /// One operation of one disk ends.
+    pub fn complete_one(&mut self) {
+        let node = self.entropy.below(self.nodes.len() as u64) as usize;
+        self.nodes[node].disk.complete_one(&mut self.entropy);
+    }
+
+    /// One message arrives.
+    pub fn deliver_one(&mut self) {
+        let queues: Vec<_> = self.mesh.iter().filter(|(_, q)| !q.is_empty()).map(|(k, _)| *k).collect();
+        if queues.is_empty() {
+            return;
+        }
+        let (from, to) = queues[self.entropy.below(queues.len() as u64) as usize];
+        let message = self.mesh.get_mut(&(from, to)).and_then(VecDeque::pop_front);
+        if let (Some(message), Some(engine)) = (message, &mut self.nodes[usize::from(to)].engine) {
+            engine.deliver(self.now, &mut self.engine_entropy, &message);
+        }
+    }
+
+    /// Moves what can move: I/O that completed, outputs, new I/O.
+    pub fn pump(&mut self) {
+        let mut context = Context::from_waker(Waker::noop());
+        for number in 0..self.nodes.len() {
+            let node = &mut self.nodes[number];
+            let Some(engine) = &mut node.engine else { continue };
+            let mut i = 0;
+            while i < node.ios.len() {
+                if let Poll::Ready(done) = node.ios[i].as_mut().poll(&mut context) {
+                    drop(node.ios.swap_remove(i));
+                    engine.complete(self.now, &mut self.engine_entropy, done);
+                } else {
+                    i += 1;
+                }
+            }
+            while let Some(io) = engine.next_io() {
+                let disk = node.disk.clone();
+                let mut future: Io = Box::pin(async move { perform(&disk, io).await });
+                // The first poll submits it.
+                assert!(future.as_mut().poll(&mut context).is_pending(), "simulated I/O never completes at once");
+                node.ios.push(future);
+            }
+            for output in engine.drain() {
+                match output {
+                    Output::Message { to, message } => self.mesh.entry((number, to)).or_default().push_back(message),
+                    Output::Reply(reply) => self.replies.push((number, reply)),
+                }
+            }
+        }
+    }
+
+    /// What was answered since the last time, each with its shard.
+    pub fn take_replies(&mut self) -> Vec<(usize, Reply)> {
+        std::mem::take(&mut self.replies)
+    }
+
+    /// Lets everything that is under way come to its end, in some order.
+    pub fn settle(&mut self) -> Result<(), String> {
+        for _ in 0..SETTLE_ROUNDS_MAX {
+            self.pump();
+            let is_quiet = self.mesh.values().all(VecDeque::is_empty) && self.nodes.iter().all(|n| n.ios.is_empty());
+            if is_quiet {
+                return Ok(());
+            }
+            for node in &self.nodes {
+                node.disk.complete_one(&mut self.entropy);
+            }
+            self.deliver_one();
+        }
+        Err("the shards don't come to rest".into())
+    }
+
+    /// Whether a power cut would lose anything now.
+    pub fn has_volatile(&self) -> bool {
+        self.nodes.iter().any(|node| node.disk.has_volatile())
+    }
+
+    /// The machine, or the process alone, dies. The clocks go on.
+    pub fn crash(&mut self, is_cut: bool, wall_us: i64, boot_us: i64) {
+        for node in &mut self.nodes {
+            node.engine = None;
+            node.ios.clear();
+            if is_cut {
+                node.disk.cut_power(&mut self.entropy);
+            } else {
+                node.disk.kill_process(&mut self.entropy);
+            }
+        }
+        self.mesh.clear();
+        self.replies.clear();
+        self.now = Now { wall_us: self.now.wall_us + wall_us, boot_us: self.now.boot_us + boot_us };
+    }
+
+    /// Opens every shard, and lets them tell each other what they missed; with `ops`, the recovery itself is cut short after
+    /// so many operations of a disk.
+    pub fn recover(&mut self, ops: Option<u64>) -> Result<(), String> {
+        let options = OpenOptions { mutation: Mutation::new(self.mutant), ..OpenOptions::default() };
+        for node in &mut self.nodes {
+            let superblock = node
+                .disk
+                .run(&mut self.entropy, u64::MAX, Superblock::read(&node.disk))
+                .expect("unbounded")
+                .map_err(|e| e.to_string())?;
+            if superblock != node.superblock {
+                return Err("the superblock changed".into());
+            }
+            let open = Engine::open(&node.disk, &superblock, options);
+            match node.disk.run(&mut self.entropy, ops.unwrap_or(u64::MAX), open) {
+                Some(Ok((engine, _))) => node.engine = Some(engine),
+                Some(Err(error)) => return Err(format!("recovery refuses: {error}")),
+                None => return Ok(()),
+            }
+        }
+        let last_us = self.engines().map(|e| e.shard().last_us()).max().unwrap_or(0);
+        for node in &mut self.nodes {
+            if let Some(engine) = &mut node.engine {
+                engine.start(self.now, last_us);
+            }
+        }
+        self.settle()
+    }
+
+    /// A record's position, kind and body, from the disk, as the daemon reads it.
+    pub fn read_record(&self, shard: usize, log_offset: u64) -> Result<(u64, u16, Vec<u8>), String> {
+        let at = GEOMETRY.file_offset(log_offset);
+        let mut context = Context::from_waker(Waker::noop());
+        let disk = &self.nodes[shard].disk;
+        let read = std::pin::pin!(disk.read_at(at, RECORD_READ_BYTES)).poll(&mut context);
+        let Poll::Ready(Ok(bytes)) = read else { return Err("a simulated read fails or waits".into()) };
+        let (raw, _) = record::read(&bytes).map_err(|e| format!("reading at {at}: {e}"))?;
+        Ok((raw.position, raw.kind, raw.body.to_vec()))
+    }
+}

@@ -1,0 +1,76 @@
+//! The daemon and its shards.
+
+use crate::generated::claimd as wire;
+use crate::reply::{ShardEndpoint, ShardStatus, StatusReport, Welcome};
+use crate::values::{ClockMode, OverloadLevel};
+use crate::wire_values::typed_uuid;
+
+pub(super) fn decode_welcome(table: &wire::Welcome<'_>) -> Result<Welcome, String> {
+    let endpoint = |endpoint: wire::ShardEndpoint<'_>| ShardEndpoint {
+        shard: endpoint.shard(),
+        socket: endpoint.socket().to_owned(),
+    };
+    Ok(Welcome {
+        version: table.version(),
+        daemon: table.daemon().to_owned(),
+        ledger: typed_uuid(table.ledger()),
+        clock: decode_clock(table.clock())?,
+        shards: table.shards().iter().map(endpoint).collect(),
+        frame_bytes_max: table.frame_bytes_max(),
+        batch_items_max: table.batch_items_max(),
+    })
+}
+
+fn decode_clock(clock: wire::ClockMode) -> Result<ClockMode, String> {
+    ClockMode::try_from(clock.0).map_err(|error| format!("clock: {error}"))
+}
+
+pub(super) fn decode_status(table: &wire::StatusReport<'_>) -> Result<StatusReport, String> {
+    Ok(StatusReport {
+        daemon: table.daemon().to_owned(),
+        ledger: typed_uuid(table.ledger()),
+        clock: decode_clock(table.clock())?,
+        clock_synchronised: table.clock_synchronised(),
+        uptime_ms: table.uptime_ms(),
+        cores: table.cores(),
+        connections: table.connections(),
+        stall_wakes: table.stall_wakes(),
+        shards: table.shards().iter().map(|shard| decode_shard_status(&shard)).collect::<Result<_, String>>()?,
+        incident_active: table.incident_active(),
+        frozen_reason: table.frozen_reason().map(str::to_owned),
+        last_pass_at_us: table.last_pass_at_us(),
+        policy_at_us: table.policy_at_us(),
+    })
+}
+
+fn decode_shard_status(table: &wire::ShardStatus<'_>) -> Result<ShardStatus, String> {
+    Ok(ShardStatus {
+        shard: table.shard(),
+        core: table.core(),
+        position: table.position(),
+        durable_position: table.durable_position(),
+        rows: table.rows(),
+        corpora: table.corpora(),
+        idempotency_keys: table.idempotency_keys(),
+        requests_held: table.requests_held(),
+        batches_written: table.batches_written(),
+        bytes_written: table.bytes_written(),
+        segments_used: table.segments_used(),
+        segments_prepared: table.segments_prepared(),
+        segment_bytes: table.segment_bytes(),
+        incarnation: table.incarnation(),
+        clock_held_us: table.clock_held_us(),
+        clock_suspect: table.clock_suspect(),
+        no_space: table.no_space(),
+        failed: table.failed().map(str::to_owned),
+        scrubbed_bytes: table.scrubbed_bytes(),
+        scrub_rounds: table.scrub_rounds(),
+        scrub_damaged: table.scrub_damaged(),
+        scrub_first: table.scrub_first().map(str::to_owned),
+        level: OverloadLevel::try_from(table.level().0).map_err(|error| format!("level: {error}"))?,
+        debt_requests: table.debt_requests(),
+        debt_bytes: table.debt_bytes(),
+        open_disputes: table.open_disputes(),
+        refused_overload: table.refused_overload(),
+    })
+}

@@ -1,0 +1,99 @@
+//! The daemon and its shards.
+
+use crate::Builder;
+use crate::generated::claimd as wire;
+use crate::reply::{ShardStatus, StatusReport, Welcome};
+use crate::wire_values::wire_uuid;
+use flatbuffers::WIPOffset;
+
+pub(super) fn encode_welcome<'b>(builder: &mut Builder, welcome: &Welcome) -> WIPOffset<wire::Welcome<'b>> {
+    let shards: Vec<_> = welcome
+        .shards
+        .iter()
+        .map(|endpoint| {
+            let socket = Some(builder.create_string(&endpoint.socket));
+            wire::ShardEndpoint::create(builder, &wire::ShardEndpointArgs { shard: endpoint.shard, socket })
+        })
+        .collect();
+    let shards = Some(builder.create_vector(&shards));
+    let daemon = Some(builder.create_string(&welcome.daemon));
+    let ledger = wire_uuid(welcome.ledger);
+    let table = wire::Welcome::create(
+        builder,
+        &wire::WelcomeArgs {
+            version: welcome.version,
+            daemon,
+            ledger: Some(&ledger),
+            clock: wire::ClockMode(welcome.clock as u8),
+            shards,
+            frame_bytes_max: welcome.frame_bytes_max,
+            batch_items_max: welcome.batch_items_max,
+        },
+    );
+    WIPOffset::new(table.value())
+}
+
+pub(super) fn encode_status<'b>(builder: &mut Builder, report: &StatusReport) -> WIPOffset<wire::StatusReport<'b>> {
+    let shards: Vec<_> = report.shards.iter().map(|shard| encode_shard_status(builder, shard)).collect();
+    let shards = Some(builder.create_vector(&shards));
+    let daemon = Some(builder.create_string(&report.daemon));
+    let frozen_reason = report.frozen_reason.as_ref().map(|reason| builder.create_string(reason));
+    let ledger = wire_uuid(report.ledger);
+    let table = wire::StatusReport::create(
+        builder,
+        &wire::StatusReportArgs {
+            daemon,
+            ledger: Some(&ledger),
+            clock: wire::ClockMode(report.clock as u8),
+            clock_synchronised: report.clock_synchronised,
+            uptime_ms: report.uptime_ms,
+            cores: report.cores,
+            connections: report.connections,
+            stall_wakes: report.stall_wakes,
+            shards,
+            incident_active: report.incident_active,
+            frozen_reason,
+            last_pass_at_us: report.last_pass_at_us,
+            policy_at_us: report.policy_at_us,
+        },
+    );
+    WIPOffset::new(table.value())
+}
+
+fn encode_shard_status<'b>(builder: &mut Builder, shard: &ShardStatus) -> WIPOffset<wire::ShardStatus<'b>> {
+    let failed = shard.failed.as_ref().map(|failed| builder.create_string(failed));
+    let scrub_first = shard.scrub_first.as_ref().map(|first| builder.create_string(first));
+    let table = wire::ShardStatus::create(
+        builder,
+        &wire::ShardStatusArgs {
+            shard: shard.shard,
+            core: shard.core,
+            position: shard.position,
+            durable_position: shard.durable_position,
+            rows: shard.rows,
+            corpora: shard.corpora,
+            idempotency_keys: shard.idempotency_keys,
+            requests_held: shard.requests_held,
+            batches_written: shard.batches_written,
+            bytes_written: shard.bytes_written,
+            segments_used: shard.segments_used,
+            segments_prepared: shard.segments_prepared,
+            segment_bytes: shard.segment_bytes,
+            incarnation: shard.incarnation,
+            clock_held_us: shard.clock_held_us,
+            clock_suspect: shard.clock_suspect,
+            no_space: shard.no_space,
+            failed,
+            scrubbed_bytes: shard.scrubbed_bytes,
+            scrub_rounds: shard.scrub_rounds,
+            scrub_damaged: shard.scrub_damaged,
+            scrub_first,
+            level: wire::OverloadLevel(shard.level as u8),
+            debt_requests: shard.debt_requests,
+            debt_bytes: shard.debt_bytes,
+            open_disputes: shard.open_disputes,
+            refused_overload: shard.refused_overload,
+        },
+    );
+    WIPOffset::new(table.value())
+}

@@ -1,0 +1,54 @@
+//! What the log says about itself.
+
+use crate::bounds::CHAIN_HASH_BYTES;
+use crate::{AuditOperation, LogPosition, ReasonCode};
+use uuid::Uuid;
+
+/// An audit entry.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    pub position: LogPosition,
+    pub operation: AuditOperation,
+    /// The corpus that did it.
+    pub corpus: String,
+    pub event_id: Option<Uuid>,
+    pub timestamp_us: i64,
+    pub uid: u32,
+    pub gid: u32,
+    pub pid: u32,
+    pub rationale: String,
+    pub correlation_id: Option<Uuid>,
+    pub idempotency_key: Option<Uuid>,
+    pub reason_code: Option<ReasonCode>,
+    pub user_name: String,
+    pub dispute_id: Option<Uuid>,
+    pub canonical_id: Option<Uuid>,
+    /// One line in words: what the operation's own fields say.
+    pub detail: String,
+    /// Of entries that concern several rows.
+    pub event_ids: Vec<Uuid>,
+}
+
+/// The head of a shard's chain: its last durable batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    pub shard: u16,
+    pub batch: u64,
+    /// The last position up to the batch's end.
+    pub position: u64,
+    pub hash: [u8; CHAIN_HASH_BYTES],
+    pub timestamp_us: i64,
+}
+
+/// How long claims of one corpus take until another sees them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pair {
+    pub from: String,
+    pub to: String,
+    pub samples: u64,
+    pub p50_us: u64,
+    pub p95_us: u64,
+    pub budget_us: u64,
+    /// Samples beyond the budget.
+    pub violations: u64,
+}

@@ -1,0 +1,89 @@
+//! The daemon and its shards.
+
+use crate::{ClockMode, OverloadLevel};
+use uuid::Uuid;
+
+/// The daemon's half of the first exchange.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Welcome {
+    pub version: u16,
+    pub daemon: String,
+    pub ledger: Uuid,
+    pub clock: ClockMode,
+    /// Socket path of each shard; index is the shard number.
+    pub shards: Vec<ShardEndpoint>,
+    pub frame_bytes_max: u32,
+    pub batch_items_max: u32,
+}
+
+/// Where a shard can be reached directly.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ShardEndpoint {
+    pub shard: u16,
+    pub socket: String,
+}
+
+/// One shard of a [`StatusReport`].
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ShardStatus {
+    pub shard: u16,
+    pub core: u16,
+    /// Last applied position.
+    pub position: u64,
+    pub durable_position: u64,
+    pub rows: u64,
+    /// Corpora placed on this shard.
+    pub corpora: u32,
+    pub idempotency_keys: u64,
+    /// Requests accepted and not answered.
+    pub requests_held: u64,
+    pub batches_written: u64,
+    pub bytes_written: u64,
+    pub segments_used: u32,
+    pub segments_prepared: u32,
+    pub segment_bytes: u64,
+    pub incarnation: u64,
+    /// By how much the clock stands behind the last timestamp.
+    pub clock_held_us: u64,
+    pub clock_suspect: bool,
+    pub no_space: bool,
+    /// Why the shard stopped.
+    pub failed: Option<String>,
+    /// Read again and verified in the background since start.
+    pub scrubbed_bytes: u64,
+    /// Times that the whole log was gone over since start.
+    pub scrub_rounds: u64,
+    /// Places that did not verify since start.
+    pub scrub_damaged: u64,
+    /// The first of them.
+    pub scrub_first: Option<String>,
+    pub level: OverloadLevel,
+    /// Requests accepted and not answered, as the level counts them.
+    pub debt_requests: u64,
+    pub debt_bytes: u64,
+    pub open_disputes: u32,
+    /// Requests refused for the load since start.
+    pub refused_overload: u64,
+}
+
+/// The state of the daemon.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StatusReport {
+    pub daemon: String,
+    pub ledger: Uuid,
+    pub clock: ClockMode,
+    pub clock_synchronised: bool,
+    pub uptime_ms: u64,
+    pub cores: u32,
+    pub connections: u32,
+    /// How often the stall guard woke an executor.
+    pub stall_wakes: u64,
+    pub shards: Vec<ShardStatus>,
+    pub incident_active: bool,
+    /// Why the whole ledger is frozen.
+    pub frozen_reason: Option<String>,
+    /// When reconciliation last ended a pass.
+    pub last_pass_at_us: Option<i64>,
+    /// When the configuration took effect.
+    pub policy_at_us: Option<i64>,
+}
