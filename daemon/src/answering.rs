@@ -5,7 +5,7 @@ use crate::gather::Part;
 use crate::log_reader;
 use crate::message::Message;
 use crate::reading;
-use crate::service::{OVERLOADED_RETRY_MS, PAGE_READ_WEIGHT, Pending, READS_MAX, ReplyTo, Service, Then};
+use crate::service::{OVERLOADED_RETRY_MS, PAGE_READ_WEIGHT, Pending, READS_MAX, ReplyTo, Service, Then, Tried};
 use crate::translate;
 use claim_engine::command::Outcome;
 use claim_engine::engine::Output;
@@ -169,7 +169,7 @@ impl Service {
 
     fn configured(&self) {
         tracing::info!("the configuration is in force on every shard");
-        self.shared.configured.notify();
+        self.shared.configured.notify(Tried::Over);
     }
 
     fn finish_asked(&self, asked: &Asked, result: Result<ReplyResult, Refusal>) {
@@ -323,10 +323,18 @@ impl Service {
             }
             ReplyTo::Gather(_) => unreachable!("a gathering takes parts"),
             ReplyTo::Daemon => {
-                if let ReplyResult::Error(error) = reply.result {
-                    tracing::error!(%error, "the configuration is not in force");
-                }
-                self.shared.configured.notify();
+                let tried = match reply.result {
+                    ReplyResult::Error(error) if error.retry_after_ms > 0 => {
+                        tracing::info!(%error, "the configuration waits");
+                        Tried::Again
+                    }
+                    ReplyResult::Error(error) => {
+                        tracing::error!(%error, "the configuration is not in force");
+                        Tried::Over
+                    }
+                    _ => Tried::Over,
+                };
+                self.shared.configured.notify(tried);
             }
         }
     }

@@ -70,25 +70,34 @@ pub struct Shared {
 /// Tells a thread that something has happened.
 #[derive(Debug, Default)]
 pub struct Notice {
-    happened: Mutex<bool>,
+    happened: Mutex<Option<Tried>>,
     changed: Condvar,
+}
+
+/// What came of an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tried {
+    /// It is over, well or not.
+    Over,
+    /// It is to be tried again a little later.
+    Again,
 }
 
 impl Notice {
     /// It has happened.
-    pub fn notify(&self) {
-        *self.happened.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    pub fn notify(&self, tried: Tried) {
+        *self.happened.lock().unwrap_or_else(PoisonError::into_inner) = Some(tried);
         self.changed.notify_all();
     }
 
-    /// Waits until it happens, and forgets it; false when it takes longer than this.
-    pub fn wait(&self, patience: Duration) -> bool {
+    /// Waits until it happens, and forgets it; nothing when it takes longer than this.
+    pub fn wait(&self, patience: Duration) -> Option<Tried> {
         let happened = self.happened.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut happened, _) = self
             .changed
-            .wait_timeout_while(happened, patience, |happened| !*happened)
+            .wait_timeout_while(happened, patience, |happened| happened.is_none())
             .unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut *happened)
+        happened.take()
     }
 }
 
@@ -359,7 +368,7 @@ impl Service {
         let is_in_force = claim_engine::policy::Policy::parse(toml)
             .is_ok_and(|policy| driver.engine.borrow().shard().policy() == &policy);
         if is_in_force {
-            return self.shared.configured.notify();
+            return self.shared.configured.notify(Tried::Over);
         }
         let pending =
             Pending { reply_to: ReplyTo::Daemon, request_id: 0, shard: 0, is_part: false, then: Then::Answer };
@@ -374,7 +383,7 @@ impl Service {
         let mut random = [0; 10];
         if let Err(error) = getrandom::fill(&mut random) {
             tracing::error!(%error, "no entropy from the kernel: the configuration is not put in force");
-            return self.shared.configured.notify();
+            return self.shared.configured.notify(Tried::Over);
         }
         let key = uuid::Builder::from_unix_timestamp_millis((key_us / 1_000) as u64, &random).into_uuid();
         driver.submit(

@@ -6,7 +6,7 @@ use crate::executor::{self, Control, IO_MEMORY_BYTES, Plan, Ready};
 use crate::inbox::Inbox;
 use crate::ledger;
 use crate::mesh::{MeshBuilder, MeshLimits};
-use crate::service::{self, Notice, Shared};
+use crate::service::{self, Notice, Shared, Tried};
 use crate::socket::limits::Limits;
 use crate::socket::listener::{Acceptor, PATH_BYTES_MAX, Routes, SocketPaths, bind_all};
 use crate::stall_guard::{GuardTimes, Pulse, StallGuard};
@@ -27,6 +27,8 @@ use std::time::{Duration, Instant};
 
 /// How long a configuration may take to be in force everywhere before the daemon serves without it.
 const CONFIGURE_PATIENCE: Duration = Duration::from_secs(10);
+/// How soon it is tried again when the log has no room yet.
+const CONFIGURE_RETRY: Duration = Duration::from_millis(50);
 /// Orders that wait for an executor, at most.
 const CONTROL_MAX: usize = 16;
 
@@ -214,10 +216,18 @@ fn read_policy(file: Option<&Path>) -> Result<Policy, String> {
 /// Has shard 0 log a policy, unless it is in force. While the ledger can't take it, the one in force stays, and the log
 /// says so.
 fn put_in_force(of_shard_0: &Inbox<Control>, shared: &Shared, policy: &Policy) {
-    let toml = policy.to_toml();
-    if of_shard_0.try_push(Control::Configure { toml }).is_err() || !shared.configured.wait(CONFIGURE_PATIENCE) {
-        tracing::error!("the configuration was not put in force; `claimctl config show` shows the one that is");
+    let until = Instant::now() + CONFIGURE_PATIENCE;
+    loop {
+        let toml = policy.to_toml();
+        let is_asked = of_shard_0.try_push(Control::Configure { toml }).is_ok();
+        let left = until.saturating_duration_since(Instant::now());
+        match is_asked.then(|| shared.configured.wait(left)).flatten() {
+            Some(Tried::Over) => return,
+            Some(Tried::Again) if !left.is_zero() => std::thread::sleep(CONFIGURE_RETRY),
+            _ => break,
+        }
     }
+    tracing::error!("the configuration was not put in force; `claimctl config show` shows the one that is");
 }
 
 /// Takes as many descriptors as the hard limit allows: the usual soft limit of 1,024 is less than the connections that

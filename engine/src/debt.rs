@@ -72,33 +72,30 @@ impl Debt {
     pub fn accept(&mut self, bytes: u64) {
         self.requests += 1;
         self.bytes += bytes;
-        self.judge();
+        for (n, level) in Level::RISING.into_iter().enumerate() {
+            if self.level < level && self.reaches(2 * (n as u64 + 1)) {
+                self.level = level;
+            }
+        }
     }
 
     /// A request is answered.
     pub fn answer(&mut self, bytes: u64) {
         self.requests -= 1;
         self.bytes -= bytes;
-        self.judge();
-    }
-
-    /// The nearest to its bound counts, in eighths.
-    fn judge(&mut self) {
-        let reaches = |eighths: u64| {
-            self.requests * 8 >= self.bounds.requests * eighths || self.bytes * 8 >= self.bounds.bytes * eighths
-        };
-        for (n, level) in Level::RISING.into_iter().enumerate() {
-            let entered_at = 2 * (n as u64 + 1);
-            if self.level < level && reaches(entered_at) {
-                self.level = level;
-            }
+        if self.level == Level::Green {
+            return;
         }
         for (n, level) in Level::RISING.into_iter().enumerate().rev() {
-            let left_at = n as u64 + 1;
-            if self.level == level && !reaches(left_at) {
+            if self.level == level && !self.reaches(n as u64 + 1) {
                 self.level = if n == 0 { Level::Green } else { Level::RISING[n - 1] };
             }
         }
+    }
+
+    /// Whether there are so many eighths of what is accepted. The nearest to its bound counts.
+    fn reaches(&self, eighths: u64) -> bool {
+        self.requests * 8 >= self.bounds.requests * eighths || self.bytes * 8 >= self.bounds.bytes * eighths
     }
 }
 

@@ -342,12 +342,12 @@ impl Engine {
 
     /// Decides a request. Its reply comes out of [`Engine::drain`], now or later.
     pub fn submit(&mut self, now: Now, entropy: &mut Entropy, request: &Request<'_>) {
-        if let Some(refusal) = self.admit(now, request) {
+        let debt_bytes = log_bytes(request);
+        if let Some(refusal) = self.admit(now, request, debt_bytes) {
             self.refused_overload += u64::from(refusal.code == Code::Overloaded);
             self.out.push(reply(request.token, 0, Outcome::Refused(refusal)));
             return;
         }
-        let debt_bytes = log_bytes(request);
         self.debt.accept(debt_bytes);
         match self.shard.step(now, entropy, request, None, &mut self.log) {
             Stepped::Decided(decision) => self.decided(request, decision, debt_bytes),
@@ -598,7 +598,7 @@ impl Engine {
         let Some(parked) = self.parked.get(&id) else { return };
         let (request, facts, rounds) = (parked.request.clone(), parked.facts.clone(), parked.rounds);
         let debt_bytes = parked.debt_bytes;
-        if let Some(refusal) = request.with(|request| self.admit_to_log(request)) {
+        if let Some(refusal) = request.with(|request| self.admit_to_log(&request.operation, debt_bytes)) {
             return self.unpark(id, Some(refusal));
         }
         let stepped = request.with(|request| self.shard.step(now, entropy, request, Some(&facts), &mut self.log));
@@ -877,7 +877,7 @@ impl Engine {
     }
 
     /// Why a request is not even decided.
-    fn admit(&self, now: Now, request: &Request<'_>) -> Option<Refusal> {
+    fn admit(&self, now: Now, request: &Request<'_>, log_bytes: u64) -> Option<Refusal> {
         if let Some(reason) = self.log.failed() {
             let number = self.shard.number();
             let message = format!("shard {number} has stopped: {reason}; restart the daemon once its storage is sound");
@@ -891,7 +891,7 @@ impl Engine {
         if let Some(refusal) = self.shed(&request.operation) {
             return Some(refusal);
         }
-        let refusal = self.admit_to_log(request);
+        let refusal = self.admit_to_log(&request.operation, log_bytes);
         if refusal.is_some() {
             return refusal;
         }
@@ -929,11 +929,10 @@ impl Engine {
     }
 
     /// Whether the log has room for what a request adds.
-    fn admit_to_log(&self, request: &Request<'_>) -> Option<Refusal> {
-        if !request.operation.is_mutation() {
+    fn admit_to_log(&self, operation: &Operation<'_>, bytes: u64) -> Option<Refusal> {
+        if !operation.is_mutation() {
             return None;
         }
-        let bytes = log_bytes(request);
         let has_place = self.log.prepared_bytes() >= bytes;
         if !has_place && self.log.cannot_grow() {
             let message = "the ledger cannot grow: make room on its file system; reads go on, and writes as soon as there is room";

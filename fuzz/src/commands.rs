@@ -159,6 +159,8 @@ impl Cluster {
             ids: Vec::new(),
         };
         cluster.start();
+        // The log has prepared its segments before it takes anything.
+        cluster.settle();
         cluster.configure();
         // Most inputs want corpora; those that don't can have a clock that is not believed first.
         if choices & 0x40 == 0 {

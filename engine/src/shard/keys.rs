@@ -1,33 +1,43 @@
 //! Idempotency keys: which requests of the last [`WINDOW_US`] have had their effect, and what was answered.
 //!
-//! A key is a UUIDv7 and so carries its own time; keys live in buckets of an hour of it, and a bucket goes as a whole
-//! when its last key has left the window. Each bucket is many small tables, so that none takes long to grow.
+//! A key is a UUIDv7 and so carries its own time. Keys live in slices of [`SLICE_MS`] of it, so that those that come in now
+//! lie together in little memory that stays in the cache; a slice goes as a whole when its last key has left the window. The
+//! items of a batch have one key, and are kept together.
 
 use crate::error::{Code, Refusal};
 use crate::time::{DAY_US, HOUR_US, SECOND_US, rfc3339};
-use hashbrown::HashMap;
+use hashbrown::HashTable;
 use std::collections::BTreeMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use uuid::Uuid;
 
 /// `dedup.window`.
 pub const WINDOW_US: i64 = DAY_US;
 /// How far a key's time may be ahead of the shard's.
 pub const KEY_AHEAD_MAX_US: i64 = 300 * SECOND_US;
+/// How much of the keys' own time is one slice.
+const SLICE_MS: i64 = 64;
+const SLICES: usize = (HOUR_US / 1_000 / SLICE_MS) as usize;
+/// So few keys of a slice are searched one after another.
+const FEW: usize = 8;
+/// So many keys of a slice are one table; more are divided into [`TABLES`], so that none takes long to grow.
+const TABLE_KEYS_MAX: usize = 16_384;
 const TABLES: usize = 256;
+/// So many keys are forgotten at a time, or few more.
+const FORGET_KEYS: u64 = 1_024;
 
 /// Where a key counts: its corpus's prefix or 0 for the ledger, the key, and the item of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeyId {
     high: u64,
     low: u64,
-    scope_and_item: u32,
+    scope: u16,
+    item: u16,
 }
 
 impl KeyId {
     /// `scope` is a corpus's prefix, or 0 for operations that belong to none.
     pub fn new(scope: u16, key: u128, item: u16) -> KeyId {
-        KeyId { high: (key >> 64) as u64, low: key as u64, scope_and_item: u32::from(scope) << 16 | u32::from(item) }
+        KeyId { high: (key >> 64) as u64, low: key as u64, scope, item }
     }
 
     /// The key's own time.
@@ -35,13 +45,25 @@ impl KeyId {
         ((self.high >> 16) * 1_000) as i64
     }
 
-    /// A spread over tables and slots. The bits are the client's choice; a client that picks colliding ones slows its
-    /// own corpus's keys and is bounded by the window.
+    /// A spread over tables and slots. The bits are the client's choice; a client that picks colliding ones slows its own
+    /// corpus's keys and is bounded by the window.
     pub fn hash(self, secret: u64) -> u64 {
+        let scope_and_item = u64::from(self.scope) << 16 | u64::from(self.item);
         let mut h = (self.high ^ secret).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         h = (h ^ self.low ^ (h >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        h = (h ^ u64::from(self.scope_and_item) ^ (h >> 32)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        h = (h ^ scope_and_item ^ (h >> 32)).wrapping_mul(0x94d0_49bb_1331_11eb);
         h ^ (h >> 31)
+    }
+
+    /// The key, whatever the item.
+    fn whole(self) -> KeyId {
+        KeyId { item: 0, ..self }
+    }
+
+    /// Its bucket, and its slice of that.
+    fn place(self) -> (i64, usize) {
+        let at_us = self.at_us();
+        (at_us / HOUR_US, (at_us % HOUR_US / 1_000 / SLICE_MS) as usize)
     }
 }
 
@@ -56,52 +78,167 @@ pub struct Kept {
     pub effect: u64,
 }
 
-#[derive(Debug, Default)]
-struct Identity(u64);
+/// What is kept of one key.
+#[derive(Debug)]
+struct Entry {
+    /// Of its item 0.
+    whole: KeyId,
+    items: Items,
+}
 
-impl Hasher for Identity {
-    fn finish(&self) -> u64 {
-        self.0
+/// The items of a key, most often one.
+#[derive(Debug)]
+enum Items {
+    One(u16, Kept),
+    /// In order.
+    Many(Vec<(u16, Kept)>),
+}
+
+impl Entry {
+    fn get(&self, item: u16) -> Option<Kept> {
+        match &self.items {
+            Items::One(number, kept) => (*number == item).then_some(*kept),
+            // The next item of a batch is looked for before it is kept.
+            Items::Many(items) if items.last().is_some_and(|(last, _)| *last < item) => None,
+            Items::Many(items) => {
+                let at = items.binary_search_by_key(&item, |(number, _)| *number).ok()?;
+                Some(items[at].1)
+            }
+        }
     }
 
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("slots are hashed as one u64")
+    /// Whether the item is a new one.
+    fn keep(&mut self, item: u16, kept: Kept) -> bool {
+        if let Items::One(number, first) = self.items
+            && number != item
+        {
+            self.items = Items::Many(vec![(number, first)]);
+        }
+        match &mut self.items {
+            Items::One(_, known) => {
+                *known = kept;
+                false
+            }
+            Items::Many(items) => match items.binary_search_by_key(&item, |(number, _)| *number) {
+                Ok(at) => {
+                    items[at].1 = kept;
+                    false
+                }
+                Err(at) => {
+                    items.insert(at, (item, kept));
+                    true
+                }
+            },
+        }
     }
 
-    fn write_u64(&mut self, n: u64) {
-        self.0 = n;
+    fn count(&self) -> u64 {
+        match &self.items {
+            Items::One(..) => 1,
+            Items::Many(items) => items.len() as u64,
+        }
     }
 }
 
-/// A key beside its hash, so that growing a table hashes nothing again.
-#[derive(Debug, Clone, Copy)]
-struct Slot {
-    hash: u64,
-    id: KeyId,
+/// The keys of a slice.
+#[derive(Debug)]
+enum Slice {
+    Few(Vec<Entry>),
+    Table(HashTable<Entry>),
+    /// By hash.
+    Tables(Vec<HashTable<Entry>>),
 }
 
-impl PartialEq for Slot {
-    fn eq(&self, other: &Slot) -> bool {
-        self.id == other.id
+impl Slice {
+    fn get(&self, id: KeyId, secret: u64) -> Option<Kept> {
+        let whole = id.whole();
+        let hash = || whole.hash(secret);
+        let entry = match self {
+            Slice::Few(few) => few.iter().find(|entry| entry.whole == whole),
+            Slice::Table(table) => table.find(hash(), |entry| entry.whole == whole),
+            Slice::Tables(tables) => tables[table_of(hash())].find(hash(), |entry| entry.whole == whole),
+        };
+        entry?.get(id.item)
+    }
+
+    /// Whether the item is a new one.
+    fn keep(&mut self, id: KeyId, kept: Kept, secret: u64) -> bool {
+        self.grow(secret);
+        let whole = id.whole();
+        let new = || Entry { whole, items: Items::One(id.item, kept) };
+        let hash = whole.hash(secret);
+        let table = match self {
+            Slice::Few(few) => match few.iter_mut().find(|entry| entry.whole == whole) {
+                Some(entry) => return entry.keep(id.item, kept),
+                None => {
+                    few.push(new());
+                    return true;
+                }
+            },
+            Slice::Table(table) => table,
+            Slice::Tables(tables) => &mut tables[table_of(hash)],
+        };
+        match table.find_mut(hash, |entry| entry.whole == whole) {
+            Some(entry) => entry.keep(id.item, kept),
+            None => {
+                table.insert_unique(hash, new(), |entry| entry.whole.hash(secret));
+                true
+            }
+        }
+    }
+
+    /// Makes room for one more key.
+    fn grow(&mut self, secret: u64) {
+        let hash_of = |entry: &Entry| entry.whole.hash(secret);
+        match self {
+            Slice::Few(few) if few.len() == FEW => {
+                let mut table = HashTable::with_capacity(2 * FEW);
+                for entry in few.drain(..) {
+                    table.insert_unique(hash_of(&entry), entry, hash_of);
+                }
+                *self = Slice::Table(table);
+            }
+            Slice::Table(table) if table.len() == TABLE_KEYS_MAX => {
+                let mut tables: Vec<_> = (0..TABLES).map(|_| HashTable::new()).collect();
+                for entry in table.drain() {
+                    let hash = hash_of(&entry);
+                    tables[table_of(hash)].insert_unique(hash, entry, hash_of);
+                }
+                *self = Slice::Tables(tables);
+            }
+            _ => {}
+        }
+    }
+
+    fn count(&self) -> u64 {
+        match self {
+            Slice::Few(few) => few.iter().map(Entry::count).sum(),
+            Slice::Table(table) => table.iter().map(Entry::count).sum(),
+            Slice::Tables(tables) => tables.iter().flatten().map(Entry::count).sum(),
+        }
     }
 }
 
-impl Eq for Slot {}
-
-impl std::hash::Hash for Slot {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.hash);
-    }
+/// The slices of an hour.
+#[derive(Debug)]
+struct Bucket {
+    slices: Vec<Option<Box<Slice>>>,
+    /// How many of them have left the window.
+    forgotten: usize,
 }
 
-type Table = HashMap<Slot, Kept, BuildHasherDefault<Identity>>;
+impl Bucket {
+    fn new() -> Bucket {
+        Bucket { slices: (0..SLICES).map(|_| None).collect(), forgotten: 0 }
+    }
+}
 
 /// The keys of the window.
 #[derive(Debug)]
 pub struct Keys {
     secret: u64,
     /// By hour of the key's own time.
-    buckets: BTreeMap<i64, Vec<Table>>,
+    buckets: BTreeMap<i64, Bucket>,
     count: u64,
 }
 
@@ -170,28 +307,44 @@ impl Keys {
     }
 
     fn get(&self, id: KeyId) -> Option<Kept> {
-        let hash = id.hash(self.secret);
-        let tables = self.buckets.get(&(id.at_us() / HOUR_US))?;
-        tables[table_of(hash)].get(&Slot { hash, id }).copied()
+        let (hour, slice) = id.place();
+        self.buckets.get(&hour)?.slices[slice].as_ref()?.get(id, self.secret)
     }
 
     /// Keeps what a key's operation did.
     pub fn keep(&mut self, id: KeyId, kept: Kept) {
-        let hash = id.hash(self.secret);
-        let tables =
-            self.buckets.entry(id.at_us() / HOUR_US).or_insert_with(|| (0..TABLES).map(|_| Table::default()).collect());
-        if tables[table_of(hash)].insert(Slot { hash, id }, kept).is_none() {
-            self.count += 1;
-        }
+        let (hour, slice) = id.place();
+        let bucket = self.buckets.entry(hour).or_insert_with(Bucket::new);
+        let slice = bucket.slices[slice].get_or_insert_with(|| Box::new(Slice::Few(Vec::new())));
+        self.count += u64::from(slice.keep(id, kept, self.secret));
     }
 
-    /// Forgets what has left the window.
+    /// Forgets some of what has left the window: it is asked for with every entry, and each time takes little.
     pub fn forget_before(&mut self, time_us: i64) {
-        while let Some(first) = self.buckets.first_entry() {
-            if (first.key() + 1) * HOUR_US + WINDOW_US >= time_us {
-                return;
+        let mut forgotten = 0;
+        while let Some(mut first) = self.buckets.first_entry() {
+            let hour_us = first.key() * HOUR_US;
+            let bucket = first.get_mut();
+            while let Some(slice) = bucket.slices.get_mut(bucket.forgotten) {
+                let end_us = hour_us + (bucket.forgotten as i64 + 1) * SLICE_MS * 1_000;
+                if end_us + WINDOW_US >= time_us || forgotten >= FORGET_KEYS {
+                    return;
+                }
+                let gone = match slice.as_deref_mut() {
+                    Some(Slice::Tables(tables)) => {
+                        tables.iter_mut().find(|table| !table.is_empty()).map(std::mem::take)
+                    }
+                    _ => None,
+                };
+                let gone = gone.map(Slice::Table).or_else(|| {
+                    bucket.forgotten += 1;
+                    slice.take().map(|slice| *slice)
+                });
+                let count = gone.map_or(0, |slice| slice.count());
+                forgotten += count;
+                self.count -= count;
             }
-            self.count -= first.remove().iter().map(|table| table.len() as u64).sum::<u64>();
+            first.remove();
         }
     }
 }
@@ -238,6 +391,46 @@ mod tests {
         {
             assert_eq!(keys.check(other, 9, NOON_US), Ok(KeyState::New));
         }
+    }
+
+    /// Many keys of one moment, of many, and of batches whose items come in any order: against a plain map.
+    #[test]
+    fn a_map_says_the_same() {
+        use hashbrown::HashMap;
+        let mut keys = Keys::new(7);
+        let mut map = HashMap::new();
+        let mut state = 1u64;
+        let mut random = move |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        for n in 0..200_000 {
+            let ms = if n % 3 == 0 { NOON_MS } else { NOON_MS + random(4_000) as i64 };
+            let (scope, key, item) = (random(2) as u16, key(ms, random(40_000)), random(9).saturating_sub(5) as u16);
+            let id = KeyId::new(scope, key, item);
+            let kept = Kept { fingerprint: n, position: n, effect: n };
+            let known = map.get(&(scope, key, item)).copied();
+            assert_eq!(keys.get(id), known);
+            keys.keep(id, kept);
+            map.insert((scope, key, item), kept);
+        }
+        assert_eq!(keys.count(), map.len() as u64);
+        let bucket = keys.buckets.values().next().unwrap();
+        let slices = || bucket.slices.iter().flatten();
+        assert!(slices().any(|slice| matches!(**slice, Slice::Table(_))));
+        assert!(slices().any(|slice| matches!(**slice, Slice::Tables(_))));
+        for ((scope, key, item), kept) in map {
+            assert_eq!(keys.get(KeyId::new(scope, key, item)), Some(kept));
+        }
+        let mut calls = 0;
+        while keys.count() > 0 {
+            keys.forget_before(NOON_US + WINDOW_US + 2 * HOUR_US);
+            calls += 1;
+        }
+        assert!(calls > 10, "each takes little: {calls}");
+        // What is empty goes without a count.
+        keys.forget_before(NOON_US + WINDOW_US + 2 * HOUR_US);
+        assert!(keys.buckets.is_empty());
     }
 
     #[test]

@@ -24,8 +24,8 @@ struct Slot {
     before: RowRef,
 }
 
-/// Rows that may wait to be among the event keys.
-const UNINDEXED_MAX: usize = 8_192;
+/// Rows that may wait to be among the event keys: enough to fetch ahead, few enough to delay nothing.
+const UNINDEXED_MAX: usize = 512;
 /// How many rows ahead their places are fetched.
 const PREFETCH_AHEAD: usize = 16;
 const FLAG_OVER_BUDGET: u64 = 1 << 63;
