@@ -132,9 +132,9 @@ impl Step<'_, '_, '_> {
                 let found = self.row(event_id)?;
                 let (entries_at, more) = shard.rows.history(event_id, skip, HISTORY_ENTRIES_MAX).unwrap_or_default();
                 let related = shard.related(&found);
-                // References don't move the row's own position, but they are entries of its history.
-                let position = if entries_at.len() > 1 { shard.last_position } else { found.position };
-                Ok(Decision::now(Outcome::History { entries_at, more, related }, position))
+                // References don't move the row's own position, but they are entries of its history; nor do the
+                // disputes and aliases that are named beside it.
+                Ok(Decision::now(Outcome::History { entries_at, more, related }, shard.last_position))
             }
             Operation::Scan { corpus, since_us, until_us, after, limit } => {
                 let prefix = self.corpus(corpus)?;
