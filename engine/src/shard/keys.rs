@@ -5,7 +5,8 @@
 //! items of a batch have one key, and are kept together.
 
 use crate::error::{Code, Refusal};
-use crate::time::{DAY_US, HOUR_US, SECOND_US, rfc3339};
+use crate::shard::budget::MINUTE_US;
+use crate::time::{DAY_US, SECOND_US, rfc3339};
 use hashbrown::HashTable;
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -15,8 +16,9 @@ pub const WINDOW_US: i64 = DAY_US;
 /// How far a key's time may be ahead of the shard's.
 pub const KEY_AHEAD_MAX_US: i64 = 300 * SECOND_US;
 /// How much of the keys' own time is one slice.
-const SLICE_MS: i64 = 64;
-const SLICES: usize = (HOUR_US / 1_000 / SLICE_MS) as usize;
+const SLICE_MS: i64 = 60;
+/// Of a bucket.
+const SLICES: usize = (MINUTE_US / 1_000 / SLICE_MS) as usize;
 /// So few keys of a slice are searched one after another.
 const FEW: usize = 8;
 /// So many keys of a slice are one table; more are divided into [`TABLES`], so that none takes long to grow.
@@ -63,7 +65,7 @@ impl KeyId {
     /// Its bucket, and its slice of that.
     fn place(self) -> (i64, usize) {
         let at_us = self.at_us();
-        (at_us / HOUR_US, (at_us % HOUR_US / 1_000 / SLICE_MS) as usize)
+        (at_us / MINUTE_US, (at_us % MINUTE_US / 1_000 / SLICE_MS) as usize)
     }
 }
 
@@ -219,7 +221,7 @@ impl Slice {
     }
 }
 
-/// The slices of an hour.
+/// The slices of a minute.
 #[derive(Debug)]
 struct Bucket {
     slices: Vec<Option<Box<Slice>>>,
@@ -237,7 +239,7 @@ impl Bucket {
 #[derive(Debug)]
 pub struct Keys {
     secret: u64,
-    /// By hour of the key's own time.
+    /// By minute of the keys' own time.
     buckets: BTreeMap<i64, Bucket>,
     count: u64,
 }
@@ -307,14 +309,14 @@ impl Keys {
     }
 
     fn get(&self, id: KeyId) -> Option<Kept> {
-        let (hour, slice) = id.place();
-        self.buckets.get(&hour)?.slices[slice].as_ref()?.get(id, self.secret)
+        let (minute, slice) = id.place();
+        self.buckets.get(&minute)?.slices[slice].as_ref()?.get(id, self.secret)
     }
 
     /// Keeps what a key's operation did.
     pub fn keep(&mut self, id: KeyId, kept: Kept) {
-        let (hour, slice) = id.place();
-        let bucket = self.buckets.entry(hour).or_insert_with(Bucket::new);
+        let (minute, slice) = id.place();
+        let bucket = self.buckets.entry(minute).or_insert_with(Bucket::new);
         let slice = bucket.slices[slice].get_or_insert_with(|| Box::new(Slice::Few(Vec::new())));
         self.count += u64::from(slice.keep(id, kept, self.secret));
     }
@@ -323,10 +325,10 @@ impl Keys {
     pub fn forget_before(&mut self, time_us: i64) {
         let mut forgotten = 0;
         while let Some(mut first) = self.buckets.first_entry() {
-            let hour_us = first.key() * HOUR_US;
+            let minute_us = first.key() * MINUTE_US;
             let bucket = first.get_mut();
             while let Some(slice) = bucket.slices.get_mut(bucket.forgotten) {
-                let end_us = hour_us + (bucket.forgotten as i64 + 1) * SLICE_MS * 1_000;
+                let end_us = minute_us + (bucket.forgotten as i64 + 1) * SLICE_MS * 1_000;
                 if end_us + WINDOW_US >= time_us || forgotten >= FORGET_KEYS {
                     return;
                 }
@@ -357,6 +359,7 @@ fn table_of(hash: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::time::HOUR_US;
 
     fn key(ms: i64, n: u64) -> u128 {
         (ms as u128) << 80 | 7 << 76 | 0b10 << 62 | u128::from(n)
