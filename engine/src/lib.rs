@@ -26,7 +26,6 @@ pub mod error;
 pub mod id;
 pub mod log;
 pub mod mutant;
-mod parked;
 pub mod peer;
 pub mod policy;
 mod prefetch;

@@ -1,0 +1,105 @@
+//! What is refused before it is decided: a shard that has stopped, a passed deadline, too much to do, a log without room.
+
+use super::{Engine, OVERLOADED_RETRY_MS};
+use crate::command::{Operation, Request};
+use crate::debt::Level;
+use crate::error::{Certainty, Code, Refusal};
+use crate::time::Now;
+
+/// Bytes that an entry takes in the log beyond its strings, rounded up: for admission.
+const ENTRY_BYTES: u64 = 256;
+/// Advice on when to try again when the ledger is full.
+const NO_SPACE_RETRY_MS: u32 = 1_000;
+
+impl Engine {
+    /// Why a request is not even decided.
+    pub(super) fn admit(&self, now: Now, request: &Request<'_>, log_bytes: u64) -> Option<Refusal> {
+        if let Some(reason) = self.log.failed() {
+            let number = self.shard.number();
+            let message = format!("shard {number} has stopped: {reason}; restart the daemon once its storage is sound");
+            // An earlier request with the same key may have had its effect.
+            let certainty = if request.operation.is_mutation() { Certainty::Unknown } else { Certainty::Definite };
+            return Some(Refusal { certainty, ..Refusal::new(Code::ShardFailed, message) });
+        }
+        if request.deadline_boot_us.is_some_and(|deadline| now.boot_us >= deadline) {
+            return Some(Refusal::new(Code::Deadline, "the deadline had passed before the request was looked at"));
+        }
+        if let Some(refusal) = self.shed(&request.operation) {
+            return Some(refusal);
+        }
+        let refusal = self.admit_to_log(&request.operation, log_bytes);
+        if refusal.is_some() {
+            return refusal;
+        }
+        let failed = self.peers.iter().position(|peer| peer.has_failed).filter(|_| request.operation.is_global());
+        if let Some(failed) = failed {
+            let message =
+                format!("shard {failed} has stopped, and this concerns every shard: mend its storage and restart");
+            return Some(Refusal::unknown(Code::ShardFailed, message));
+        }
+        None
+    }
+
+    /// What is refused because there is too much to do: claims are served before references, these before reads.
+    fn shed(&self, operation: &Operation<'_>) -> Option<Refusal> {
+        let level = self.debt.level();
+        let refused_from = match operation {
+            Operation::Scan { .. }
+            | Operation::Reference { .. }
+            | Operation::Find { .. }
+            | Operation::Correlated { .. }
+            | Operation::Totals { .. } => Level::Orange,
+            Operation::Claim { .. } | Operation::Lookup { .. } | Operation::History { .. } => Level::Red,
+            _ => return self.debt.is_full().then(|| self.overloaded(level)),
+        };
+        (level >= refused_from || self.debt.is_full()).then(|| self.overloaded(level))
+    }
+
+    fn overloaded(&self, level: Level) -> Refusal {
+        let message = format!(
+            "shard {} is overloaded ({level:?}): {} requests wait for its log; try again a little later",
+            self.shard.number(),
+            self.debt.requests()
+        );
+        Refusal::retry_after(Code::Overloaded, OVERLOADED_RETRY_MS, message)
+    }
+
+    /// Whether the log has room for what a request adds.
+    pub(super) fn admit_to_log(&self, operation: &Operation<'_>, bytes: u64) -> Option<Refusal> {
+        if !operation.is_mutation() {
+            return None;
+        }
+        let has_place = self.log.prepared_bytes() >= bytes;
+        if !has_place && self.log.cannot_grow() {
+            let message = "the ledger cannot grow: make room on its file system; reads go on, and writes as soon as there is room";
+            return Some(Refusal::retry_after(Code::NoSpace, NO_SPACE_RETRY_MS, message));
+        }
+        if !has_place || self.log.room_bytes() < bytes {
+            let message = "the log is behind: its buffers or its zeroed segments are used up; try again a little later";
+            return Some(Refusal::retry_after(Code::Overloaded, OVERLOADED_RETRY_MS, message));
+        }
+        None
+    }
+}
+
+/// An upper bound of what a request adds to the log.
+pub(super) fn log_bytes(request: &Request<'_>) -> u64 {
+    use crate::command::Operation::{Claim, Configure, Onboard, Reference};
+    let rationale = request.rationale.len() as u64;
+    // Behind a claim there may be alarms, before anything the name of a user.
+    let beside = 4 * ENTRY_BYTES + request.user.len() as u64;
+    let strings: u64 = match request.operation {
+        Claim { items, .. } => items
+            .iter()
+            .map(|c| {
+                let texts = c.event_key.len() + c.owning_corpus.len() + c.hosting_corpus.len() + c.category.len();
+                (texts + c.metadata.len()) as u64 + rationale + ENTRY_BYTES
+            })
+            .sum(),
+        Reference { items, .. } => items.len() as u64 * (rationale + ENTRY_BYTES),
+        Onboard { name, notes } => 2 * (rationale + ENTRY_BYTES) + (name.len() + notes.len()) as u64,
+        Configure { toml } => rationale + ENTRY_BYTES + toml.len() as u64,
+        _ => rationale + ENTRY_BYTES,
+    };
+    strings + beside
+}

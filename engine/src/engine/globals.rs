@@ -1,0 +1,53 @@
+//! The global order: how far each shard is in it, what shard 0 sends on, and what waits for every shard.
+
+use super::{Engine, Output};
+use crate::debt::Level;
+use crate::peer::PeerMessage;
+
+impl Engine {
+    /// Whether all shards have the global order up to here.
+    pub(super) fn all_have(&self, sequence: u64) -> bool {
+        self.peers.iter().skip(1).all(|peer| peer.is_known && peer.applied >= sequence)
+    }
+
+    pub(super) fn is_anyone_overloaded(&self) -> bool {
+        self.debt.level() >= Level::Yellow || self.peers.iter().any(|peer| peer.is_overloaded)
+    }
+
+    /// Whether the daemon may add entries of its own.
+    pub(super) fn takes_own_entries(&self) -> bool {
+        self.log.takes_small_entries() && !self.peers.iter().any(|peer| peer.has_failed)
+    }
+
+    pub(super) fn globals_applied(&self) -> PeerMessage {
+        PeerMessage::GlobalsApplied {
+            shard: self.shard.number(),
+            sequence: self.shard.globals_applied(),
+            refused: self.shard.refused_disputes(),
+        }
+    }
+
+    /// At shard 0: sends the others what is durable and new to them, and lets out what all of them have.
+    pub(super) fn release_globals(&mut self) {
+        let durable = self.log.durable().position;
+        for (number, peer) in self.peers.iter_mut().enumerate().skip(1).filter(|(_, peer)| peer.is_known) {
+            for global in self.shard.globals_after(peer.sent) {
+                if global.position > durable {
+                    break;
+                }
+                peer.sent = global.sequence;
+                self.out.push(Output::Message { to: number as u16, message: PeerMessage::Global(global.clone()) });
+            }
+        }
+        let applied = self.peers.iter().skip(1).map(|peer| peer.applied).min().unwrap_or(u64::MAX);
+        let mut i = 0;
+        while i < self.waiting_for_peers.len() {
+            if self.waiting_for_peers[i].global_sequence <= applied {
+                let held = self.waiting_for_peers.remove(i);
+                self.let_out(held);
+            } else {
+                i += 1;
+            }
+        }
+    }
+}
