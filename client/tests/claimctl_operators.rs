@@ -237,9 +237,9 @@ fn reconciliation_and_what_bears_on_it() {
         &["propagation"],
         "Propagation because \"\"",
         &[json!({
-            "from": "a", "to": "b", "samples": 1, "p50_us": 2, "p95_us": 3, "budget_us": 4, "violations": 5
+            "from": "a", "to": "b", "samples": 1, "p50_us": 2, "p95_us": 3, "budget_us": 4, "violations": 5, "alarm": "page"
         })],
-        "5 (500.0 %)!!",
+        "page",
     );
 }
 

@@ -9,7 +9,8 @@ use claim_client::{Pair, ReconcileReport, RequestOptions};
 use serde::Serialize;
 
 /// Shares of violations that call for attention, and for somebody at once, in thousandths.
-const VIOLATION_FLAGS_PERMILLE: [u64; 2] = [10, 30];
+const ALERT_PERMILLE: u64 = 10;
+const PAGE_PERMILLE: u64 = 30;
 
 /// An incident's beginning or end, in JSON.
 #[derive(Debug, Serialize)]
@@ -74,6 +75,8 @@ struct PairJson<'a> {
     p95_us: u64,
     budget_us: u64,
     violations: u64,
+    /// `none`, `alert` from 1 % of violations on, `page` from 3 %.
+    alarm: &'static str,
 }
 
 impl<'a> ReportJson<'a> {
@@ -199,6 +202,7 @@ pub fn propagation(session: &Session, output: &mut Output) -> Result<(), Failure
                 p95_us: pair.p95_us,
                 budget_us: pair.budget_us,
                 violations: pair.violations,
+                alarm: alarm(pair),
             })
         });
     }
@@ -212,15 +216,27 @@ pub fn propagation(session: &Session, output: &mut Output) -> Result<(), Failure
             ms(pair.p95_us),
             ms(pair.budget_us),
             violations(pair),
+            alarm(pair).to_owned(),
         ]
     };
-    let head = ["from", "to", "samples", "p50", "p95", "budget", "violations"];
+    let head = ["from", "to", "samples", "p50", "p95", "budget", "violations", "alarm"];
     output.table(&head, pairs.iter().map(row).collect())
 }
 
-/// The violations and their share, with an exclamation mark for each flag that the share reaches.
+/// The violations and their share.
 fn violations(pair: &Pair) -> String {
-    let permille = pair.violations.saturating_mul(1000).checked_div(pair.samples).unwrap_or(0);
-    let marks = VIOLATION_FLAGS_PERMILLE.iter().filter(|flag| permille >= **flag).count();
-    format!("{} ({}.{} %){}", pair.violations, permille / 10, permille % 10, "!".repeat(marks))
+    let permille = permille(pair);
+    format!("{} ({}.{} %)", pair.violations, permille / 10, permille % 10)
+}
+
+fn permille(pair: &Pair) -> u64 {
+    pair.violations.saturating_mul(1000).checked_div(pair.samples).unwrap_or(0)
+}
+
+fn alarm(pair: &Pair) -> &'static str {
+    match permille(pair) {
+        PAGE_PERMILLE.. => "page",
+        ALERT_PERMILLE.. => "alert",
+        _ => "none",
+    }
 }
