@@ -2,12 +2,8 @@
 
 use super::keys::{Kept, KeyId, KeyState};
 use super::{Decision, Effect, Needs, Shard, Stepped, check};
-use crate::command::{
-    CORRELATED_ENTRIES_MAX, Claim, Claimed, CorpusDetails, CorpusUsage, FIND_ROWS_MAX, Fact, HISTORY_ENTRIES_MAX,
-    Operation, Outcome, Request, RowFact, SCAN_ROWS_MAX, Total,
-};
+use crate::command::{Claim, Claimed, Fact, Operation, Outcome, Request, RowFact};
 use crate::corpus::Prefix;
-use crate::dispute::DisputeState;
 use crate::entropy::Entropy;
 use crate::error::{Code, Refusal};
 use crate::id::EventId;
@@ -16,12 +12,10 @@ use crate::log::superblock::ClockMode;
 use crate::log::writer::LogWriter;
 use crate::mutant::Mutant;
 use crate::peer::Sought;
-use crate::policy::Action;
 use crate::row::{ReasonCode, RowOperation, RowState, transition};
 use crate::shard::budget::MINUTE_US;
-use crate::shard::registry::SIGNING_ROLES;
 use crate::shard::rows::Found;
-use crate::time::{DAY_US, HOUR_US, Now, Quarter};
+use crate::time::{DAY_US, Now, Quarter};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Advice on when to ask again for what may become visible.
@@ -31,14 +25,6 @@ const CLOCK_RETRY_MS: u32 = 10_000;
 /// Advice on when to ask again after a stop.
 pub(super) const FROZEN_RETRY_MS: u32 = 60_000;
 
-/// Refusals for lack of a role that one uid has logged in an hour; the others are counted.
-pub const FORBIDDEN_LOGGED_MAX: u32 = 10;
-/// Uids of which refusals are counted.
-const FORBIDDEN_UIDS_MAX: usize = 4_096;
-/// Users whose names are kept.
-const USERS_MAX: usize = 65_536;
-/// Longest name of a user that is kept.
-const USER_NAME_BYTES_MAX: usize = 256;
 /// How many aliases lead to a canonical row, at most.
 const ALIASES_FOLLOWED_MAX: usize = 64;
 
@@ -107,199 +93,6 @@ impl Step<'_, '_, '_> {
             _ => self.read(request, time_us)?,
         };
         Ok(decision.into())
-    }
-
-    /// What one may read.
-    fn read(&mut self, request: &Request<'_>, time_us: i64) -> Decided<Decision> {
-        let shard = &*self.shard;
-        let who = request.principal;
-        let may_read = |prefix| {
-            let name = shard.registry.of_prefix(prefix).map(|corpus| corpus.name.as_str());
-            shard.policy.allows(who, Action::ReadCorpus, name)
-        };
-        match request.operation {
-            Operation::Corpora => {
-                let own = shard.registry.corpora().iter().filter(|corpus| corpus.shard == shard.number);
-                let own = own.filter(|corpus| may_read(corpus.prefix));
-                let corpora = own.map(|corpus| shard.details_at(corpus, time_us)).collect();
-                Ok(Decision::now(Outcome::Corpora(corpora), shard.last_position))
-            }
-            Operation::Lookup { event_id } => {
-                let found = self.row(event_id)?;
-                Ok(Decision::now(Outcome::Row(Box::new(shard.view_at(&found, time_us))), found.position))
-            }
-            Operation::History { event_id, skip } => {
-                let found = self.row(event_id)?;
-                let (entries_at, more) = shard.rows.history(event_id, skip, HISTORY_ENTRIES_MAX).unwrap_or_default();
-                let related = shard.related(&found);
-                // References don't move the row's own position, but they are entries of its history; nor do the
-                // disputes and aliases that are named beside it.
-                Ok(Decision::now(Outcome::History { entries_at, more, related }, shard.last_position))
-            }
-            Operation::Scan { corpus, since_us, until_us, after, limit } => {
-                let prefix = self.corpus(corpus)?;
-                let limit = if limit == 0 { SCAN_ROWS_MAX } else { limit.min(SCAN_ROWS_MAX) };
-                let (found, more) = shard.rows.scan(prefix, since_us, until_us, after, limit);
-                // A pass changes what a row says about itself, and a policy when it expires.
-                let rows = found.iter().map(|f| shard.view_at(f, time_us)).collect();
-                Ok(Decision::now(Outcome::Rows { rows, more }, shard.last_position))
-            }
-            Operation::Find { event_key } => {
-                let hash = shard.key_hash(event_key);
-                let found = shard.rows.with_key(hash, FIND_ROWS_MAX).filter(|row| may_read(row.event_id.prefix()));
-                let mut rows: Vec<_> = found.map(|row| shard.view_at(&row, time_us)).collect();
-                rows.sort_by_key(|row| row.event_id);
-                Ok(Decision::now(Outcome::Rows { rows, more: false }, shard.last_position))
-            }
-            Operation::Correlated { correlation_id } => {
-                let all = shard.correlated.get(&correlation_id).map_or(&[][..], Vec::as_slice);
-                let entries_at = all[..all.len().min(CORRELATED_ENTRIES_MAX)].to_vec();
-                let more = entries_at.len() < all.len();
-                Ok(Decision::now(Outcome::Correlated { entries_at, more }, shard.last_position))
-            }
-            Operation::Totals { corpus } => {
-                let own = shard.registry.corpora().iter().filter(|c| c.shard == shard.number);
-                let own = own.filter(|c| (corpus.is_empty() || c.name == corpus) && may_read(c.prefix));
-                let totals = own.flat_map(|c| shard.totals(c.prefix)).collect();
-                Ok(Decision::now(Outcome::Totals(totals), shard.last_position))
-            }
-            Operation::Usage { name } => {
-                let usage = shard.registry.of_name(name).map(|c| shard.usage(c.prefix)).unwrap_or_default();
-                Ok(Decision::now(Outcome::Usage(usage), shard.last_position))
-            }
-            Operation::ReadAll | Operation::Status => Ok(Decision::now(Outcome::Allowed, 0)),
-            _ => self.read_global(request),
-        }
-    }
-
-    /// Refuses who has no role for what he asks; what is asked about he does not learn.
-    fn authorise(&mut self, request: &Request<'_>) -> Decided<()> {
-        let shard = &*self.shard;
-        let of_row = |event_id: EventId| shard.registry.of_prefix(event_id.prefix()).map(|c| c.name.as_str());
-        let (action, corpus) = match request.operation {
-            Operation::Claim { corpus, .. } => (Action::Claim, Some(corpus)),
-            Operation::Reference { corpus, .. } => (Action::Reference, Some(corpus)),
-            Operation::Retract { corpus, .. } => (Action::Retract, Some(corpus)),
-            Operation::Reactivate { event_id } => (Action::Reactivate, of_row(event_id)),
-            Operation::Lookup { event_id } | Operation::History { event_id, .. } => {
-                (Action::ReadCorpus, of_row(event_id))
-            }
-            Operation::Scan { corpus, .. } => (Action::ReadCorpus, Some(corpus)),
-            Operation::Totals { corpus } | Operation::Disputes { corpus, .. } if !corpus.is_empty() => {
-                (Action::ReadCorpus, Some(corpus))
-            }
-            Operation::Correlated { .. } | Operation::ReadAll | Operation::Configuration => (Action::ReadAll, None),
-            Operation::Onboard { .. } => (Action::Onboard, None),
-            Operation::ConfirmClock => (Action::ConfirmClock, None),
-            Operation::Decommission { .. } | Operation::Usage { .. } => (Action::Decommission, None),
-            Operation::Freeze { corpus: "", .. } => (Action::FreezeLedger, None),
-            Operation::Freeze { corpus, .. } => (Action::Freeze, Some(corpus)),
-            Operation::Cap { corpus, .. } => (Action::Cap, Some(corpus)),
-            Operation::ProposeSlots { corpus, .. } => (Action::ProposeSlots, Some(corpus)),
-            Operation::SignOff { proposal, role } => {
-                let prefix = shard.registry.proposal(proposal).map(|p| p.prefix);
-                let corpus = prefix.and_then(|prefix| shard.registry.of_prefix(prefix)).map(|c| c.name.as_str());
-                let (who, policy) = (request.principal, &shard.policy);
-                // A role that signs nothing is told so to those who sign.
-                let may_sign = match SIGNING_ROLES.contains(&role) {
-                    true => policy.acts_as(who, role, corpus),
-                    false => policy.allows(who, Action::SignOff, corpus),
-                };
-                return if may_sign { Ok(()) } else { self.forbid(request, Action::SignOff, prefix) };
-            }
-            Operation::Incident { .. } => (Action::Incident, None),
-            Operation::Barrier => (Action::Barrier, None),
-            Operation::Reconcile { .. } => (Action::Reconcile, None),
-            // Only the daemon itself can ask for it.
-            Operation::Configure { .. } => return Ok(()),
-            Operation::Dispute { corpus, .. } => return self.authorise_dispute(request, corpus),
-            Operation::Respond { corpus, .. } => (Action::Respond, Some(corpus)),
-            Operation::Arbitrate { dispute, .. } => {
-                let policy = &shard.policy;
-                let may = |action| policy.allows(request.principal, action, None);
-                // Behind the verdict either asks again for what was answered, or learns where the dispute is.
-                let action = match shard.disputes.get(dispute).map(|dispute| dispute.state) {
-                    Some(DisputeState::Escalate) => Action::ArbitrateEscalated,
-                    Some(DisputeState::Arbitrate) => Action::Arbitrate,
-                    _ if may(Action::ArbitrateEscalated) => Action::ArbitrateEscalated,
-                    _ => Action::Arbitrate,
-                };
-                (action, None)
-            }
-            Operation::Escalate { .. } => (Action::Arbitrate, None),
-            // What one may not read is left out of the answer.
-            Operation::Corpora
-            | Operation::Find { .. }
-            | Operation::Totals { .. }
-            | Operation::Disputes { .. }
-            | Operation::DisputeLookup { .. }
-            | Operation::Proposals
-            | Operation::Status => (Action::Status, None),
-        };
-        if self.shard.policy.allows(request.principal, action, corpus) {
-            return Ok(());
-        }
-        let prefix = corpus.and_then(|name| self.shard.registry.of_name(name)).map(|corpus| corpus.prefix);
-        self.forbid(request, action, prefix)
-    }
-
-    /// Refuses for lack of a role, and has it in the audit: so many times an hour for each uid, then it counts.
-    pub(super) fn forbid<T>(&mut self, request: &Request<'_>, action: Action, corpus: Option<Prefix>) -> Decided<T> {
-        // Whoever has no role does not move a replay ledger's time.
-        let time_us = self.shard.time_us(self.now);
-        let uid = request.principal.uid;
-        let refusal = Refusal::new(
-            Code::Forbidden,
-            format!(
-                "uid {uid} has no role that allows this; `claimctl config show` lists the roles for who may see them"
-            ),
-        );
-        let hour = time_us / HOUR_US;
-        let known = self.shard.refusals.get(&uid).copied().unwrap_or_default();
-        let is_logged = (known.hour != hour || known.logged < FORBIDDEN_LOGGED_MAX) && self.log.takes_small_entries();
-        if !is_logged {
-            if known.hour != 0 || self.shard.refusals.len() < FORBIDDEN_UIDS_MAX {
-                self.shard.refusals.entry(uid).or_default().counted += 1;
-            }
-            return refuse(refusal);
-        }
-        self.know_user(request, time_us);
-        let entry = Entry::Forbidden { action, counted: known.counted };
-        let meta = Meta {
-            timestamp_us: time_us,
-            idempotency_key: 0,
-            correlation_id: request.correlation_id,
-            fingerprint: 0,
-            principal: request.principal,
-            item: 0,
-            corpus,
-            rationale: "",
-        };
-        let position = self.shard.append(&Record { meta, entry }, self.log);
-        Err(Stop::Refused(refusal, position))
-    }
-
-    /// Has the name of whoever does something in the log before what he does.
-    fn know_user(&mut self, request: &Request<'_>, time_us: i64) {
-        let (uid, name) = (request.principal.uid, request.user);
-        let is_known = match self.shard.users.get(&uid) {
-            Some(known) => known == name,
-            None => self.shard.users.len() >= USERS_MAX,
-        };
-        if is_known || name.is_empty() || name.len() > USER_NAME_BYTES_MAX {
-            return;
-        }
-        let meta = Meta {
-            timestamp_us: time_us,
-            idempotency_key: 0,
-            correlation_id: 0,
-            fingerprint: 0,
-            principal: request.principal,
-            item: 0,
-            corpus: None,
-            rationale: "",
-        };
-        self.shard.append(&Record { meta, entry: Entry::User { uid, name } }, self.log);
     }
 
     fn at_least(&self, positions: &[(u16, u64)]) -> Decided<()> {
@@ -819,55 +612,4 @@ pub(super) fn text(out: &mut Vec<u8>, text: &str) {
 
 pub(super) fn number(out: &mut Vec<u8>, n: u64) {
     out.extend_from_slice(&n.to_le_bytes());
-}
-
-impl Shard {
-    /// A corpus with what this shard knows of it.
-    pub fn details(&self, corpus: &crate::command::Corpus) -> CorpusDetails {
-        self.details_at(corpus, self.last_us)
-    }
-
-    fn details_at(&self, corpus: &crate::command::Corpus, at_us: i64) -> CorpusDetails {
-        let quarter = Quarter::of(at_us);
-        let budget = self.budget(corpus.prefix);
-        let is_raised = |kind: &AlarmKind| budget.is_some_and(|budget| budget.is_raised(*kind, quarter));
-        CorpusDetails {
-            corpus: corpus.clone(),
-            claims: self.rows.count_of(corpus.prefix),
-            claims_this_quarter: self.rows.next_sequence(corpus.prefix, quarter) - 1,
-            slots: self.slots_at(corpus.prefix, at_us),
-            alarms: AlarmKind::ALL.into_iter().filter(is_raised).collect(),
-        }
-    }
-
-    /// What a corpus is to this shard.
-    pub(super) fn usage(&self, prefix: Prefix) -> CorpusUsage {
-        CorpusUsage { rows: self.rows.count_of(prefix), aliases_elsewhere: self.rows.aliases_of_corpus(prefix) }
-    }
-
-    /// Rows whose entries belong to a row's story: its canonical row, its aliases, the other rows of its disputes.
-    fn related(&self, found: &Found) -> Vec<EventId> {
-        let mut related: Vec<_> = found.canonical_id.into_iter().collect();
-        related.extend_from_slice(self.rows.aliases_of(found.event_id));
-        let disputes = self.disputes.all().filter(|dispute| dispute.sides.ids().contains(&found.event_id));
-        related.extend(disputes.flat_map(|dispute| dispute.sides.ids().to_vec()));
-        related.sort_unstable();
-        related.dedup();
-        related.retain(|id| *id != found.event_id);
-        related
-    }
-
-    /// Control totals of a corpus of this shard.
-    pub fn totals(&self, prefix: Prefix) -> Vec<Total> {
-        let mut before: Option<(Quarter, u64)> = None;
-        let total = |(quarter, rows): (Quarter, [u64; 4])| {
-            let claims: u64 = rows.iter().sum();
-            let slots = self.slots_at(prefix, quarter.start_us());
-            let claims_before = before.filter(|(q, _)| *q == quarter.previous()).map(|(_, claims)| claims);
-            before = Some((quarter, claims));
-            let over_budget = self.rows.over_budget(prefix, quarter);
-            Total { prefix, quarter, rows, slots, over_budget, claims_before }
-        };
-        self.rows.totals(prefix).into_iter().map(total).collect()
-    }
 }

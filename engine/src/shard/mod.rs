@@ -4,12 +4,14 @@
 //! Absent here, and tested by lint: clocks, randomness, I/O, await, glommio, flatbuffers. Time and entropy come in with
 //! each event.
 
+mod authorise;
 pub mod budget;
 mod check;
 pub mod clock;
 mod decide;
 mod decide_dispute;
 mod decide_global;
+mod decide_read;
 pub mod disputes;
 pub mod event_keys;
 mod follow;
