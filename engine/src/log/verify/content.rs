@@ -1,0 +1,280 @@
+//! The records of one shard: their checksums, whether they apply, and what they add up to.
+
+use super::globals::{GlobalCopy, global_copy};
+use super::salvage::salvage;
+use super::{Finding, Hole, ROWS_NAMED_MAX, RowConcerned, Step, Structure, event_id};
+use crate::corpus::Prefix;
+use crate::log::batch;
+use crate::log::entry::{Entry, Record};
+use crate::log::record;
+use crate::log::recovery::BatchPlace;
+use crate::log::superblock::Superblock;
+use crate::shard::Shard;
+use crate::shard::keys::KeyId;
+use std::collections::BTreeMap;
+
+/// Where a record stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Chained from the first batch on.
+    Proven,
+    /// In a batch that verifies, beyond a hole.
+    BeyondHole,
+    /// In a hole: its own checksum matches, its batch's hash does not.
+    InHole,
+}
+
+/// Looks into the batches of one shard.
+pub struct Content<'a> {
+    superblock: &'a Superblock,
+    /// Absent once something is missing or does not apply: nothing later could be judged by it.
+    shard: Option<Shard>,
+    proven: Option<Shard>,
+    each_record: Option<EachRecord<'a>>,
+    /// By their place in the global order.
+    globals: BTreeMap<u64, GlobalCopy>,
+    /// Where the state machine stopped: log end before the batch that it could not take.
+    stopped_at: Option<u64>,
+    /// Hashes of the idempotency keys with the positions that used them, by the hash's first bit.
+    keys: [Vec<(u64, u64)>; 2],
+    secret: u64,
+    findings: Vec<Finding>,
+}
+
+/// Hears of every record: its place, log offset and standing. What lies in a hole may be heard of twice.
+pub type EachRecord<'a> = Box<dyn FnMut(&record::RawRecord<'_>, u64, Standing) + Send + 'a>;
+
+impl std::fmt::Debug for Content<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Content").field("findings", &self.findings).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Content<'a> {
+    /// For one shard's steps.
+    pub fn new(superblock: &'a Superblock) -> Content<'a> {
+        Content {
+            superblock,
+            shard: Some(Shard::without_keys(superblock)),
+            proven: None,
+            each_record: None,
+            globals: BTreeMap::new(),
+            stopped_at: None,
+            keys: [Vec::new(), Vec::new()],
+            secret: u64::from_le_bytes(superblock.key[..8].try_into().expect("a key has 32 bytes")),
+            findings: Vec::new(),
+        }
+    }
+
+    /// Ends the look at the records, with what can only be said of all of them: that no key has had two effects.
+    pub fn finish(&mut self) {
+        let [low, high] = &mut self.keys;
+        std::thread::scope(|scope| {
+            scope.spawn(|| low.sort_unstable());
+            high.sort_unstable();
+        });
+        for keys in std::mem::take(&mut self.keys) {
+            for pair in keys.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
+                let (first, second) = (pair[0].1, pair[1].1);
+                let what = format!("the entries at positions {first} and {second} have the same idempotency key");
+                let mut finding = Finding::damage(Structure::Index, self.superblock.shard, 0, 0, what);
+                finding.positions = Some((first, second));
+                self.findings.push(finding);
+            }
+        }
+        self.check_totals();
+    }
+
+    /// The control totals that are kept with the state equal a count of all rows.
+    fn check_totals(&mut self) {
+        let Some(shard) = &self.shard else { return };
+        for corpus in shard.registry().corpora() {
+            let kept = shard.rows().totals(corpus.prefix);
+            let counted = shard.rows().count_totals(corpus.prefix);
+            if kept != counted {
+                let what =
+                    format!("the control totals of corpus {} are {kept:?}, and its rows {counted:?}", corpus.name);
+                self.findings.push(Finding::damage(Structure::Index, self.superblock.shard, 0, 0, what));
+            }
+        }
+    }
+
+    /// Lets somebody hear of every record.
+    pub fn on_record(mut self, each: EachRecord<'a>) -> Content<'a> {
+        self.each_record = Some(each);
+        self
+    }
+
+    /// What was found so far, in order.
+    pub fn findings(&self) -> &[Finding] {
+        &self.findings
+    }
+
+    /// Takes the findings out.
+    pub fn take_findings(&mut self) -> Vec<Finding> {
+        std::mem::take(&mut self.findings)
+    }
+
+    /// The entries that every shard keeps, as this one has them.
+    pub fn globals(&self) -> &BTreeMap<u64, GlobalCopy> {
+        &self.globals
+    }
+
+    /// The log offset of the first batch with a record that breaks a rule, if there is one.
+    pub fn stopped_at(&self) -> Option<u64> {
+        self.stopped_at
+    }
+
+    /// The state machine at the end of what is proven.
+    pub fn shard(&self) -> Option<&Shard> {
+        self.shard.as_ref().or(self.proven.as_ref())
+    }
+
+    /// Takes a step of [`walk`](super::walk).
+    pub fn step(&mut self, step: Step) {
+        match step {
+            Step::Batch(place, bytes) => self.batch(&place, &bytes),
+            Step::Hole(hole) => self.hole(&hole),
+            Step::Finding(finding) => self.findings.push(finding),
+        }
+    }
+
+    fn stop(&mut self) {
+        if let Some(shard) = self.shard.take() {
+            self.proven = Some(shard);
+        }
+    }
+
+    fn batch(&mut self, place: &BatchPlace, bytes: &[u8]) {
+        let range = batch::records(bytes, &place.header);
+        let mut at = range.start;
+        for i in 0..place.header.record_count {
+            let position = place.header.first_position + u64::from(i);
+            let log_offset = place.log_offset + at as u64;
+            match record::read(&bytes[at..range.end]) {
+                Ok((raw, length)) if raw.position == position => {
+                    self.record(place, &raw, log_offset);
+                    at += length;
+                }
+                Ok((raw, _)) => {
+                    let what =
+                        format!("the record says that its position is {}, its place says {position}", raw.position);
+                    return self.broken(Structure::Record, place, position, log_offset, what);
+                }
+                Err(error) => return self.broken(Structure::Record, place, position, log_offset, error.to_string()),
+            }
+        }
+        if at != range.end {
+            let log_offset = place.log_offset + at as u64;
+            let what = "the batch has bytes behind its last record".to_owned();
+            self.broken(Structure::Record, place, place.header.next_position(), log_offset, what);
+        }
+    }
+
+    fn record(&mut self, place: &BatchPlace, raw: &record::RawRecord<'_>, log_offset: u64) {
+        let standing = if self.shard.is_some() { Standing::Proven } else { Standing::BeyondHole };
+        if let Some(each) = &mut self.each_record {
+            each(raw, log_offset, standing);
+        }
+        let record = match Record::decode(raw.kind, raw.body) {
+            Ok(record) => record,
+            Err(error) => {
+                return self.broken(Structure::Record, place, raw.position, log_offset, error.to_string());
+            }
+        };
+        if let Some(sequence) = record.entry.global_sequence() {
+            self.globals.insert(sequence, global_copy(raw.kind, &record));
+        }
+        let Some(shard) = &mut self.shard else { return };
+        let mut result = shard.apply(raw.position, log_offset, &record);
+        if let (Ok(()), Entry::Claim(claim)) = (&result, &record.entry) {
+            let corpus = shard.registry().of_prefix(claim.event_id.prefix());
+            if corpus.is_none_or(|corpus| corpus.shard != self.superblock.shard) {
+                result =
+                    Err(format!("the claim of {} is of a corpus that does not live on this shard", claim.event_id));
+            }
+        }
+        let meta = &record.meta;
+        let is_minting = matches!(record.entry, Entry::PrefixAllocation { .. });
+        if meta.idempotency_key != 0 && !is_minting {
+            let id = KeyId::new(meta.corpus.map_or(0, Prefix::get), meta.idempotency_key, meta.item);
+            let hash = id.hash(self.secret);
+            self.keys[(hash >> 63) as usize].push((hash, raw.position));
+        }
+        if let Err(reason) = result {
+            self.broken(Structure::Index, place, raw.position, log_offset, reason);
+        }
+    }
+
+    /// A record in a batch that verifies: written by something else than this state machine.
+    fn broken(&mut self, structure: Structure, place: &BatchPlace, position: u64, log_offset: u64, what: String) {
+        let geometry = self.superblock.geometry;
+        if self.stopped_at.is_none() && self.shard.is_some() {
+            self.stopped_at = Some(place.log_offset);
+        }
+        self.stop();
+        let mut finding = Finding::damage(structure, self.superblock.shard, geometry.file_offset(log_offset), 0, what);
+        finding.segment = Some(geometry.segment_of(log_offset));
+        finding.batches = Some((place.header.number, place.header.number));
+        finding.positions = Some((position, position));
+        self.findings.push(finding);
+    }
+
+    fn hole(&mut self, hole: &Hole) {
+        let geometry = self.superblock.geometry;
+        let positions = hole.before.next_position..hole.resume.header.first_position;
+        let salvaged = salvage(hole, &positions);
+        let mut finding = Finding::damage(
+            Structure::Batch,
+            self.superblock.shard,
+            geometry.file_offset(hole.before.next_batch_at),
+            hole.resume.log_offset - hole.before.next_batch_at,
+            String::new(),
+        );
+        finding.segment = Some(geometry.segment_of(hole.before.next_batch_at));
+        finding.batches = Some((hole.before.next_number, hole.resume.header.number - 1));
+        if !positions.is_empty() {
+            finding.positions = Some((positions.start, positions.end - 1));
+        }
+        let mut intact = 0;
+        for found in salvaged.values() {
+            let raw = record::RawRecord { position: found.position, kind: found.kind, body: &found.body };
+            let Ok(record) = Record::decode(raw.kind, raw.body) else { continue };
+            if found.is_intact {
+                intact += 1;
+                if let Some(each) = &mut self.each_record {
+                    each(&raw, found.log_offset, Standing::InHole);
+                }
+            }
+            if finding.rows.len() < ROWS_NAMED_MAX {
+                finding.rows.push(RowConcerned {
+                    position: found.position,
+                    operation: record.entry.operation(),
+                    event_id: event_id(&record.entry),
+                    is_intact: found.is_intact,
+                });
+            } else {
+                finding.rows_more += 1;
+            }
+        }
+        let (first, last) = (hole.before.next_number, hole.resume.header.number - 1);
+        let batches = if first == last { format!("batch {first}") } else { format!("batches {first} to {last}") };
+        let records = positions.end.saturating_sub(positions.start);
+        finding.what = format!(
+            "{batches} can't be proven ({:?}), and batch {} at file offset {} goes on behind: {}",
+            hole.here,
+            hole.resume.header.number,
+            geometry.file_offset(hole.resume.log_offset),
+            match records {
+                0 => "no positions are concerned".to_owned(),
+                _ => format!(
+                    "positions {} to {}; {intact} of {records} records verify by their own checksums",
+                    positions.start,
+                    positions.end - 1
+                ),
+            }
+        );
+        self.findings.push(finding);
+        self.stop();
+    }
+}
