@@ -277,7 +277,7 @@ impl Policy {
         Policy::build(Settings::default())
     }
 
-    /// Checks `settings` against the bounds of [`settings`](self::settings). The error names the key of the resolved form.
+    /// Checks `settings` against the bounds of [`settings`]. The error names the key of the resolved form.
     pub fn new(settings: Settings) -> Result<Policy, String> {
         settings.check()?;
         let policy = Policy::build(settings);

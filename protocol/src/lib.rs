@@ -1,8 +1,8 @@
 //! The wire contract of claimd: the flatbuffers schema (`schema/claimd.fbs`), the code generated from it, frames, and
 //! requests and replies as plain typed values.
 //!
-//! Both sides use the same few functions. [`encode_request`] and [`encode_reply()`] append one whole frame to a buffer;
-//! [`frame::split_frame`] or [`frame::FrameBuffer`] finds frames in a stream; [`decode_request`] and [`decode_reply()`]
+//! Both sides use the same few functions. [`encode_request()`] and [`encode_reply()`] append one whole frame to a buffer;
+//! [`frame::split_frame`] or [`frame::FrameBuffer`] finds frames in a stream; [`decode_request()`] and [`decode_reply()`]
 //! verify every byte of one before they look at it. Flatbuffers types do not leave this crate.
 //!
 //! ```

@@ -1,6 +1,6 @@
 //! Idempotency keys: which requests of the last [`WINDOW_US`] have had their effect, and what was answered.
 //!
-//! A key is a UUIDv7 and so carries its own time. Keys live in slices of [`SLICE_MS`] of it, so that those that come in now
+//! A key is a UUIDv7 and so carries its own time. Keys live in slices of 60 ms of it, so that those that come in now
 //! lie together in little memory that stays in the cache; a slice goes as a whole when its last key has left the window. The
 //! items of a batch have one key, and are kept together.
 
