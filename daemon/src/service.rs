@@ -582,6 +582,8 @@ impl Service {
     }
 
     fn status_frame(&self) -> StatusReport {
+        // What concerns the whole ledger every shard knows.
+        let known = self.drivers.iter().flatten().next().map(|driver| driver.engine.borrow().status());
         StatusReport {
             daemon: DAEMON.to_owned(),
             ledger: self.shared.ledger,
@@ -592,10 +594,10 @@ impl Service {
             connections: self.shared.connections.load(Ordering::Relaxed) as u32,
             stall_wakes: self.shared.guard.get().map_or(0, |guard| guard.wakes.load(Ordering::Relaxed)),
             shards: Vec::new(),
-            incident_active: false,
-            frozen_reason: None,
-            last_pass_at_us: None,
-            policy_at_us: None,
+            incident_active: known.as_ref().is_some_and(|status| status.incident_active),
+            last_pass_at_us: known.as_ref().and_then(|status| status.last_pass_at_us),
+            policy_at_us: known.as_ref().map(|status| status.policy_at_us).filter(|at_us| *at_us > 0),
+            frozen_reason: known.and_then(|status| status.frozen_reason),
         }
     }
 

@@ -191,9 +191,13 @@ fn windows_hold_rows_back() {
 
     // An incident widens the windows of what is claimed while it is on, for as long as the rows are there.
     let mut now_us = START_US + 30 * MINUTE_US;
+    let status = || client.status(&options()).wait().expect("a status").value;
     client.incident(true, &at(now_us)).wait().expect("an incident");
+    let shown = status();
+    assert!(shown.incident_active && shown.last_pass_at_us.is_some(), "{shown:?}");
     let during = pair(2, 1, "during an incident", now_us);
     client.incident(false, &at(now_us + 1)).wait().expect("its end");
+    assert!(!status().incident_active);
     let behind = pair(2, 1, "behind it", now_us + 1);
     world.pass(now_us + 15 * MINUTE_US - 1);
     assert_eq!((aliases(&world, &during), aliases(&world, &behind)), (vec![], vec![(1, 0)]));

@@ -196,7 +196,9 @@ impl<'a> Content<'a> {
         }
         let meta = &record.meta;
         let is_minting = matches!(record.entry, Entry::PrefixAllocation { .. });
-        if meta.idempotency_key != 0 && !is_minting {
+        // The key of a global entry counts at shard 0, where the request was decided.
+        let is_copy = record.entry.global_sequence().is_some() && self.superblock.shard != 0;
+        if meta.idempotency_key != 0 && !is_minting && !is_copy {
             let id = KeyId::new(meta.corpus.map_or(0, Prefix::get), meta.idempotency_key, meta.item);
             let hash = id.hash(self.secret);
             self.keys[(hash >> 63) as usize].push((hash, raw.position));
