@@ -93,8 +93,15 @@ fn what_does_not_verify_gets_one_error_and_the_end() {
     let scratch = scratch();
     format(scratch.path(), 2, "wall");
     let daemon = Daemon::start(scratch.path());
+    daemon.client().onboard("customer", "", &options()).wait().unwrap();
+    daemon.stop();
+    // A changed byte can make another valid request of a claim, such as a freeze: the sender has no role for those.
+    let uid = nix::unistd::geteuid();
+    let file = scratch.path().join("claimd.toml");
+    let role = format!("[[role]]\nrole = \"client\"\ncorpora = [\"customer\"]\nuids = [{uid}]\n");
+    std::fs::write(&file, role).expect("our directory");
+    let daemon = Daemon::start_more(scratch.path(), &["--config", file.to_str().expect("the path is text")]);
     let client = daemon.client();
-    client.onboard("customer", "", &options()).wait().unwrap();
     let claim = frame(&Request {
         idempotency_key: Some(claim_client::new_key(None)),
         ..Request::new(

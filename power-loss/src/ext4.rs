@@ -18,12 +18,16 @@ use claim_engine::log::superblock::Superblock;
 use claim_engine::mutant::Mutation;
 use std::collections::HashSet;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 /// Bytes of the file system's device.
 const DEVICE_BYTES: usize = 48 << 20;
+/// How often an unmount is tried, and how long between two tries.
+const UNMOUNTS_MAX: u32 = 50;
+const UNMOUNT_AGAIN: Duration = Duration::from_millis(100);
 /// The unit between which a write is torn.
 pub const SECTOR_BYTES: u64 = 4096;
 /// Draws until one differs from those before.
@@ -53,6 +57,12 @@ fn text(path: &Path) -> &str {
 struct Loop(String);
 
 impl Loop {
+    /// Over a file that lies in memory.
+    fn over(file: &Path) -> Result<Loop, String> {
+        command("losetup", &["--find", "--show", text(file)]).map(Loop)
+    }
+
+    /// Over a file of the flaky disk: its writes and flushes arrive there.
     fn attach(file: &Path) -> Result<Loop, String> {
         let arguments = ["--find", "--show", "--direct-io=on", "--sector-size=4096", text(file)];
         let device = command("losetup", &arguments).map(Loop)?;
@@ -87,7 +97,14 @@ impl<'a> Mounted<'a> {
 
 impl Drop for Mounted<'_> {
     fn drop(&mut self) {
-        let _ = command("umount", &[text(self.0)]);
+        // Others look into file systems as they come, which keeps them busy for a moment.
+        for _ in 0..UNMOUNTS_MAX {
+            match command("umount", &[text(self.0)]) {
+                Ok(_) => return,
+                Err(_) => std::thread::sleep(UNMOUNT_AGAIN),
+            }
+        }
+        eprintln!("{} stays mounted: `umount` says why", self.0.display());
     }
 }
 
@@ -121,10 +138,12 @@ pub fn record(binary: &Binary, plan: &Plan, scratch: &Path) -> Result<Trace, (St
 
 /// Puts an image into a file, mounts it, and reads the ledger's files.
 fn shards_of(image: &[u8], count: Option<usize>, scratch: &Path) -> Result<Vec<Vec<u8>>, String> {
-    let file = scratch.join("image");
-    fs::write(&file, image).map_err(|e| format!("{}: {e}", file.display()))?;
+    // A file and a device for each image: the kernel lets go of a device some time after its file system is unmounted.
+    let mut file = tempfile::NamedTempFile::new_in(scratch).map_err(|e| format!("{}: {e}", scratch.display()))?;
+    file.write_all(image).map_err(|e| format!("{}: {e}", file.path().display()))?;
+    let device = Loop::over(file.path())?;
     let path: PathBuf = scratch.join("mounted");
-    let mounted = Mounted::mount(text(&file), "loop,noatime", &path)?;
+    let mounted = Mounted::mount(&device.0, "noatime", &path)?;
     let data = path.join(LEDGER);
     let mut shards = Vec::new();
     for shard in 0..count.unwrap_or(usize::MAX) {
