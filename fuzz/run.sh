@@ -68,7 +68,7 @@ fi
 out="${CARGO_TARGET_DIR:-$PWD/target}/fuzz"
 host=$(rustc -vV | sed -n 's/^host: //p')
 # Without a sanitizer: those need a nightly compiler. Panics, failed assertions, overflows, time and memory are found without.
-cargo fuzz build --sanitizer none --target "$host" --target-dir "$out" >&2
+cargo fuzz build --sanitizer none --codegen-units 16 --target "$host" --target-dir "$out" >&2
 
 if $seeds; then
     # The seeds of requests are made by a program.

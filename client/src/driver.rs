@@ -222,7 +222,10 @@ impl Driver {
                     Err(error) if error.kind() == ErrorKind::WouldBlock && now < self.first_by => {
                         self.link = Link::Down { retry_at: now + BACKOFF_FIRST };
                     }
-                    Err(error) => self.lose(error.to_string(), now),
+                    Err(error) => {
+                        let hint = "start the daemon with `claimd start` or name its socket";
+                        self.lose(format!("{error}; {hint}"), now);
+                    }
                 }
             }
             Link::Greeting { give_up_at, .. } if *give_up_at <= now => {

@@ -9,7 +9,7 @@ use uuid::Uuid;
 pub enum ClientError {
     /// No daemon could be reached, and the request never left this process.
     #[error(
-        "cannot connect to {}: {reason}; start the daemon with `claimd start` or name its socket",
+        "cannot connect to {}: {reason}",
         socket.display()
     )]
     Connect {

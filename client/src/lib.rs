@@ -85,9 +85,9 @@ mod scan;
 mod slot;
 
 pub use claim_protocol::{
-    AlarmKind, AuditOperation, CHAIN_HASH_BYTES, ClaimItem, Claimed, ClockMode, CorpusInfo, DisputeInfo, DisputeSide,
-    DisputeState, DisputeVerdict, Entry, ErrorCode, ErrorOutcome, Head, Lifecycle, LogPosition, Merge, Orphan,
-    OverloadLevel, Pair, Proposal, ReasonCode, ReconcileReport, ReconciliationState, Role, Row, ServerError,
+    AlarmKind, AuditOperation, CHAIN_HASH_BYTES, ClaimContent, ClaimItem, Claimed, ClockMode, CorpusInfo, DisputeInfo,
+    DisputeSide, DisputeState, DisputeVerdict, Entry, ErrorCode, ErrorOutcome, Head, Lifecycle, LogPosition, Merge,
+    Orphan, OverloadLevel, Pair, Proposal, ReasonCode, ReconcileReport, ReconciliationState, Role, Row, ServerError,
     ShardEndpoint, ShardStatus, Signature, StatusReport, Suspect, Total, UnknownValue, Uuid, Verdict, Welcome,
 };
 pub use client::{AuditChecked, Client, Configuration, Decommissioned, Registration, TailOptions, TailPage, TailPages};
@@ -99,4 +99,4 @@ pub use options::{
 pub use pending::{Answer, Pending};
 pub use retry::{RETRY_PERCENT_MAX, RETRY_REQUESTS_MIN, RETRY_WINDOW};
 pub use routes::shard_prefix;
-pub use scan::{HistoryPage, HistoryQuery, HistorySubject, Rows, ScanPage, ScanPages, ScanRange};
+pub use scan::{FoundPage, HistoryPage, HistoryQuery, HistorySubject, RowPages, Rows, ScanPage, ScanRange};

@@ -1,4 +1,4 @@
-//! Rows of a corpus, page by page.
+//! Rows and audit entries, page by page.
 
 use crate::client::Client;
 use crate::error::ClientError;
@@ -50,30 +50,48 @@ pub struct HistoryQuery {
 /// One page of audit entries.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HistoryPage {
-    /// Entries in the order of their positions.
+    /// Entries in the order of their positions on one shard.
     pub entries: Vec<Entry>,
-    /// Whether there are more after these.
-    pub more: bool,
+    /// Where there may be more. A page may be empty and not the last.
+    pub next: Option<u64>,
     /// Aliases, canonical ids and the other rows of disputes: their entries are not among these.
     pub related: Vec<Uuid>,
 }
 
-/// The pages of a scan. As an iterator it blocks; [`ScanPages::next_page`] does not.
+/// One page of the rows of an event key.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FoundPage {
+    /// The rows: shard by shard, the last claimed first.
+    pub rows: Vec<Row>,
+    /// Where there may be more. A page may be empty and not the last.
+    pub next: Option<u64>,
+}
+
+/// Which rows are paged through, and where the next page starts.
+#[derive(Debug)]
+enum Query {
+    Corpus { corpus: String, range: ScanRange, after: Option<Uuid> },
+    EventKey { event_key: String, from: u64 },
+}
+
+/// Rows, page by page. As an iterator it blocks; [`RowPages::next_page`] does not.
 ///
 /// It ends after the last page, or after an error.
 #[derive(Debug)]
-pub struct ScanPages {
+pub struct RowPages {
     client: Client,
-    corpus: String,
-    range: ScanRange,
+    query: Query,
     options: RequestOptions,
-    after: Option<Uuid>,
     ended: bool,
 }
 
-impl ScanPages {
-    pub(crate) fn new(client: Client, corpus: String, range: ScanRange, options: RequestOptions) -> Self {
-        ScanPages { client, corpus, range, options, after: None, ended: false }
+impl RowPages {
+    pub(crate) fn of_corpus(client: Client, corpus: String, range: ScanRange, options: RequestOptions) -> Self {
+        RowPages { client, query: Query::Corpus { corpus, range, after: None }, options, ended: false }
+    }
+
+    pub(crate) fn of_event_key(client: Client, event_key: String, options: RequestOptions) -> Self {
+        RowPages { client, query: Query::EventKey { event_key, from: 0 }, options, ended: false }
     }
 
     /// The rows of the next page; `None` after the last.
@@ -81,8 +99,17 @@ impl ScanPages {
         if self.ended {
             return None;
         }
-        let page = self.client.scan_page(&self.corpus, self.range, self.after, &self.options).await;
-        Some(self.turn(page.map(|answer| answer.value)))
+        let page = match &self.query {
+            Query::Corpus { corpus, range, after } => {
+                let page = self.client.scan_page(corpus, *range, *after, &self.options).await;
+                page.map(|answer| Page::of_scan(answer.value))
+            }
+            Query::EventKey { event_key, from } => {
+                let page = self.client.find_page(event_key, *from, &self.options).await;
+                page.map(|answer| Page::of_find(answer.value))
+            }
+        };
+        Some(self.turn(page))
     }
 
     /// The rows one by one, blocking at the end of each page.
@@ -90,30 +117,63 @@ impl ScanPages {
         Rows { pages: self, page: VecDeque::new() }
     }
 
-    fn turn(&mut self, page: Result<ScanPage, ClientError>) -> Result<Vec<Row>, ClientError> {
+    fn turn(&mut self, page: Result<Page, ClientError>) -> Result<Vec<Row>, ClientError> {
         let page = page.inspect_err(|_| self.ended = true)?;
-        self.ended = page.next.is_none();
-        self.after = page.next;
+        match (page.next, &mut self.query) {
+            (Some(Next::After(id)), Query::Corpus { after, .. }) => *after = Some(id),
+            (Some(Next::From(place)), Query::EventKey { from, .. }) => *from = place,
+            _ => self.ended = true,
+        }
         Ok(page.rows)
     }
 }
 
-impl Iterator for ScanPages {
+/// A page of either.
+struct Page {
+    rows: Vec<Row>,
+    next: Option<Next>,
+}
+
+enum Next {
+    After(Uuid),
+    From(u64),
+}
+
+impl Page {
+    fn of_scan(page: ScanPage) -> Page {
+        Page { rows: page.rows, next: page.next.map(Next::After) }
+    }
+
+    fn of_find(page: FoundPage) -> Page {
+        Page { rows: page.rows, next: page.next.map(Next::From) }
+    }
+}
+
+impl Iterator for RowPages {
     type Item = Result<Vec<Row>, ClientError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.ended {
             return None;
         }
-        let page = self.client.scan_page(&self.corpus, self.range, self.after, &self.options).wait();
-        Some(self.turn(page.map(|answer| answer.value)))
+        let page = match &self.query {
+            Query::Corpus { corpus, range, after } => {
+                let page = self.client.scan_page(corpus, *range, *after, &self.options).wait();
+                page.map(|answer| Page::of_scan(answer.value))
+            }
+            Query::EventKey { event_key, from } => {
+                let page = self.client.find_page(event_key, *from, &self.options).wait();
+                page.map(|answer| Page::of_find(answer.value))
+            }
+        };
+        Some(self.turn(page))
     }
 }
 
-/// The rows of a scan, one by one.
+/// The rows of a scan, or of an event key, one by one.
 #[derive(Debug)]
 pub struct Rows {
-    pages: ScanPages,
+    pages: RowPages,
     page: VecDeque<Row>,
 }
 

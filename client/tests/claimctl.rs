@@ -195,7 +195,7 @@ fn the_json_of_corpora_and_rows() {
     let row = json!({
         "event_id": id, "corpus": "billing", "lifecycle": "registered", "claim_timestamp": AT_MICROS,
         "claim_sequence": 1, "event_key": "invoice-1", "occurred_at": AT_MICROS, "owning_corpus": "billing",
-        "hosting_corpus": "audit", "category": "dunning", "canonical_id": null, "tombstoned_at": null,
+        "hosting_corpus": "audit", "category": "dunning", "taxonomy_version": 1, "metadata": "{}", "canonical_id": null, "tombstoned_at": null,
         "tombstone_reason_code": null, "tombstone_reason": null, "reactivated_at": null, "dispute_id": null,
         "reconciliation_state": "pending", "over_budget": false, "incident_active": false,
         "effective_quarter": "2026-Q1", "reactivation_quarter": null,

@@ -27,6 +27,7 @@ fn entry(position: u64, timestamp_us: i64, event_id: Uuid) -> Entry {
         operation: AuditOperation::Claim,
         timestamp_us,
         event_id: Some(event_id),
+        dispute_id: None,
         ..samples::entry()
     }
 }
@@ -38,11 +39,17 @@ fn positions(objects: &[Value]) -> Vec<u64> {
 /// Four rows: 2 is an alias of 1, and 3 was in a dispute with 2; 4 may not be read.
 fn with_histories(fake: &Fake) {
     fake.script(|_, request| {
-        let Operation::History { event_id, correlation_id, skip, since_us, until_us } = &request.operation else {
+        let Operation::History { event_id, correlation_id, from, since_us, until_us } = &request.operation else {
             return match &request.operation {
-                Operation::Find { event_key: "both" } => {
+                // In two pages, and one between them that has nothing.
+                Operation::Find { event_key: "both", from } => {
                     let row = |event_id| claim_client::Row { event_id, ..samples::row() };
-                    Action::Reply(ReplyResult::Found(vec![row(id(1)), row(id(3))]))
+                    let (rows, next) = match from {
+                        0 => (vec![row(id(1))], Some(1)),
+                        1 => (vec![], Some(2)),
+                        _ => (vec![row(id(3))], None),
+                    };
+                    Action::Reply(ReplyResult::Found { rows, next })
                 }
                 _ => Action::Answer,
             };
@@ -59,10 +66,10 @@ fn with_histories(fake: &Fake) {
             since_us.is_none_or(|since| entry.timestamp_us >= since)
                 && until_us.is_none_or(|until| entry.timestamp_us < until)
         };
-        let mut entries: Vec<_> = entries.into_iter().filter(is_wanted).skip(*skip as usize).collect();
-        let more = entries.len() > 1;
-        entries.truncate(1);
-        Action::Reply(ReplyResult::History { entries, more, related })
+        // One entry a page; a page whose entry is not wanted has nothing.
+        let next = (*from + 1 < entries.len() as u64).then_some(*from + 1);
+        let entries = entries.into_iter().skip(*from as usize).take(1).filter(is_wanted).collect();
+        Action::Reply(ReplyResult::History { entries, next, related })
     });
 }
 

@@ -5,8 +5,8 @@ mod fake;
 mod samples;
 mod shell;
 
-use claim_client::ErrorCode;
-use claim_protocol::ReplyResult;
+use claim_client::{Entry, ErrorCode};
+use claim_protocol::{Operation, ReplyResult};
 use fake::{Action, Fake, refusal};
 use serde_json::{Value, json};
 use shell::{AT, AT_MICROS, KEY, object, objects, run, start};
@@ -87,10 +87,27 @@ fn disputes() {
                  Verdict {{ event_id: {SAMPLE_KEY}, verdict: Tombstone }}] }} because \"why\""
             ),
         ),
-        (&["dispute", "show", KEY], format!("DisputeLookup {{ dispute_id: {KEY} }} because \"\"")),
     ] {
         check(&fake, disputed, arguments, &asks, std::slice::from_ref(&dispute), "state         escalate (dismissed)");
     }
+    // Shown with what was said in it, which the history of its first row tells.
+    fake.script(|_, request| match &request.operation {
+        Operation::DisputeLookup { .. } => {
+            let is_dispute = |result: &ReplyResult| matches!(result, ReplyResult::Disputed(_));
+            Action::Reply(samples::results().into_iter().find(is_dispute).expect("a sample"))
+        }
+        Operation::History { event_id: Some(_), .. } => {
+            let entries = vec![samples::entry(), Entry { dispute_id: None, ..samples::entry() }];
+            Action::Reply(ReplyResult::History { entries, next: None, related: vec![] })
+        }
+        _ => Action::Answer,
+    });
+    let shown = object(&fake.socket(), &["dispute", "show", KEY]);
+    assert_eq!((&shown["rationale"], shown["entries"].as_array().map(Vec::len)), (&dispute["rationale"], Some(1)));
+    assert_eq!(shown["entries"][0]["rationale"], json!("because"));
+    let (status, stdout, stderr) = run(&fake.socket(), &["dispute", "show", KEY]);
+    assert_eq!((status, stderr.as_str()), (0, ""));
+    assert!(stdout.contains("because"), "{stdout}");
     let listed = |result: &ReplyResult| matches!(result, ReplyResult::DisputeList(list) if !list.is_empty());
     let bare = json!({
         "dispute_id": SAMPLE_KEY, "state": "escalate", "opened_by": "pd", "opened_at": "1969-12-31T23:59:59.999999Z",

@@ -374,9 +374,9 @@ fn every_operation_in_both_forms() {
         assert_eq!((row.lifecycle, row.tombstone_reason.as_deref()), (Lifecycle::Tombstoned, Some("because")));
         client.reactivate(ids[1], &because).await.expect("reactivated");
         let first = client.history(ids[1], 0, &options).await.expect("history").value;
-        assert_eq!((first.entries.len(), first.more), (1, true));
+        assert_eq!((first.entries.len(), first.next), (1, Some(1)));
         let second = client.history(ids[1], 1, &options).await.expect("history").value;
-        assert_eq!((second.entries.len(), second.more), (1, false));
+        assert_eq!((second.entries.len(), second.next), (1, None));
 
         let mut pages = client.scan("one", ScanRange::default(), &options);
         let mut found = Vec::new();

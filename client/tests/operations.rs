@@ -6,8 +6,8 @@ mod samples;
 
 use claim_client::{
     AuditChecked, ClaimItem, Client, ClientOptions, ClockMode, Configuration, Decommissioned, DisputeVerdict,
-    ErrorCode, Head, HistoryQuery, HistorySubject, LogPosition, Registration, RequestOptions, Role, TailOptions,
-    TailPage, Verdict,
+    ErrorCode, FoundPage, Head, HistoryQuery, HistorySubject, LogPosition, Registration, RequestOptions, Role,
+    TailOptions, TailPage, Verdict,
 };
 use claim_protocol::ReplyResult;
 use fake::{Action, Fake, refusal};
@@ -154,9 +154,10 @@ fn reconciliation() {
     let ReplyResult::Reconciled(report) = result.clone() else { unreachable!("looked for") };
     let asks = "Reconcile { dry_run: true }";
     stage.check(result, |client, options| client.reconcile(true, options), None, asks, &*report);
-    let found = ReplyResult::Found(vec![samples::row()]);
-    let asks = "Find { event_key: \"key\" }";
-    stage.check(found, |client, options| client.find("key", options), None, asks, &vec![samples::row()]);
+    let found = ReplyResult::Found { rows: vec![samples::row()], next: Some(9) };
+    let asks = "Find { event_key: \"key\", from: 8 }";
+    let page = FoundPage { rows: vec![samples::row()], next: Some(9) };
+    stage.check(found, |client, options| client.find_page("key", 8, options), None, asks, &page);
     let result = sample(|result| matches!(result, ReplyResult::PropagationFound(_)));
     let ReplyResult::PropagationFound(pairs) = result.clone() else { unreachable!("looked for") };
     stage.check(result, |client, options| client.propagation(options), None, "Propagation", &pairs);
@@ -188,11 +189,11 @@ fn the_log() {
     );
     // By a correlation id entries of all shards are found; a row's stand on the shard of its corpus.
     let query = HistoryQuery { subject: HistorySubject::Correlation(ID), since_us: Some(1), until_us: None };
-    let asked = stage.answer(ReplyResult::History { entries: vec![], more: false, related: vec![KEY] });
+    let asked = stage.answer(ReplyResult::History { entries: vec![], next: None, related: vec![KEY] });
     let page = stage.client.history_page(query, 7, &stage.options).wait().expect("answered").value;
-    assert_eq!((page.entries, page.more, page.related), (vec![], false, vec![KEY]));
+    assert_eq!((page.entries, page.next, page.related), (vec![], None, vec![KEY]));
     let asks =
-        format!("History {{ event_id: None, correlation_id: Some({ID}), skip: 7, since_us: Some(1), until_us: None }}");
+        format!("History {{ event_id: None, correlation_id: Some({ID}), from: 7, since_us: Some(1), until_us: None }}");
     assert_eq!(asked.lock().expect("notes").as_slice(), [(None, asks)]);
 }
 

@@ -161,6 +161,7 @@ impl Service {
             Outcome::Allowed => return self.allowed(asked, then),
             outcome @ (Outcome::Row(_)
             | Outcome::Rows { .. }
+            | Outcome::Found { .. }
             | Outcome::History { .. }
             | Outcome::Correlated { .. }) => return self.read(asked, outcome, then),
         };
@@ -211,20 +212,12 @@ impl Service {
         };
         let also = asked.clone();
         self.spawn_read(&also, weight, |this, driver| async move {
-            let at = LogPosition { shard: asked.shard, position: asked.position };
-            let result = reading::read(&driver, asked.shard, outcome, within, &*this).await;
+            let of = (asked.shard, this.drivers.len() as u16);
+            let result = reading::read(&driver, of, outcome, &within, &*this).await;
             if let Err(refusal) = &result {
                 tracing::error!(shard = asked.shard, message = refusal.message, "a read of the ledger failed");
             }
-            match (asked.is_part, result) {
-                (true, Ok(ReplyResult::ScanPage { rows, .. })) => {
-                    this.finish_part(&asked.reply_to, Part::Rows { at, rows });
-                }
-                (true, Ok(ReplyResult::History { entries, more, .. })) => {
-                    this.finish_part(&asked.reply_to, Part::Entries { at, entries, more });
-                }
-                (_, result) => this.finish_asked(&asked, result),
-            }
+            this.finish_asked(&asked, result);
         });
     }
 

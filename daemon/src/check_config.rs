@@ -14,6 +14,9 @@ use std::process::ExitCode;
 /// otherwise.
 pub fn run(path: &Path, json: bool) -> ExitCode {
     let read = config::read(path);
+    if let (Some(doubt), false) = (read.as_ref().ok().and_then(config::doubts), json) {
+        eprintln!("claimd: {}: careful: {doubt}", path.display());
+    }
     let printed = match (&read, json) {
         (Ok(policy), false) => print_tables(policy),
         (Err(error), false) => {
@@ -62,6 +65,7 @@ fn as_json(policy: &Policy) -> Value {
             "retention": {"years": s.retention_years},
             "slots": {"per_quarter": s.slots_per_quarter},
         },
+        "warning": config::doubts(policy),
         "resolved": policy.to_toml(),
     })
 }

@@ -50,6 +50,18 @@ fn uid_of(name: &str) -> Result<Option<u32>, String> {
     Ok(found.map(|user| user.uid.as_raw()))
 }
 
+/// What a policy that can be used is likely not meant to say.
+pub fn doubts(policy: &Policy) -> Option<&'static str> {
+    let grants = &policy.settings().grants;
+    if grants.is_empty() {
+        return Some(
+            "nobody has any role: every request will be refused as FORBIDDEN; name users in [[role]] sections",
+        );
+    }
+    let is_led = grants.iter().any(|grant| grant.role == Role::Platform);
+    (!is_led).then_some("nobody has the role platform: corpora can't be onboarded, and the clock can't be confirmed")
+}
+
 /// Makes a policy of the file's text; `uid_of` knows the users.
 pub fn resolve(text: &str, uid_of: &dyn Fn(&str) -> Result<Option<u32>, String>) -> Result<Policy, String> {
     let file: ConfigFile = toml::from_str(text).map_err(|error| unreadable(text, &error))?;
@@ -171,7 +183,7 @@ impl<'de> Deserialize<'de> for Duration {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a configuration")]
 struct ConfigFile {
     reconcile: Option<ReconcileSection>,
     dispute: Option<DisputeSection>,
@@ -182,7 +194,7 @@ struct ConfigFile {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "the section [reconcile]")]
 struct ReconcileSection {
     interval: Option<Spanned<Duration>>,
     tolerance: Option<Spanned<Duration>>,
@@ -193,7 +205,7 @@ struct ReconcileSection {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a section [[reconcile.budget]]")]
 struct BudgetSection {
     from: String,
     to: String,
@@ -201,25 +213,25 @@ struct BudgetSection {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "the section [dispute]")]
 struct DisputeSection {
     rate: Option<Spanned<i64>>,
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "the section [retention]")]
 struct RetentionSection {
     years: Option<Spanned<i64>>,
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "the section [slots]")]
 struct SlotsSection {
     per_quarter: Option<Spanned<i64>>,
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a section [[role]]")]
 struct RoleSection {
     role: Role,
     corpora: Option<Vec<String>>,
@@ -272,7 +284,12 @@ mod tests {
 
     #[test]
     fn an_empty_file_gives_nobody_a_role() {
-        assert_eq!(resolve("", &known).unwrap(), Policy::none());
+        let empty = resolve("", &known).unwrap();
+        assert_eq!(empty, Policy::none());
+        assert!(doubts(&empty).unwrap().starts_with("nobody has any role"));
+        let unled = resolve("[[role]]\nrole = \"auditor\"\nuids = [7]", &known).unwrap();
+        assert!(doubts(&unled).unwrap().starts_with("nobody has the role platform"));
+        assert_eq!(doubts(&resolve(EXAMPLE, &known).unwrap()), None);
     }
 
     #[test]
@@ -337,6 +354,7 @@ mod tests {
                 "line 5 (`[[reconcile.budget]]`): the budget of a → b stands above already",
             ),
             ("[reconcile", "line 1 (`[reconcile`)"),
+            ("reconcile = 5", "expected the section [reconcile]"),
         ] {
             let error = resolve(text, &known).unwrap_err();
             assert!(error.contains(says), "{text}\n  says: {error}\n  not:  {says}");

@@ -129,15 +129,15 @@ impl Driver {
         self.pump();
     }
 
-    /// Reads the records at these log offsets, which increase; neighbours are read together.
+    /// Reads the records at these log offsets; neighbours are read together where the offsets increase.
     ///
     /// The error is a sentence: the read failed, or what was read does not verify.
     pub async fn read_records(&self, offsets: &[u64]) -> Result<Vec<StoredRecord>, String> {
         let mut records = Vec::with_capacity(offsets.len());
         let mut rest = offsets;
         while let Some(first) = rest.first() {
-            let count = rest.iter().take_while(|at| **at - first < RUN_BYTES).count();
-            let (run, later) = rest.split_at(count);
+            let is_near = |pair: &&[u64]| pair[0] < pair[1] && pair[1] - first < RUN_BYTES;
+            let (run, later) = rest.split_at(1 + rest.windows(2).take_while(is_near).count());
             self.read_run(run, &mut records).await?;
             rest = later;
         }

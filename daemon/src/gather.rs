@@ -1,15 +1,8 @@
 //! An answer that several shards give together.
 
-use claim_protocol::reply::{
-    CorpusInfo, Entry, Head, Pair, ReplyResult, Row, ServerError, ShardStatus, StatusReport, Total,
-};
-use claim_protocol::{FRAME_BYTES_MAX, LogPosition, Reply, row_frame_bytes};
+use claim_protocol::reply::{CorpusInfo, Head, Pair, ReplyResult, ServerError, ShardStatus, StatusReport, Total};
+use claim_protocol::{LogPosition, Reply};
 use uuid::Uuid;
-
-/// Rows of an answer end when it has grown to this, so that it fits a frame.
-const ROWS_BYTES_MAX: usize = FRAME_BYTES_MAX - (256 << 10);
-/// Entries of a page of a history.
-const ENTRIES_MAX: usize = 1_000;
 
 /// One shard's part.
 #[derive(Debug)]
@@ -32,22 +25,6 @@ pub enum Part {
     Status {
         /// It.
         shard: ShardStatus,
-    },
-    /// The shard's rows with an event key.
-    Rows {
-        /// What they depend on.
-        at: LogPosition,
-        /// The rows.
-        rows: Vec<Row>,
-    },
-    /// The shard's entries of a correlation id.
-    Entries {
-        /// What they depend on.
-        at: LogPosition,
-        /// The entries.
-        entries: Vec<Entry>,
-        /// There are more than it tells.
-        more: bool,
     },
     /// The shard's control totals.
     Totals {
@@ -91,8 +68,6 @@ enum Kind {
     References(Vec<Option<Result<Uuid, ServerError>>>),
     Corpora(Vec<CorpusInfo>),
     Status(Box<StatusReport>),
-    Rows(Vec<Row>),
-    Entries { entries: Vec<Entry>, more: bool, skip: usize },
     Totals(Vec<Total>),
     Heads(Vec<Head>),
     Pairs(Vec<Pair>),
@@ -127,16 +102,6 @@ impl Gather {
     /// For a status report, of which all but the shards is known.
     pub fn status(request_id: u64, report: StatusReport) -> Gather {
         Gather::new(request_id, Kind::Status(Box::new(report)))
-    }
-
-    /// For the rows of an event key.
-    pub fn rows(request_id: u64) -> Gather {
-        Gather::new(request_id, Kind::Rows(Vec::new()))
-    }
-
-    /// For the entries of a correlation id, without the first ones.
-    pub fn entries(request_id: u64, skip: usize) -> Gather {
-        Gather::new(request_id, Kind::Entries { entries: Vec::new(), more: false, skip })
     }
 
     /// For control totals.
@@ -187,15 +152,6 @@ impl Gather {
             (Part::Status { shard }, Kind::Status(report)) => {
                 report.shards.push(shard);
                 None
-            }
-            (Part::Rows { at, rows }, Kind::Rows(all)) => {
-                all.extend(rows);
-                Some(at)
-            }
-            (Part::Entries { at, entries, more }, Kind::Entries { entries: all, more: any_more, .. }) => {
-                all.extend(entries);
-                *any_more |= more;
-                Some(at)
             }
             (Part::Totals { at, totals }, Kind::Totals(all)) => {
                 all.extend(totals);
@@ -256,23 +212,6 @@ impl Gather {
             (Kind::Status(mut report), None) => {
                 report.shards.sort_by_key(|shard| shard.shard);
                 ReplyResult::Status(report)
-            }
-            (Kind::Rows(mut rows), None) => {
-                rows.sort_by_key(|row| row.event_id);
-                let mut bytes = 0;
-                let fits = rows.iter().take_while(|row| {
-                    bytes += row_frame_bytes(row);
-                    bytes <= ROWS_BYTES_MAX
-                });
-                let fitting = fits.count();
-                rows.truncate(fitting.min(claim_protocol::FOUND_ROWS_MAX));
-                ReplyResult::Found(rows)
-            }
-            (Kind::Entries { mut entries, more, skip }, None) => {
-                entries.sort_by_key(|entry| (entry.timestamp_us, entry.position));
-                let rest = entries.len().saturating_sub(skip);
-                let entries: Vec<_> = entries.into_iter().skip(skip).take(ENTRIES_MAX).collect();
-                ReplyResult::History { more: more || entries.len() < rest, entries, related: Vec::new() }
             }
             (Kind::Totals(mut totals), None) => {
                 totals.sort_by(|a, b| (&a.corpus, &a.quarter).cmp(&(&b.corpus, &b.quarter)));

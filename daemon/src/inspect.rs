@@ -5,6 +5,8 @@ use crate::doctor;
 use crate::ledger;
 use crate::translate::{self, Names};
 use claim_engine::corpus::Prefix;
+use claim_engine::dispute::DisputeId;
+use claim_engine::id::EventId;
 use claim_engine::log::entry::Record;
 use claim_engine::log::record::RawRecord;
 use claim_engine::log::recovery::{self, BatchPlace, RecoveryOptions, Visit};
@@ -218,6 +220,10 @@ impl Names for Numbers {
 
     fn user(&self, uid: u32) -> String {
         uid.to_string()
+    }
+
+    fn sides(&self, _dispute: DisputeId) -> Vec<EventId> {
+        Vec::new()
     }
 }
 

@@ -31,6 +31,7 @@ pub mod ledger;
 pub mod log_reader;
 pub mod mesh;
 pub mod message;
+pub mod pages;
 pub mod raw;
 pub mod reading;
 pub mod repair;

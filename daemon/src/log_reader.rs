@@ -111,6 +111,11 @@ pub async fn check(driver: &Rc<Driver>, wanted: Head) -> Checked {
     }
     let mut end = LogEnd::of_empty(&superblock, 0, Mutation::NONE);
     let mut passes = wanted.batch == 0;
+    if passes && (wanted.position != 0 || wanted.hash != end.previous_hash) {
+        let message =
+            "the head says that nothing was logged yet, and has another hash than this ledger's chain begins with";
+        return failed(0, message.to_owned());
+    }
     while end.next_number <= head.batch {
         let batches = end.next_number - 1;
         let batch = match read_batch(driver, &superblock, end.next_batch_at).await {

@@ -1,22 +1,27 @@
 //! Answers that need the ledger's bytes: a row, a page of rows, a history.
 
 use crate::driver::{Driver, StoredRecord};
+use crate::pages;
 use crate::translate::{self, Names};
 use claim_engine::command::Outcome;
 use claim_engine::error::{Code, Refusal};
 use claim_engine::id::EventId;
 use claim_engine::log::entry::{Entry, Record, encode_merges, merges};
 use claim_engine::row::RowView;
+use claim_engine::shard::event_keys::RowRef;
 use claim_protocol::reply::{ReplyResult, Row};
-use claim_protocol::{self as wire, FRAME_BYTES_MAX, LogPosition, row_frame_bytes};
+use claim_protocol::{self as wire, FRAME_BYTES_MAX, LogPosition, entry_frame_bytes, row_frame_bytes};
 
 /// A page of rows ends when its reply has grown to this, so that the next row still fits the frame.
 const PAGE_BYTES_MAX: usize = FRAME_BYTES_MAX - (256 << 10);
 /// Rows whose records are read at once.
 const ROWS_READ: usize = 256;
 
-/// What a history is narrowed to.
-#[derive(Debug, Clone, Copy, Default)]
+/// Entries whose records are read at once.
+const ENTRIES_READ: usize = 64;
+
+/// What an answer is narrowed to.
+#[derive(Debug, Clone, Default)]
 pub struct Within {
     /// Entries from this moment on.
     pub since_us: Option<i64>,
@@ -24,6 +29,10 @@ pub struct Within {
     pub until_us: Option<i64>,
     /// The row that is asked about: of what else an entry says about other rows it tells nothing.
     pub about: Option<EventId>,
+    /// Where the page of a history begins.
+    pub from: u64,
+    /// Rows with this event key, rather than with its hash alone.
+    pub event_key: Option<String>,
 }
 
 impl Within {
@@ -32,14 +41,14 @@ impl Within {
     }
 }
 
-/// Reads what an outcome needs.
+/// Reads what an outcome of a shard, one of so many, needs.
 ///
 /// A record that can't be read or does not verify is an error of this answer, never a wrong row.
 pub async fn read(
     driver: &Driver,
-    shard: u16,
+    (shard, shards): (u16, u16),
     outcome: Outcome,
-    within: Within,
+    within: &Within,
     names: &impl Names,
 ) -> Result<ReplyResult, Refusal> {
     match outcome {
@@ -49,41 +58,80 @@ pub async fn read(
             Ok(ReplyResult::Row(Box::new(row)))
         }
         Outcome::Rows { rows: views, more } => page(driver, &views, more, names).await,
+        Outcome::Found { rows, next } => found(driver, (shard, shards), &rows, next, within, names).await,
         Outcome::History { entries_at, more, related } => {
-            let entries = read_entries(driver, shard, &entries_at, within, names).await?;
+            let (entries, taken) = read_entries(driver, shard, &entries_at, within, names).await?;
+            let next = (more || taken < entries_at.len()).then_some(within.from + taken as u64);
             let related = related.into_iter().map(|id| id.as_uuid()).collect();
-            Ok(ReplyResult::History { entries, more, related })
+            Ok(ReplyResult::History { entries, next, related })
         }
         Outcome::Correlated { entries_at, more } => {
-            let entries = read_entries(driver, shard, &entries_at, within, names).await?;
-            Ok(ReplyResult::History { entries, more, related: Vec::new() })
+            let (entries, taken) = read_entries(driver, shard, &entries_at, within, names).await?;
+            let next = (more || taken < entries_at.len()).then_some(pages::entry_of(within.from) + taken);
+            let next = pages::next_entries(shard, shards, next);
+            Ok(ReplyResult::History { entries, next, related: Vec::new() })
         }
         _ => Err(Refusal::new(Code::BadRequest, "this answer needs no reading")),
     }
 }
 
+/// The entries that fit a page, and how many of the places they were looked for at are behind them.
 async fn read_entries(
     driver: &Driver,
     shard: u16,
     entries_at: &[u64],
-    within: Within,
+    within: &Within,
     names: &impl Names,
-) -> Result<Vec<wire::reply::Entry>, Refusal> {
-    let records = driver.read_records(entries_at).await.map_err(unreadable)?;
-    let mut entries = Vec::with_capacity(records.len());
-    for stored in &records {
-        let mut record = decode(stored)?;
-        if !within.takes(record.meta.timestamp_us) {
-            continue;
+) -> Result<(Vec<wire::reply::Entry>, usize), Refusal> {
+    let (mut entries, mut taken, mut bytes) = (Vec::new(), 0, 0);
+    for chunk in entries_at.chunks(ENTRIES_READ) {
+        for stored in &driver.read_records(chunk).await.map_err(unreadable)? {
+            let mut record = decode(stored)?;
+            if within.takes(record.meta.timestamp_us) {
+                let own_merges;
+                if let (Some(about), Entry::Reconcile { merges: all, .. }) = (within.about, &mut record.entry) {
+                    own_merges = merges_of(about, all);
+                    *all = &own_merges;
+                }
+                let entry = translate::entry(&record, LogPosition { shard, position: stored.position }, names);
+                bytes += entry_frame_bytes(&entry);
+                if bytes > PAGE_BYTES_MAX && !entries.is_empty() {
+                    return Ok((entries, taken));
+                }
+                entries.push(entry);
+            }
+            taken += 1;
         }
-        let own_merges;
-        if let (Some(about), Entry::Reconcile { merges: all, .. }) = (within.about, &mut record.entry) {
-            own_merges = merges_of(about, all);
-            *all = &own_merges;
-        }
-        entries.push(translate::entry(&record, LogPosition { shard, position: stored.position }, names));
     }
-    Ok(entries)
+    Ok((entries, taken))
+}
+
+/// A page of the rows with an event key; of those that only have its hash, nothing.
+async fn found(
+    driver: &Driver,
+    (shard, shards): (u16, u16),
+    found: &[(RowRef, RowView)],
+    next: Option<RowRef>,
+    within: &Within,
+    names: &impl Names,
+) -> Result<ReplyResult, Refusal> {
+    let (mut rows, mut bytes): (Vec<Row>, _) = (Vec::new(), 0);
+    for chunk in found.chunks(ROWS_READ) {
+        // The last claimed stand behind the others in the log, and neighbours are read together in its order.
+        let views: Vec<_> = chunk.iter().rev().map(|(_, view)| *view).collect();
+        let rows_read = read_rows(driver, &views, names).await?;
+        for ((place, _), row) in chunk.iter().zip(rows_read.into_iter().rev()) {
+            if within.event_key.as_ref().is_some_and(|key| *key != row.event_key) {
+                continue;
+            }
+            bytes += row_frame_bytes(&row);
+            if bytes > PAGE_BYTES_MAX && !rows.is_empty() {
+                return Ok(ReplyResult::Found { rows, next: Some(place.bits()) });
+            }
+            rows.push(row);
+        }
+    }
+    Ok(ReplyResult::Found { rows, next: pages::next_rows(shard, shards, next) })
 }
 
 /// A pass merges rows of all corpora at once; whoever may read one of them need not be told of the others.

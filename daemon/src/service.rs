@@ -5,6 +5,7 @@ use crate::driver::Driver;
 use crate::gather::{Gather, Part};
 use crate::mesh::Mesh;
 use crate::message::Message;
+use crate::pages;
 use crate::reading;
 use crate::socket::connection::{CloseReason, Connection, FrameHandler, Peer, Verdict};
 use crate::stall_guard::{GuardCounters, Pulse};
@@ -19,6 +20,7 @@ use claim_engine::log::superblock::ClockMode;
 use claim_engine::log::writer::Head;
 use claim_engine::peer::PeerMessage;
 use claim_engine::policy::Action;
+use claim_engine::shard::event_keys::RowRef;
 use claim_engine::time::Now;
 use claim_protocol::reply::{ReplyResult, ShardEndpoint, StatusReport, Welcome};
 use claim_protocol::{self as wire, Operation, Reply};
@@ -129,7 +131,7 @@ pub(crate) enum Then {
     Answer,
     /// It is the answer to a batch, which a shard takes for a single claim.
     BatchOfOne,
-    /// It is narrowed to a range of time.
+    /// It is narrowed to what was asked for.
     Narrow(Box<reading::Within>),
     /// One may read on, and that is done beside the state machine.
     Tail { from_position: u64, limit: usize, wait_ms: u32 },
@@ -322,8 +324,21 @@ impl Service {
 
     fn shard_of_id(&self, uuid: Uuid) -> Result<u16, Refusal> {
         let id = translate::event_id(uuid)?;
-        let found = self.shared_state(|shard| shard.registry().of_prefix(id.prefix()).map(|corpus| corpus.shard));
-        Ok(found.flatten().unwrap_or(0))
+        Ok(self.shard_of_prefix(Some(id.prefix())))
+    }
+
+    /// Where a prefix's corpus lives; what is not known is for shard 0 to refuse.
+    fn shard_of_prefix(&self, prefix: Option<Prefix>) -> u16 {
+        let found = self.shared_state(|shard| shard.registry().of_prefix(prefix?).map(|corpus| corpus.shard));
+        found.flatten().unwrap_or(0)
+    }
+
+    fn expect_shard(&self, shard: u16) -> Result<u16, Refusal> {
+        if usize::from(shard) < self.drivers.len() {
+            return Ok(shard);
+        }
+        let message = format!("there is no shard {shard}: this ledger has {}", self.drivers.len());
+        Err(Refusal::new(Code::BadRequest, message))
     }
 
     fn sides_of(&self, dispute: DisputeId) -> Vec<EventId> {
@@ -472,14 +487,10 @@ impl Service {
         let shard = match &request.operation {
             Operation::Corpora => return to_all(Gather::corpora(request_id)),
             Operation::Status => return to_all(Gather::status(request_id, self.status_frame())),
-            Operation::Find { .. } => return to_all(Gather::rows(request_id)),
             Operation::Totals { .. } => return to_all(Gather::totals(request_id)),
             Operation::AuditHead => return to_all(Gather::heads(request_id)),
             Operation::Propagation => return to_all(Gather::pairs(request_id)),
             Operation::Decommission { .. } => return to_all(Gather::usage(request_id)),
-            Operation::History { event_id: None, skip, .. } => {
-                return to_all(Gather::entries(request_id, *skip as usize));
-            }
             Operation::ReferenceBatch { event_ids, .. } => {
                 let mut gather = Gather::references(request_id, event_ids.len());
                 let mut shards = Vec::new();
@@ -510,23 +521,21 @@ impl Service {
             | Operation::Barrier
             | Operation::Reconcile { .. }
             | Operation::Configuration => Ok(0),
-            Operation::Claim { corpus, .. }
-            | Operation::ClaimBatch { corpus, .. }
-            | Operation::Retract { corpus, .. }
-            | Operation::Scan { corpus, .. } => Ok(self.shard_of_corpus(corpus)),
+            Operation::Claim { corpus, .. } | Operation::ClaimBatch { corpus, .. } | Operation::Scan { corpus, .. } => {
+                Ok(self.shard_of_corpus(corpus))
+            }
+            Operation::Retract { corpus: "", event_id, .. } => self.shard_of_id(*event_id),
+            Operation::Retract { corpus, .. } => Ok(self.shard_of_corpus(corpus)),
             Operation::Reference { event_id, .. }
             | Operation::Reactivate { event_id }
             | Operation::Lookup { event_id }
             | Operation::History { event_id: Some(event_id), .. } => self.shard_of_id(*event_id),
-            Operation::Tail { shard, .. } | Operation::AuditCheck { shard, .. } => {
-                match usize::from(*shard) < self.drivers.len() {
-                    true => Ok(*shard),
-                    false => Err(Refusal::new(
-                        Code::BadRequest,
-                        format!("there is no shard {shard}: this ledger has {}", self.drivers.len()),
-                    )),
-                }
-            }
+            Operation::Find { from, .. } => match RowRef::from_bits(*from).and_then(RowRef::get) {
+                Some((prefix, _)) => Ok(self.shard_of_prefix(Prefix::new(prefix))),
+                None => self.expect_shard(pages::shard_of_rows(*from)),
+            },
+            Operation::History { event_id: None, from, .. } => self.expect_shard(pages::shard_of_entries(*from)),
+            Operation::Tail { shard, .. } | Operation::AuditCheck { shard, .. } => self.expect_shard(*shard),
         };
         let shard = match shard {
             Ok(shard) => shard,
@@ -663,9 +672,14 @@ impl Service {
                 Then::Check(Box::new(Head { batch: *batch, position: *position, hash: *hash }))
             }
             Operation::Propagation => Then::Pairs,
-            Operation::History { event_id, since_us, until_us, .. } => {
+            Operation::History { event_id, from, since_us, until_us, .. } => {
                 let about = event_id.and_then(EventId::from_uuid);
-                Then::Narrow(Box::new(reading::Within { since_us: *since_us, until_us: *until_us, about }))
+                let (since_us, until_us, from) = (*since_us, *until_us, *from);
+                Then::Narrow(Box::new(reading::Within { since_us, until_us, about, from, event_key: None }))
+            }
+            Operation::Find { event_key, .. } => {
+                let event_key = Some((*event_key).to_owned());
+                Then::Narrow(Box::new(reading::Within { event_key, ..reading::Within::default() }))
             }
             _ => Then::Answer,
         };
@@ -717,6 +731,10 @@ impl Service {
 }
 
 impl translate::Names for Service {
+    fn sides(&self, dispute: DisputeId) -> Vec<EventId> {
+        self.sides_of(dispute)
+    }
+
     fn corpus(&self, prefix: Option<Prefix>) -> String {
         let name = |shard: &claim_engine::shard::Shard| Some(shard.registry().of_prefix(prefix?)?.name.clone());
         self.shared_state(name).flatten().unwrap_or_default()
@@ -734,7 +752,8 @@ pub const DAEMON: &str = concat!("claimd ", env!("CARGO_PKG_VERSION"));
 
 /// The bytes that a connection gets when there are too many.
 pub fn busy_frame() -> Vec<u8> {
-    let message = "the daemon has as many connections as it takes; close some, or try again later";
+    let message =
+        "the daemon has as many connections as it takes, or as one user may have: close some, or try again later";
     let refusal = Refusal::retry_after(Code::Overloaded, 1_000, message);
     let reply = Reply { request_id: 0, positions: Vec::new(), result: ReplyResult::Error(translate::error(refusal)) };
     let mut frame = Vec::new();

@@ -208,7 +208,13 @@ pub fn start(options: &StartOptions) -> Result<(), String> {
 /// The policy that a configuration file says, or the one without a file.
 fn read_policy(file: Option<&Path>) -> Result<Policy, String> {
     match file {
-        Some(file) => config::read(file),
+        Some(file) => {
+            let policy = config::read(file)?;
+            if let Some(doubt) = config::doubts(&policy) {
+                tracing::warn!(file = %file.display(), "the configuration: {doubt}");
+            }
+            Ok(policy)
+        }
         None => Ok(Policy::of_owner(nix::unistd::geteuid().as_raw())),
     }
 }

@@ -57,7 +57,7 @@ fn of_claims_at_once_exactly_one_registers_an_event() {
     let client = daemon.client();
     for (key, ids) in &registered {
         assert_eq!(ids.len(), 1, "{} is registered as {ids:?}", keys[*key]);
-        let rows = client.find(&keys[*key], &options()).wait().expect("rows").value;
+        let rows: Vec<_> = client.find(&keys[*key], &options()).rows().map(|row| row.expect("a row")).collect();
         assert_eq!(rows.iter().map(|row| row.event_id).collect::<Vec<_>>(), *ids);
         *by_corpus.entry(rows[0].corpus.clone()).or_default() += 1;
     }

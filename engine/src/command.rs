@@ -7,6 +7,7 @@ use crate::id::EventId;
 use crate::log::entry::{AlarmKind, Merge, PassCounts, Principal};
 use crate::policy::Role;
 use crate::row::{Lifecycle, ReasonCode, RowState, RowView};
+use crate::shard::event_keys::RowRef;
 use crate::time::Quarter;
 
 /// Longest event key, in bytes.
@@ -27,14 +28,12 @@ pub const HISTORY_ENTRIES_MAX: usize = 1_000;
 pub const AT_LEAST_MAX: usize = 64;
 /// Longest `unless_registered_within`.
 pub const UNLESS_WITHIN_MAX_US: i64 = crate::time::DAY_US;
-/// Rows of an event key that an answer lists, at most.
+/// Rows of an event key that a page looks at, at most.
 pub const FIND_ROWS_MAX: usize = 1_000;
 /// Merges, suspects and orphans that a report of reconciliation lists, at most, of each.
 pub const REPORT_LINES_MAX: usize = 1_000;
 /// Rows that a suspect lists, at most.
 pub const SUSPECT_ROWS_MAX: usize = 16;
-/// Entries of a correlation id that one shard tells, at most.
-pub const CORRELATED_ENTRIES_MAX: usize = 10_000;
 /// Disputes that an answer lists, at most.
 pub const DISPUTES_LISTED_MAX: usize = 1_000;
 
@@ -202,15 +201,19 @@ pub enum Operation<'a> {
     Proposals,
     /// The configuration in force; shard 0 answers.
     Configuration,
-    /// Rows of this shard with an event key, in id order.
+    /// Rows of this shard with an event key, the last claimed first, in pages.
     Find {
         /// The key.
         event_key: &'a str,
+        /// Where the page before ended.
+        from: Option<RowRef>,
     },
     /// Entries of this shard that carry a correlation id, oldest first.
     Correlated {
         /// The id.
         correlation_id: u128,
+        /// How many of the first entries to leave out.
+        skip: usize,
     },
     /// Control totals of the corpora of this shard.
     Totals {
@@ -633,6 +636,13 @@ pub enum Outcome {
         rows: Vec<RowView>,
         /// Whether there are more after these.
         more: bool,
+    },
+    /// Rows of one hash of an event key; what they hold is to be read from the log, the key itself included.
+    Found {
+        /// The rows, each with its place.
+        rows: Vec<(RowRef, RowView)>,
+        /// Where there may be more.
+        next: Option<RowRef>,
     },
     /// Nothing happened.
     Refused(Refusal),

@@ -296,6 +296,17 @@ impl fmt::Debug for Sides {
 /// One verdict a side; `None` where none was given yet.
 pub type Verdicts = [Option<Verdict>; SIDES_MAX];
 
+/// What a step made of a dispute. No two steps of a dispute make the same of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moved {
+    /// Where it was then.
+    pub state: DisputeState,
+    /// How often sides had said something.
+    pub responses: u32,
+    /// When.
+    pub at_us: i64,
+}
+
 /// A dispute as its entries add up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dispute {
@@ -319,8 +330,8 @@ pub struct Dispute {
     pub responses: u32,
     /// Place of its last step in the global order.
     pub global_sequence: u64,
-    /// Log offsets of its entries in this shard's log.
-    pub entries_at: Vec<u64>,
+    /// Its steps after the opening, in their order.
+    pub steps: Vec<Moved>,
 }
 
 impl Dispute {

@@ -28,8 +28,6 @@ pub const UNLESS_REGISTERED_MS_MAX: u32 = 86_400_000;
 pub const TAIL_WAIT_MS_MAX: u32 = 60_000;
 /// Entries of a page of the log's tail.
 pub const TAIL_ENTRIES_MAX: usize = 1000;
-/// Rows of any corpora that one event key finds.
-pub const FOUND_ROWS_MAX: usize = 1000;
 /// Merges, suspects and orphans that a report of reconciliation lists, each.
 pub const REPORT_LIST_MAX: usize = 1000;
 /// Bytes of the hash that chains a log's batches.

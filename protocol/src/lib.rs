@@ -39,9 +39,9 @@ mod wire_values;
 
 pub use bounds::{
     AT_LEAST_MAX, BATCH_ITEMS_MAX, CHAIN_HASH_BYTES, CLIENT_NAME_BYTES_MAX, DISPUTE_IDS_MAX, DISPUTE_IDS_MIN,
-    DISPUTE_RATIONALE_BYTES_MAX, EVENT_KEY_BYTES_MAX, FOUND_ROWS_MAX, FRAME_BYTES_MAX, FRAME_PREFIX_BYTES,
-    METADATA_BYTES_MAX, NAME_BYTES_MAX, NOTES_BYTES_MAX, PROTOCOL_VERSION, RATIONALE_BYTES_MAX, REPORT_LIST_MAX,
-    SCAN_ROWS_MAX, TAIL_ENTRIES_MAX, TAIL_WAIT_MS_MAX, UNLESS_REGISTERED_MS_MAX,
+    DISPUTE_RATIONALE_BYTES_MAX, EVENT_KEY_BYTES_MAX, FRAME_BYTES_MAX, FRAME_PREFIX_BYTES, METADATA_BYTES_MAX,
+    NAME_BYTES_MAX, NOTES_BYTES_MAX, PROTOCOL_VERSION, RATIONALE_BYTES_MAX, REPORT_LIST_MAX, SCAN_ROWS_MAX,
+    TAIL_ENTRIES_MAX, TAIL_WAIT_MS_MAX, UNLESS_REGISTERED_MS_MAX,
 };
 pub use decode_error::DecodeError;
 pub use decode_reply::decode_reply;
@@ -50,8 +50,9 @@ pub use encode_reply::{encode_claimed, encode_reply, entry_frame_bytes, row_fram
 pub use encode_request::encode_request;
 pub use frame::{FrameBuffer, FrameTooLarge};
 pub use reply::{
-    Claimed, CorpusInfo, DisputeInfo, DisputeSide, Entry, Head, Merge, Orphan, Pair, Proposal, ReconcileReport, Reply,
-    ReplyResult, Row, ServerError, ShardEndpoint, ShardStatus, Signature, StatusReport, Suspect, Total, Welcome,
+    ClaimContent, Claimed, CorpusInfo, DisputeInfo, DisputeSide, Entry, Head, Merge, Orphan, Pair, Proposal,
+    ReconcileReport, Reply, ReplyResult, Row, ServerError, ShardEndpoint, ShardStatus, Signature, StatusReport,
+    Suspect, Total, Welcome,
 };
 
 pub use request::{ClaimItem, Operation, Request, Verdict};

@@ -60,7 +60,7 @@ pub enum Operation<'a> {
     Reference { corpus: &'a str, event_id: Uuid },
     /// Many references of one corpus; items are independent of each other.
     ReferenceBatch { corpus: &'a str, event_ids: Vec<Uuid> },
-    /// registered → tombstoned. The request's rationale is the reason.
+    /// registered → tombstoned. The request's rationale is the reason. An empty corpus stands for the one that the id says.
     Retract { corpus: &'a str, event_id: Uuid, reason_code: ReasonCode },
     /// tombstoned (by retraction) → registered.
     Reactivate { event_id: Uuid },
@@ -68,12 +68,12 @@ pub enum Operation<'a> {
     ConfirmClock,
     /// One row.
     Lookup { event_id: Uuid },
-    /// The audit entries of one row or of one correlation id, oldest first, by timestamp in [since, until), without the
-    /// first `skip`. Exactly one of `event_id` and `correlation_id` is set.
+    /// The audit entries of one row or of one correlation id, oldest first, by timestamp in [since, until), from where the
+    /// page before ended; 0: the first page. Exactly one of `event_id` and `correlation_id` is set.
     History {
         event_id: Option<Uuid>,
         correlation_id: Option<Uuid>,
-        skip: u32,
+        from: u64,
         since_us: Option<i64>,
         until_us: Option<i64>,
     },
@@ -111,8 +111,8 @@ pub enum Operation<'a> {
     Barrier,
     /// Runs a pass of reconciliation; a dry run carries a key, too, and logs nothing.
     Reconcile { dry_run: bool },
-    /// The rows of all corpora that may be read, with one event key.
-    Find { event_key: &'a str },
+    /// The rows of all corpora that may be read, with one event key, from where the page before ended; 0: the first page.
+    Find { event_key: &'a str, from: u64 },
     /// The control totals of a corpus, or of all that may be read where `corpus` is empty.
     Totals { corpus: &'a str },
     /// Durable entries of a shard, at or after a position. Answered as soon as there is one, or after `wait_ms`.

@@ -2,9 +2,9 @@
 
 use claim_protocol::frame::split_frame;
 use claim_protocol::{
-    AT_LEAST_MAX, BATCH_ITEMS_MAX, Builder, ClaimItem, DISPUTE_IDS_MAX, DISPUTE_RATIONALE_BYTES_MAX, DisputeVerdict,
-    EVENT_KEY_BYTES_MAX, Entry, FRAME_BYTES_MAX, FrameTooLarge, LogPosition, METADATA_BYTES_MAX, NAME_BYTES_MAX,
-    Operation, RATIONALE_BYTES_MAX, Reply, ReplyResult, Request, Row, SCAN_ROWS_MAX, TAIL_WAIT_MS_MAX,
+    AT_LEAST_MAX, BATCH_ITEMS_MAX, Builder, ClaimContent, ClaimItem, DISPUTE_IDS_MAX, DISPUTE_RATIONALE_BYTES_MAX,
+    DisputeVerdict, EVENT_KEY_BYTES_MAX, Entry, FRAME_BYTES_MAX, FrameTooLarge, LogPosition, METADATA_BYTES_MAX,
+    NAME_BYTES_MAX, Operation, RATIONALE_BYTES_MAX, Reply, ReplyResult, Request, Row, SCAN_ROWS_MAX, TAIL_WAIT_MS_MAX,
     UNLESS_REGISTERED_MS_MAX, Uuid, Verdict, decode_reply, decode_request, encode_claimed, encode_reply,
     encode_request, entry_frame_bytes, row_frame_bytes,
 };
@@ -194,7 +194,7 @@ fn bounds_of_disputes_are_refused_by_name() {
 fn bounds_of_the_other_operations_are_refused_by_name() {
     let long = "x".repeat(NAME_BYTES_MAX + 1);
     let history = |event_id, correlation_id| {
-        Request::new(9, Operation::History { event_id, correlation_id, skip: 0, since_us: None, until_us: None })
+        Request::new(9, Operation::History { event_id, correlation_id, from: 0, since_us: None, until_us: None })
     };
     let tail = |wait_ms| Request::new(9, Operation::Tail { shard: 0, from_position: 1, limit: 0, wait_ms });
     let claim = |unless_registered_within_ms| {
@@ -209,7 +209,10 @@ fn bounds_of_the_other_operations_are_refused_by_name() {
             claim(UNLESS_REGISTERED_MS_MAX + 1),
             "unless_registered_within_ms has 86400001 ms; at most 86400000 are allowed",
         ),
-        (Request::new(9, Operation::Find { event_key: "" }), "event_key is empty; at least one byte is required"),
+        (
+            Request::new(9, Operation::Find { event_key: "", from: 0 }),
+            "event_key is empty; at least one byte is required",
+        ),
         (mutating(Operation::Decommission { name: "", dry_run: true }), "name is empty; at least one byte is required"),
         (mutating(Operation::Freeze { corpus: &long, frozen: true }), name),
         (mutating(Operation::Cap { corpus: &long, claims_per_minute: 1 }), name),
@@ -305,15 +308,24 @@ fn the_estimates_of_rows_and_entries_hold() {
             corpus: text.clone(),
             rationale: text.clone(),
             user_name: text.clone(),
-            detail: text,
+            detail: text.clone(),
             event_ids: vec![ID; length],
+            claim: Some(Box::new(ClaimContent {
+                event_key: text.clone(),
+                owning_corpus: text.clone(),
+                hosting_corpus: text.clone(),
+                category: text.clone(),
+                metadata: vec![1; length],
+                ..ClaimContent::default()
+            })),
+            configuration: text,
             ..entry()
         };
         for count in [1, 2, SCAN_ROWS_MAX] {
             let page = frame_bytes(ReplyResult::ScanPage { rows: vec![row.clone(); count], next: Some(ID) });
             assert!(page <= REST_BYTES + count * row_frame_bytes(&row), "{count} rows with {length}: {page}");
             let history =
-                frame_bytes(ReplyResult::History { entries: vec![entry.clone(); count], more: false, related: vec![] });
+                frame_bytes(ReplyResult::History { entries: vec![entry.clone(); count], next: None, related: vec![] });
             assert!(
                 history <= REST_BYTES + count * entry_frame_bytes(&entry),
                 "{count} entries with {length}: {history}"

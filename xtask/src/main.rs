@@ -2,11 +2,9 @@
 //!
 //! - [`power_loss`]: cuts the power under claimd.
 //! - [`schema`]: regenerates the wire format's code, or checks that it is what the schema says.
-//! - [`stall`]: provokes glommio's endless sleep and shows that the stall guard ends it.
 
 mod power_loss;
 mod schema;
-mod stall;
 
 use clap::{Parser, Subcommand};
 use std::{
@@ -27,23 +25,12 @@ enum Chore {
     PowerLoss(power_loss::Arguments),
     /// Generate protocol/src/generated from protocol/schema/claimd.fbs
     Schema(schema::Arguments),
-    /// Show how an executor sleeps over its work, and that the stall guard wakes it
-    Stall(stall::Arguments),
-    /// One executor that always has something to do; a part of `stall`
-    #[command(hide = true)]
-    StallRun(stall::RunArguments),
-    /// A loop that keeps a core busy; a part of `stall`
-    #[command(hide = true)]
-    StallBurn(stall::BurnArguments),
 }
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().chore {
         Chore::PowerLoss(arguments) => power_loss::run(&arguments),
         Chore::Schema(arguments) => schema::run(&arguments),
-        Chore::Stall(arguments) => stall::run(&arguments),
-        Chore::StallRun(arguments) => stall::run_executor(&arguments),
-        Chore::StallBurn(arguments) => stall::burn(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,7 +3,7 @@
 use super::{Client, Target};
 use crate::options::RequestOptions;
 use crate::pending::Pending;
-use claim_protocol::{Operation, Pair, ReconcileReport, ReplyResult, Row};
+use claim_protocol::{Operation, Pair, ReconcileReport, ReplyResult};
 
 impl Client {
     /// Says that an incident is on, or over: it widens the windows of the rows claimed meanwhile. Answers with the time, in
@@ -32,15 +32,6 @@ impl Client {
             _ => None,
         };
         self.call(Target::Main, Operation::Reconcile { dry_run }, options, convert)
-    }
-
-    /// The rows of every corpus that may be read, with one event key, in the order of their ids.
-    pub fn find(&self, event_key: &str, options: &RequestOptions) -> Pending<Vec<Row>> {
-        let convert = |result| match result {
-            ReplyResult::Found(rows) => Some(rows),
-            _ => None,
-        };
-        self.call(Target::Main, Operation::Find { event_key }, options, convert)
     }
 
     /// How long claims take until other corpora see them.

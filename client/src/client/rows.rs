@@ -3,7 +3,7 @@
 use super::{Client, Target};
 use crate::options::RequestOptions;
 use crate::pending::Pending;
-use crate::scan::{HistoryPage, HistoryQuery, HistorySubject, ScanPage, ScanPages, ScanRange};
+use crate::scan::{FoundPage, HistoryPage, HistoryQuery, HistorySubject, RowPages, ScanPage, ScanRange};
 use claim_protocol::{ClaimItem, Claimed, ErrorCode, Operation, ReasonCode, ReplyResult, Row, ServerError};
 use std::time::Duration;
 use uuid::Uuid;
@@ -76,7 +76,8 @@ impl Client {
         self.call(target, operation, options, convert)
     }
 
-    /// Takes a registered row back. The reason is the options' rationale. Answers with the time, in microseconds.
+    /// Takes a registered row back; an empty corpus stands for the one that the id says. The reason is the options'
+    /// rationale. Answers with the time, in microseconds.
     pub fn retract(
         &self,
         corpus: &str,
@@ -134,16 +135,17 @@ impl Client {
         self.call(Target::Corpus(corpus), operation, options, convert).recovering(already)
     }
 
-    /// A page of the audit entries of one row, oldest first, without the first `skip`.
-    pub fn history(&self, event_id: Uuid, skip: u32, options: &RequestOptions) -> Pending<HistoryPage> {
+    /// A page of the audit entries of one row, oldest first, from where the page before ended; 0: the first page.
+    pub fn history(&self, event_id: Uuid, from: u64, options: &RequestOptions) -> Pending<HistoryPage> {
         let query = HistoryQuery { subject: HistorySubject::Event(event_id), since_us: None, until_us: None };
-        self.history_page(query, skip, options)
+        self.history_page(query, from, options)
     }
 
-    /// A page of the audit entries that a query asks for, oldest first, without the first `skip`.
-    pub fn history_page(&self, query: HistoryQuery, skip: u32, options: &RequestOptions) -> Pending<HistoryPage> {
+    /// A page of the audit entries that a query asks for, from where the page before ended; 0: the first page. Those of a
+    /// correlation id come shard by shard.
+    pub fn history_page(&self, query: HistoryQuery, from: u64, options: &RequestOptions) -> Pending<HistoryPage> {
         let convert = |result| match result {
-            ReplyResult::History { entries, more, related } => Some(HistoryPage { entries, more, related }),
+            ReplyResult::History { entries, next, related } => Some(HistoryPage { entries, next, related }),
             _ => None,
         };
         let HistoryQuery { subject, since_us, until_us } = query;
@@ -151,13 +153,27 @@ impl Client {
             HistorySubject::Event(id) => (Target::Event(id), Some(id), None),
             HistorySubject::Correlation(id) => (Target::Main, None, Some(id)),
         };
-        let operation = Operation::History { event_id, correlation_id, skip, since_us, until_us };
+        let operation = Operation::History { event_id, correlation_id, from, since_us, until_us };
         self.call(target, operation, options, convert)
     }
 
     /// Rows of a corpus in id order, page by page.
-    pub fn scan(&self, corpus: &str, range: ScanRange, options: &RequestOptions) -> ScanPages {
-        ScanPages::new(self.clone(), corpus.to_owned(), range, options.clone())
+    pub fn scan(&self, corpus: &str, range: ScanRange, options: &RequestOptions) -> RowPages {
+        RowPages::of_corpus(self.clone(), corpus.to_owned(), range, options.clone())
+    }
+
+    /// The rows of every corpus that may be read, with one event key, page by page.
+    pub fn find(&self, event_key: &str, options: &RequestOptions) -> RowPages {
+        RowPages::of_event_key(self.clone(), event_key.to_owned(), options.clone())
+    }
+
+    /// One page of the rows with an event key, from where the page before ended; 0: the first page.
+    pub fn find_page(&self, event_key: &str, from: u64, options: &RequestOptions) -> Pending<FoundPage> {
+        let convert = |result| match result {
+            ReplyResult::Found { rows, next } => Some(FoundPage { rows, next }),
+            _ => None,
+        };
+        self.call(Target::Main, Operation::Find { event_key, from }, options, convert)
     }
 
     /// One page of a scan: rows behind `after`, and where the next page starts.

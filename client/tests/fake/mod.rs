@@ -399,12 +399,12 @@ impl Ledger {
             }
             Operation::ConfirmClock => ReplyResult::ClockConfirmed { confirmed_at_us: at_us },
             Operation::Lookup { event_id } => ReplyResult::Row(Box::new(self.row(*event_id)?.clone())),
-            Operation::History { event_id, skip, .. } => {
+            Operation::History { event_id, from, .. } => {
                 // One entry a page, so that whoever reads must turn it.
                 let of_row = |entry: &&Entry| entry.event_id == *event_id;
-                let mut rest = self.entries.iter().filter(of_row).skip(*skip as usize).cloned();
+                let mut rest = self.entries.iter().filter(of_row).skip(*from as usize).cloned();
                 let entries = rest.next().into_iter().collect();
-                ReplyResult::History { entries, more: rest.next().is_some(), related: vec![] }
+                ReplyResult::History { entries, next: rest.next().map(|_| from + 1), related: vec![] }
             }
             Operation::Scan { corpus, since_us, until_us, after, limit } => {
                 let limit = if *limit == 0 { 3 } else { (*limit).min(3) } as usize;
@@ -515,6 +515,8 @@ impl Ledger {
             canonical_id: None,
             detail: String::new(),
             event_ids: vec![],
+            claim: None,
+            configuration: String::new(),
         });
     }
 }

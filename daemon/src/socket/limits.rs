@@ -26,7 +26,8 @@ pub struct Limits {
     pub small_frame_bytes_max: usize,
     /// Per executor: bytes of incomplete frames larger than `small_frame_bytes_max`.
     pub large_frame_bytes: usize,
-    /// A frame must be whole this long after its first byte, times of backpressure excepted.
+    /// A frame must be whole this long after its first byte, and the first one this long after the connection came; times
+    /// of backpressure excepted.
     pub frame_timeout_ms: u64,
     /// Unsent output of one connection at which reading from it pauses.
     pub output_bytes_max: usize,

@@ -28,6 +28,7 @@ use nix::{
     },
 };
 use std::{
+    collections::HashMap,
     fs, io,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
@@ -39,7 +40,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
@@ -229,24 +230,57 @@ pub struct Accepted {
     pub permit: Permit,
 }
 
+/// The connections that are open.
+#[derive(Debug, Default)]
+struct Open {
+    all: AtomicUsize,
+    by_uid: Mutex<HashMap<u32, usize>>,
+}
+
+impl Open {
+    fn by_uid(&self) -> MutexGuard<'_, HashMap<u32, usize>> {
+        self.by_uid.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A place among the connections; free again when this is dropped.
 #[derive(Debug)]
-pub struct Permit(Arc<AtomicUsize>);
+pub struct Permit {
+    open: Arc<Open>,
+    uid: u32,
+}
 
 impl Permit {
-    fn take(open: &Arc<AtomicUsize>, connections_max: usize) -> Option<Self> {
-        // Only the acceptor takes permits, so between the look and the step the number can only fall.
-        if open.load(Ordering::Acquire) >= connections_max {
+    /// Whoever the daemon runs as may take every place; another user half of them, so that one alone can't keep the
+    /// others out.
+    fn take(open: &Arc<Open>, connections_max: usize, uid: u32, own_uid: u32) -> Option<Self> {
+        let uid_max = if uid == own_uid { connections_max } else { connections_max.div_ceil(2) };
+        let mut by_uid = open.by_uid();
+        let own = by_uid.entry(uid).or_default();
+        // Only the acceptor takes permits, so between the look and the step the numbers can only fall.
+        if open.all.load(Ordering::Acquire) >= connections_max || *own >= uid_max {
+            if *own == 0 {
+                by_uid.remove(&uid);
+            }
             return None;
         }
-        open.fetch_add(1, Ordering::AcqRel);
-        Some(Self(Arc::clone(open)))
+        *own += 1;
+        open.all.fetch_add(1, Ordering::AcqRel);
+        drop(by_uid);
+        Some(Self { open: Arc::clone(open), uid })
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        let mut by_uid = self.open.by_uid();
+        if let Some(own) = by_uid.get_mut(&self.uid) {
+            *own -= 1;
+            if *own == 0 {
+                by_uid.remove(&self.uid);
+            }
+        }
+        self.open.all.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -275,7 +309,7 @@ pub struct AcceptorCounters {
 pub struct Acceptor {
     stop: Arc<EventFd>,
     counters: Arc<AcceptorCounters>,
-    open: Arc<AtomicUsize>,
+    open: Arc<Open>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -295,13 +329,14 @@ impl Acceptor {
         }
         let stop = Arc::new(EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let counters = Arc::new(AcceptorCounters::default());
-        let open = Arc::new(AtomicUsize::new(0));
+        let open = Arc::new(Open::default());
         let accepting = Accepting {
             listeners,
             routes,
             busy,
             connections_max: limits.connections_max,
             open: Arc::clone(&open),
+            own_uid: nix::unistd::geteuid().as_raw(),
             counters: Arc::clone(&counters),
             next_id: 1,
             next_executor: 0,
@@ -319,7 +354,7 @@ impl Acceptor {
 
     /// Connections that are open, those on their way to an executor included.
     pub fn open_connections(&self) -> usize {
-        self.open.load(Ordering::Acquire)
+        self.open.all.load(Ordering::Acquire)
     }
 
     /// Stops accepting, closes and removes the sockets, and closes the inboxes: the executors get what is already in
@@ -348,7 +383,8 @@ struct Accepting {
     routes: Routes,
     busy: Vec<u8>,
     connections_max: usize,
-    open: Arc<AtomicUsize>,
+    open: Arc<Open>,
+    own_uid: u32,
     counters: Arc<AcceptorCounters>,
     next_id: u64,
     next_executor: usize,
@@ -433,9 +469,6 @@ impl Accepting {
     }
 
     fn route(&mut self, stream: UnixStream, door: Door) {
-        let Some(permit) = Permit::take(&self.open, self.connections_max) else {
-            return self.turn_away(&stream);
-        };
         let peer = match socket::getsockopt(&stream, PeerCredentials) {
             Ok(who) => Peer { uid: who.uid(), gid: who.gid(), pid: who.pid().cast_unsigned() },
             Err(errno) => {
@@ -443,6 +476,9 @@ impl Accepting {
                 tracing::warn!(%errno, "a connection without peer credentials was closed");
                 return;
             }
+        };
+        let Some(permit) = Permit::take(&self.open, self.connections_max, peer.uid, self.own_uid) else {
+            return self.turn_away(&stream);
         };
         let executor = match door {
             Door::Main => {

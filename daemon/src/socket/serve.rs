@@ -28,6 +28,8 @@ const STEPS_PER_TURN: usize = 4;
 /// Serves a connection until it ends, and says why it did. The caller tells the handler.
 pub async fn serve<H: FrameHandler>(mut stream: UnixStream, conn: &Rc<Connection>, handler: &H) -> CloseReason {
     let mut intake = Intake { bytes: Vec::new(), large: None, blocked: false };
+    // The time of the first frame begins now: a peer that never says anything does not keep its place.
+    watch_new_partial(conn);
     let reason = poll_fn(|cx| {
         conn.turn_begins(cx.waker());
         let outcome = turn(&mut stream, conn, handler, &mut intake, cx);

@@ -2,6 +2,7 @@
 
 use super::{lifecycle, reason_code_out, reconciliation_state};
 use claim_engine::corpus::Prefix;
+use claim_engine::dispute::DisputeId;
 use claim_engine::id::EventId;
 use claim_engine::log::entry::{Entry, PassPhase, Record, merges};
 use claim_engine::row::RowView;
@@ -16,6 +17,8 @@ pub trait Names {
     fn corpus(&self, prefix: Option<Prefix>) -> String;
     /// A user's name.
     fn user(&self, uid: u32) -> String;
+    /// The rows of a dispute.
+    fn sides(&self, dispute: DisputeId) -> Vec<EventId>;
 }
 
 /// A row, from what the index knows, its claim's record, and the reason of its tombstone.
@@ -63,6 +66,8 @@ struct Says {
     event_ids: Vec<EventId>,
     canonical_id: Option<EventId>,
     dispute_id: Option<Uuid>,
+    /// Of entries that concern a corpus without being its own.
+    corpus: Option<Prefix>,
     detail: String,
 }
 
@@ -80,7 +85,7 @@ pub fn entry(record: &Record<'_>, position: LogPosition, names: &impl Names) -> 
     wire::reply::Entry {
         position,
         operation: operation(&record.entry),
-        corpus: meta.corpus.map_or_else(String::new, |prefix| names.corpus(Some(prefix))),
+        corpus: meta.corpus.or(says.corpus).map_or_else(String::new, |prefix| names.corpus(Some(prefix))),
         event_id: says.event_id.map(EventId::as_uuid),
         timestamp_us: meta.timestamp_us,
         uid: meta.principal.uid,
@@ -95,6 +100,22 @@ pub fn entry(record: &Record<'_>, position: LogPosition, names: &impl Names) -> 
         canonical_id: says.canonical_id.map(EventId::as_uuid),
         detail: says.detail,
         event_ids: says.event_ids.into_iter().map(EventId::as_uuid).collect(),
+        claim: match &record.entry {
+            Entry::Claim(claim) => Some(Box::new(wire::ClaimContent {
+                event_key: claim.event_key.to_owned(),
+                occurred_at_us: claim.occurred_at_us,
+                owning_corpus: claim.owning_corpus.to_owned(),
+                hosting_corpus: claim.hosting_corpus.to_owned(),
+                category: claim.category.to_owned(),
+                taxonomy_version: claim.taxonomy_version,
+                metadata: claim.metadata.to_vec(),
+            })),
+            _ => None,
+        },
+        configuration: match &record.entry {
+            Entry::Configuration { toml, .. } => (*toml).to_owned(),
+            _ => String::new(),
+        },
     }
 }
 
@@ -149,6 +170,7 @@ fn operation(entry: &Entry<'_>) -> wire::AuditOperation {
 fn says(entry: &Entry<'_>, names: &impl Names) -> Says {
     let corpus = |prefix: Prefix| names.corpus(Some(prefix));
     let detail = |detail: String| Says { detail, ..Says::default() };
+    let about = |prefix: Prefix, detail: String| Says { corpus: Some(prefix), detail, ..Says::default() };
     match entry {
         Entry::Claim(claim) => {
             let over = if claim.over_budget { ", over budget" } else { "" };
@@ -166,19 +188,23 @@ fn says(entry: &Entry<'_>, names: &impl Names) -> Says {
             detail(format!("{action:?} refused; {counted} refusals before it were only counted"))
         }
         Entry::User { uid, name } => detail(format!("uid {uid} is {name}")),
-        Entry::Onboard { prefix, shard, name, notes, .. } => {
-            detail(format!("{name}, prefix {prefix}, shard {shard}{}{notes}", if notes.is_empty() { "" } else { ": " }))
-        }
+        Entry::Onboard { prefix, shard, name, notes, .. } => about(
+            *prefix,
+            format!("{name}, prefix {prefix}, shard {shard}{}{notes}", if notes.is_empty() { "" } else { ": " }),
+        ),
         Entry::PrefixAllocation { minted_to, .. } => detail(format!("prefixes are minted to {minted_to}")),
         Entry::ConfirmClock { .. } => Says::default(),
-        Entry::Decommission { prefix, .. } => detail(corpus(*prefix)),
-        Entry::Freeze { prefix, .. } => detail(prefix.map_or_else(|| "the ledger".to_owned(), corpus)),
+        Entry::Decommission { prefix, .. } => about(*prefix, corpus(*prefix)),
+        Entry::Freeze { prefix, .. } => {
+            let what = prefix.map_or_else(|| "the ledger".to_owned(), corpus);
+            Says { corpus: *prefix, ..detail(what) }
+        }
         Entry::Cap { prefix, claims_per_minute, .. } => match claims_per_minute {
-            0 => detail(format!("{}: no cap", corpus(*prefix))),
-            claims => detail(format!("{}: {claims} claims a minute", corpus(*prefix))),
+            0 => about(*prefix, format!("{}: no cap", corpus(*prefix))),
+            claims => about(*prefix, format!("{}: {claims} claims a minute", corpus(*prefix))),
         },
         Entry::SlotIncrease { global_sequence, prefix, slots, .. } => {
-            detail(format!("proposal {global_sequence}: {slots} slots for {}", corpus(*prefix)))
+            about(*prefix, format!("proposal {global_sequence}: {slots} slots for {}", corpus(*prefix)))
         }
         Entry::SignOff { proposal, role, effective_from_us, .. } => {
             let from = match effective_from_us {
@@ -198,7 +224,7 @@ fn says(entry: &Entry<'_>, names: &impl Names) -> Says {
             let verdict = if given.is_empty() { String::new() } else { format!(": {}", given.join(", ")) };
             let here = rows.count_ones();
             let detail = format!("{}{verdict}; {here} rows of this shard", step.operation());
-            Says { dispute_id: Some(dispute.as_uuid()), detail, ..Says::default() }
+            Says { dispute_id: Some(dispute.as_uuid()), event_ids: names.sides(*dispute), detail, ..Says::default() }
         }
         Entry::Reconcile { pass, phase, counts, merges: planned, .. } => {
             let applied: Vec<_> = merges(planned).filter(|merge| merge.applied).collect();

@@ -1,10 +1,12 @@
 //! The wire's operations as the engine's.
 
 use super::{reason_code_in, role_in};
+use crate::pages;
 use claim_engine::command;
 use claim_engine::dispute::{DisputeId, Verdict};
 use claim_engine::error::{Code, Refusal};
 use claim_engine::id::EventId;
+use claim_engine::shard::event_keys::RowRef;
 use claim_protocol as wire;
 use uuid::Uuid;
 
@@ -114,15 +116,16 @@ pub fn with_operation(
         }
         Operation::Proposals => submit(Engine::Proposals),
         Operation::Configuration => submit(Engine::Configuration),
-        Operation::Find { event_key } => submit(Engine::Find { event_key }),
+        Operation::Find { event_key, from } => submit(Engine::Find { event_key, from: RowRef::from_bits(*from) }),
         Operation::Totals { corpus } => submit(Engine::Totals { corpus }),
         Operation::Corpora => submit(Engine::Corpora),
         Operation::Lookup { event_id: uuid } => submit(Engine::Lookup { event_id: event_id(*uuid)? }),
-        Operation::History { event_id: Some(uuid), skip, .. } => {
-            submit(Engine::History { event_id: event_id(*uuid)?, skip: *skip as usize });
+        Operation::History { event_id: Some(uuid), from, .. } => {
+            submit(Engine::History { event_id: event_id(*uuid)?, skip: *from as usize });
         }
-        Operation::History { correlation_id, .. } => {
-            submit(Engine::Correlated { correlation_id: correlation_id.map_or(0, |id| id.as_u128()) });
+        Operation::History { correlation_id, from, .. } => {
+            let correlation_id = correlation_id.map_or(0, |id| id.as_u128());
+            submit(Engine::Correlated { correlation_id, skip: pages::entry_of(*from) });
         }
         Operation::Scan { corpus, since_us, until_us, after, limit } => submit(Engine::Scan {
             corpus,

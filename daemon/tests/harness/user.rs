@@ -252,7 +252,10 @@ fn read(client: &Client, words: &[&str], options: &RequestOptions) -> Result<Str
         ["corpora"] => joined(client.corpora(options).wait()?.value.iter().map(|corpus| &corpus.name)),
         ["totals", corpus] => joined(client.totals(corpus, options).wait()?.value.iter().map(|total| &total.corpus)),
         ["lookup", event] => client.lookup(id(event), options).wait()?.value.event_id.to_string(),
-        ["find", key] => joined(client.find(key, options).wait()?.value.iter().map(|row| row.event_id)),
+        ["find", key] => {
+            let rows: Vec<_> = client.find(key, options).rows().collect::<Result<_, _>>()?;
+            joined(rows.iter().map(|row| row.event_id))
+        }
         ["history", event] => client.history(id(event), 0, options).wait()?.value.entries.len().to_string(),
         // All rows that the entries speak of.
         ["history-rows", event] => {

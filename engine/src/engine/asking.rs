@@ -8,7 +8,7 @@ use crate::entropy::Entropy;
 use crate::error::{Code, Refusal};
 use crate::mutant::Mutant;
 use crate::peer::{Answer, Ask, PeerMessage, Sought};
-use crate::shard::{Needs, Stepped};
+use crate::shard::{ALIASES_FOLLOWED_MAX, Needs, Stepped};
 use crate::time::Now;
 use std::collections::BTreeMap;
 
@@ -16,8 +16,8 @@ use std::collections::BTreeMap;
 pub const PARKED_MAX: usize = 4_096;
 /// Conditional claims that wait for the same event key, at most.
 const RESERVATIONS_MAX: usize = 64;
-/// How often a request is asked again, as it learns where aliases lead.
-const ROUNDS_MAX: u32 = 64;
+/// How often a request is asked again, as it learns where aliases lead: each round finds one more at least.
+const ROUNDS_MAX: u32 = ALIASES_FOLLOWED_MAX as u32;
 
 impl Engine {
     /// Asks another shard, or this one.

@@ -2,6 +2,7 @@
 
 use super::Engine;
 use crate::dispute::{DisputeState, DisputeStep};
+use crate::id::EventId;
 use crate::log::entry::Entry;
 use crate::time::Now;
 
@@ -11,19 +12,19 @@ impl Engine {
         if self.shard.disputes().open_count() == 0 || !self.takes_own_entries() {
             return;
         }
-        let is_frozen = self.shard.registry().frozen().is_some();
         let own_refused = self.shard.refused_disputes();
         let time_us = self.shard.time_us(now);
         let is_deferring = self.shard.registry().incident_active() || self.is_anyone_overloaded();
         let interval_us = self.shard.policy().dispute_interval_us();
         let mut may_move = !is_deferring || time_us - self.shard.disputes().moved_at_us() >= interval_us;
+        let is_stopped = |id: &EventId| self.shard.registry().stop_of(id.prefix()).is_some();
         let mut steps = Vec::new();
         for dispute in self.shard.disputes().open_ones() {
             let is_everywhere = self.all_have(dispute.global_sequence);
             let is_refused =
                 own_refused.contains(&dispute.id) || self.peers.iter().any(|p| p.refused.contains(&dispute.id));
             let step = match dispute.state {
-                DisputeState::Detect if may_move && !is_frozen => {
+                DisputeState::Detect if may_move && !dispute.sides.ids().iter().any(is_stopped) => {
                     may_move = !is_deferring;
                     DisputeStep::Quarantine
                 }

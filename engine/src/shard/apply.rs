@@ -203,12 +203,13 @@ impl Shard {
                     verdicts: Default::default(),
                     responses: 0,
                     global_sequence: sequence,
-                    entries_at: vec![happened.log_offset],
+                    steps: Vec::new(),
                 })?;
+                sides.ids().iter().for_each(|id| self.rows.concern(*id, happened.log_offset));
                 Some(Effect::Dispute(dispute, DisputeState::Detect, 0, sequence))
             }
             Entry::DisputeStep { dispute, step, at_us, rows, verdicts, .. } => {
-                let moved = self.disputes.step(dispute, step, at_us, verdicts, sequence, happened.log_offset)?;
+                let moved = self.disputes.step(dispute, step, at_us, verdicts, sequence)?;
                 self.settle(&moved, step, rows, happened)?;
                 (meta.idempotency_key != 0).then_some(Effect::Dispute(dispute, moved.state, moved.responses, sequence))
             }
@@ -238,6 +239,7 @@ impl Shard {
                 self.rows.alias_named(canonical, *event_id);
             }
             if rows & (1 << index) == 0 {
+                self.rows.concern(*event_id, happened.log_offset);
                 continue;
             }
             match step {

@@ -28,6 +28,7 @@ impl Step<'_, '_, '_> {
         let (action, corpus) = match request.operation {
             Operation::Claim { corpus, .. } => (Action::Claim, Some(corpus)),
             Operation::Reference { corpus, .. } => (Action::Reference, Some(corpus)),
+            Operation::Retract { corpus: "", event_id, .. } => (Action::Retract, of_row(event_id)),
             Operation::Retract { corpus, .. } => (Action::Retract, Some(corpus)),
             Operation::Reactivate { event_id } => (Action::Reactivate, of_row(event_id)),
             Operation::Lookup { event_id } | Operation::History { event_id, .. } => {

@@ -37,8 +37,11 @@ pub fn request(request: &Request<'_>, mode: ClockMode) -> Result<(), Refusal> {
     if request.rationale.len() > bytes_max {
         return Err(bad(format!("the rationale has {} bytes; at most {bytes_max}", request.rationale.len())));
     }
-    let needs_reason =
-        is_about_a_dispute || matches!(request.operation, Operation::Retract { .. } | Operation::Reactivate { .. });
+    let needs_reason = is_about_a_dispute
+        || matches!(
+            request.operation,
+            Operation::Retract { .. } | Operation::Reactivate { .. } | Operation::Freeze { frozen: true, .. }
+        );
     if needs_reason && request.rationale.trim().is_empty() {
         return Err(bad("the rationale is empty; this operation needs a reason"));
     }
@@ -47,7 +50,7 @@ pub fn request(request: &Request<'_>, mode: ClockMode) -> Result<(), Refusal> {
     }
     match (mode, request.at_us) {
         (ClockMode::Replay, None) => {
-            return Err(bad("this is a replay ledger: a mutating request carries its own time, `at`"));
+            return Err(bad("this is a replay ledger: a request of this kind carries its own time, `at`"));
         }
         (ClockMode::Wall, Some(_)) => {
             return Err(bad("this ledger runs on the wall clock: only a replay ledger takes `at`; leave it out"));

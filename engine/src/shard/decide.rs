@@ -25,8 +25,8 @@ const CLOCK_RETRY_MS: u32 = 10_000;
 /// Advice on when to ask again after a stop.
 pub(super) const FROZEN_RETRY_MS: u32 = 60_000;
 
-/// How many aliases lead to a canonical row, at most.
-const ALIASES_FOLLOWED_MAX: usize = 64;
+/// How many aliases are followed to a canonical row, at most.
+pub const ALIASES_FOLLOWED_MAX: usize = 1_024;
 
 /// One step of a shard: the state with the inputs of the moment.
 pub struct Step<'s, 'e, 'l> {
@@ -202,7 +202,10 @@ impl Step<'_, '_, '_> {
     /// Refuses what an audited stop stops, or what a closed corpus no longer does.
     pub(super) fn not_stopped(&self, prefix: Prefix) -> Decided<()> {
         let Some(stop) = self.shard.registry.stop_of(prefix) else { return Ok(()) };
-        let what = if self.shard.registry.frozen().is_some() { "the ledger" } else { "the corpus" };
+        let what = match (self.shard.registry.frozen(), self.shard.registry.of_prefix(prefix)) {
+            (None, Some(corpus)) => format!("corpus '{}'", corpus.name),
+            _ => "the ledger".to_owned(),
+        };
         refuse(Refusal::retry_after(
             Code::Frozen,
             FROZEN_RETRY_MS,
@@ -210,10 +213,13 @@ impl Step<'_, '_, '_> {
         ))
     }
 
-    fn not_closed(&self, prefix: Prefix) -> Decided<()> {
+    pub(super) fn not_closed(&self, prefix: Prefix) -> Decided<()> {
         match self.shard.registry.of_prefix(prefix) {
             Some(corpus) if corpus.decommissioned_at_us.is_some() => {
-                let message = format!("corpus '{}' is decommissioned: it claims and refers no more", corpus.name);
+                let message = format!(
+                    "corpus '{}' is decommissioned: it claims and refers no more, and has no budget",
+                    corpus.name
+                );
                 Err(Stop::Refused(Refusal::new(Code::Decommissioned, message), self.shard.last_position))
             }
             _ => Ok(()),
@@ -489,7 +495,7 @@ impl Step<'_, '_, '_> {
             }
             Some(row) if transition(row.state, RowOperation::Reference).is_some() => {}
             row => {
-                let state = row.map_or("not there", |row| row.state.name());
+                let state = row.map_or("not there, or an alias itself", |row| row.state.name());
                 let message = format!("{event_id} is an alias of {canonical_id}, which is {state}");
                 return Err(Stop::Refused(Refusal::new(Code::BadTransition, message), found.position));
             }
@@ -521,7 +527,10 @@ impl Step<'_, '_, '_> {
         reason_code: ReasonCode,
         time_us: i64,
     ) -> Decided<Decision> {
-        let prefix = self.own_corpus(corpus)?;
+        let prefix = match corpus {
+            "" => self.row(event_id)?.event_id.prefix(),
+            name => self.own_corpus(name)?,
+        };
         let fingerprint = self.fingerprint(request, Keyed::Retract, |out| {
             out.push(reason_code.number());
             out.extend_from_slice(&event_id.as_u128().to_be_bytes());

@@ -63,7 +63,7 @@ impl Step<'_, '_, '_> {
             let message = format!("none of these rows is of corpus '{corpus}': a corpus concerned opens a dispute");
             return refuse(Refusal::new(Code::BadRequest, message));
         }
-        self.not_stopped(prefix)?;
+        self.sides_not_stopped(&sides)?;
         self.expect_disputable(&sides, time_us)?;
         let open = self.shard.disputes.open_of(prefix);
         if open >= OPEN_DISPUTES_MAX {
@@ -76,6 +76,11 @@ impl Step<'_, '_, '_> {
         let entry = Entry::Dispute { global_sequence: self.next_global(), dispute, opened_at_us: time_us, sides };
         let position = self.global(request, Some(prefix), fingerprint, time_us, entry);
         self.dispute_now(dispute, position, 0)
+    }
+
+    /// A stop of any of the corpora stops what would change their rows.
+    fn sides_not_stopped(&self, sides: &Sides) -> Decided<()> {
+        sides.ids().iter().try_for_each(|id| self.not_stopped(id.prefix()))
     }
 
     fn new_dispute_id(&mut self, time_us: i64) -> DisputeId {
@@ -149,6 +154,9 @@ impl Step<'_, '_, '_> {
                 found.verdicts = Default::default();
             }
             (found.state, found.responses) = (state, responses);
+            let step = found.steps.iter().position(|moved| (moved.state, moved.responses) == (state, responses));
+            found.steps.truncate(step.map_or(0, |index| index + 1));
+            found.updated_at_us = found.steps.last().map_or(found.opened_at_us, |moved| moved.at_us);
         }
         Ok(decision)
     }
@@ -259,6 +267,7 @@ impl Step<'_, '_, '_> {
             );
             return Err(Stop::Refused(Refusal::new(Code::BadRequest, message), self.shard.last_position));
         }
+        self.sides_not_stopped(&sides)?;
         let what = (dispute, DisputeStep::Arbitrate);
         self.take_step(request, None, fingerprint, time_us, what, verdicts)
     }

@@ -249,7 +249,7 @@ impl Step<'_, '_, '_> {
         };
         if stop.is_some() == frozen {
             let what = if corpus.is_empty() { "the ledger".to_owned() } else { format!("corpus '{corpus}'") };
-            let message = format!("{what} is {} already", if frozen { "frozen" } else { "not frozen" });
+            let message = format!("{what} is {}", if frozen { "frozen already" } else { "not frozen" });
             return Err(Stop::Refused(Refusal::new(Code::BadTransition, message), self.shard.last_position));
         }
         let global_sequence = self.next_global();
@@ -270,6 +270,7 @@ impl Step<'_, '_, '_> {
             return Ok(Decision { outcome: outcome(at_us), position: kept.position, global_sequence });
         }
         let prefix = self.corpus(corpus)?;
+        self.not_closed(prefix)?;
         let global_sequence = self.next_global();
         let entry = Entry::Cap { global_sequence, prefix, claims_per_minute };
         let position = self.global(request, None, fingerprint, time_us, entry);
@@ -301,6 +302,7 @@ impl Step<'_, '_, '_> {
             return self.proposal(number, signatures, kept.position, sequence);
         }
         let prefix = self.corpus(corpus)?;
+        self.not_closed(prefix)?;
         let present = self.shard.slots_at(prefix, Quarter::of(time_us).end_us());
         if slots > SLOTS_MAX {
             let message = format!("{slots} slots are more than a quarter can have: {SLOTS_MAX} at most");
@@ -363,6 +365,16 @@ impl Step<'_, '_, '_> {
                     other.role.name()
                 ),
             );
+        }
+        let (prefix, slots) = (proposal.prefix, proposal.slots);
+        self.not_closed(prefix)?;
+        let present = self.shard.slots_at(prefix, Quarter::of(time_us).end_us());
+        if slots <= present {
+            let message = format!(
+                "proposal {number_} is of {slots} slots, and its corpus has {present} from the next quarter on by now: \
+                 propose more than that"
+            );
+            return refused(Code::BadTransition, message);
         }
         let is_last = proposal.signatures.len() + 1 == SIGNING_ROLES.len();
         let effective_from_us = if is_last { Quarter::of(time_us).end_us() } else { 0 };

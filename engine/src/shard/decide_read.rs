@@ -3,8 +3,7 @@
 use super::decide::{Decided, Step};
 use super::{Decision, Shard};
 use crate::command::{
-    CORRELATED_ENTRIES_MAX, CorpusDetails, CorpusUsage, FIND_ROWS_MAX, HISTORY_ENTRIES_MAX, Operation, Outcome,
-    Request, SCAN_ROWS_MAX, Total,
+    CorpusDetails, CorpusUsage, FIND_ROWS_MAX, HISTORY_ENTRIES_MAX, Operation, Outcome, Request, SCAN_ROWS_MAX, Total,
 };
 use crate::corpus::Prefix;
 use crate::id::EventId;
@@ -16,6 +15,9 @@ use crate::time::Quarter;
 impl Step<'_, '_, '_> {
     /// What one may read.
     pub(super) fn read(&mut self, request: &Request<'_>, time_us: i64) -> Decided<Decision> {
+        if matches!(request.operation, Operation::Find { .. }) {
+            self.shard.tidy();
+        }
         let shard = &*self.shard;
         let who = request.principal;
         let may_read = |prefix| {
@@ -37,8 +39,8 @@ impl Step<'_, '_, '_> {
                 let found = self.row(event_id)?;
                 let (entries_at, more) = shard.rows.history(event_id, skip, HISTORY_ENTRIES_MAX).unwrap_or_default();
                 let related = shard.related(&found);
-                // References don't move the row's own position, but they are entries of its history; nor do the
-                // disputes and aliases that are named beside it.
+                // References and steps of disputes don't all move the row's own position, but they are entries of its
+                // history; nor do the disputes and aliases that are named beside it.
                 Ok(Decision::now(Outcome::History { entries_at, more, related }, shard.last_position))
             }
             Operation::Scan { corpus, since_us, until_us, after, limit } => {
@@ -49,20 +51,26 @@ impl Step<'_, '_, '_> {
                 let rows = found.iter().map(|f| shard.view_at(f, time_us)).collect();
                 Ok(Decision::now(Outcome::Rows { rows, more }, shard.last_position))
             }
-            Operation::Find { event_key } => {
-                let hash = shard.key_hash(event_key);
-                let found = shard.rows.with_key(hash, FIND_ROWS_MAX).filter(|row| may_read(row.event_id.prefix()));
-                let mut rows: Vec<_> = found.map(|row| shard.view_at(&row, time_us)).collect();
-                rows.sort_by_key(|row| row.event_id);
-                Ok(Decision::now(Outcome::Rows { rows, more: false }, shard.last_position))
+            Operation::Find { event_key, from } => {
+                let first = from.unwrap_or_else(|| shard.rows.last_with_key(shard.key_hash(event_key)));
+                let mut chain = shard.rows.with_key_from(first);
+                let looked_at = chain.by_ref().take(FIND_ROWS_MAX);
+                let readable = looked_at.filter(|(_, row)| may_read(row.event_id.prefix()));
+                let rows = readable.map(|(place, row)| (place, shard.view_at(&row, time_us))).collect();
+                let next = chain.next().map(|(place, _)| place);
+                Ok(Decision::now(Outcome::Found { rows, next }, shard.last_position))
             }
-            Operation::Correlated { correlation_id } => {
+            Operation::Correlated { correlation_id, skip } => {
                 let all = shard.correlated.get(&correlation_id).map_or(&[][..], Vec::as_slice);
-                let entries_at = all[..all.len().min(CORRELATED_ENTRIES_MAX)].to_vec();
-                let more = entries_at.len() < all.len();
+                let rest = all.get(skip..).unwrap_or_default();
+                let entries_at = rest[..rest.len().min(HISTORY_ENTRIES_MAX)].to_vec();
+                let more = entries_at.len() < rest.len();
                 Ok(Decision::now(Outcome::Correlated { entries_at, more }, shard.last_position))
             }
             Operation::Totals { corpus } => {
+                if !corpus.is_empty() {
+                    self.corpus(corpus)?;
+                }
                 let own = shard.registry.corpora().iter().filter(|c| c.shard == shard.number);
                 let own = own.filter(|c| (corpus.is_empty() || c.name == corpus) && may_read(c.prefix));
                 let totals = own.flat_map(|c| shard.totals(c.prefix)).collect();

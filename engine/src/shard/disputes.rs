@@ -1,7 +1,7 @@
 //! All disputes of the ledger, as every shard keeps them.
 
 use crate::corpus::Prefix;
-use crate::dispute::{Dispute, DisputeId, DisputeState, DisputeStep, Verdict, Verdicts, dispute_transition};
+use crate::dispute::{Dispute, DisputeId, DisputeState, DisputeStep, Moved, Verdict, Verdicts, dispute_transition};
 use crate::id::EventId;
 use hashbrown::{HashMap, HashSet};
 use std::collections::{BTreeMap, BTreeSet};
@@ -87,7 +87,6 @@ impl Disputes {
         at_us: i64,
         verdicts: Verdicts,
         global_sequence: u64,
-        log_offset: u64,
     ) -> Result<Dispute, String> {
         let Some(dispute) = self.all.get_mut(&id) else { return Err(format!("there is no dispute {id}")) };
         let Some(to) = dispute_transition(dispute.state, step) else {
@@ -96,7 +95,6 @@ impl Disputes {
         dispute.state = to;
         dispute.updated_at_us = at_us;
         dispute.global_sequence = global_sequence;
-        dispute.entries_at.push(log_offset);
         match step {
             DisputeStep::Quarantine => self.moved_at_us = at_us,
             DisputeStep::Respond => dispute.responses += 1,
@@ -115,6 +113,7 @@ impl Disputes {
             }
             _ => {}
         }
+        dispute.steps.push(Moved { state: to, responses: dispute.responses, at_us });
         let is_settled = matches!(to, DisputeState::Canonicalise | DisputeState::Void);
         if is_settled {
             for event_id in dispute.sides.ids() {

@@ -22,6 +22,16 @@ impl RowRef {
         RowRef(u64::from(prefix) << 48 | (index as u64 + 1))
     }
 
+    /// From its number, which is 0 for none.
+    pub fn from_bits(bits: u64) -> Option<RowRef> {
+        Some(RowRef(bits)).filter(|row| row.get().is_some() && bits >> 48 != 0)
+    }
+
+    /// Its number.
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+
     /// Prefix and index.
     pub fn get(self) -> Option<(u16, usize)> {
         let index = (self.0 & ((1 << 48) - 1)).checked_sub(1)?;

@@ -21,6 +21,8 @@ pub mod passes;
 pub mod registry;
 pub mod rows;
 
+pub use decide::ALIASES_FOLLOWED_MAX;
+
 use crate::command::{Fact, Outcome, Request};
 use crate::corpus::Prefix;
 use crate::dispute::{DisputeId, DisputeState};

@@ -356,6 +356,24 @@ impl Rows {
         recent.chain(indexed).map(|(prefix, index)| self.found(&self.corpora[usize::from(prefix)], index)).take(limit)
     }
 
+    /// The rows from one on that have its event key, the last claimed first. All rows are among the event keys.
+    pub fn with_key_from(&self, from: RowRef) -> impl Iterator<Item = (RowRef, Found)> + '_ {
+        debug_assert!(self.unindexed.is_empty(), "the last rows are not linked yet");
+        let mut next = from;
+        std::iter::from_fn(move || {
+            let (prefix, index) = next.get()?;
+            let rows = self.corpora.get(usize::from(prefix))?;
+            let found = (next, self.found(rows, rows.slots.get(index).map(|_| index)?));
+            next = rows.slots[index].before;
+            Some(found)
+        })
+    }
+
+    /// The last row with an event key. All rows are among the event keys.
+    pub fn last_with_key(&self, key_hash: u64) -> RowRef {
+        self.event_keys.last(key_hash)
+    }
+
     /// Takes the last rows in among the event keys. It changes nothing that can be seen, but how long it takes to see it.
     pub fn index_event_keys(&mut self) {
         for (n, (key_hash, row)) in self.unindexed.iter().enumerate() {
@@ -498,6 +516,13 @@ impl Rows {
         change.references += 1;
         change.entries_at.push(log_offset);
         Ok(())
+    }
+
+    /// Records an entry that concerns a row and leaves it what it is. A row of another shard has none here.
+    pub(super) fn concern(&mut self, event_id: EventId, log_offset: u64) {
+        if self.get(event_id).is_some() {
+            self.changes.entry(event_id).or_default().entries_at.push(log_offset);
+        }
     }
 
     /// Does to a row what an operation does. The error says why it does not apply.

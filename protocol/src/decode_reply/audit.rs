@@ -2,7 +2,7 @@
 
 use super::decode_reason;
 use crate::generated::claimd as wire;
-use crate::reply::{Entry, Head, Pair};
+use crate::reply::{ClaimContent, Entry, Head, Pair};
 use crate::values::AuditOperation;
 use crate::wire_values::{typed_hash, typed_position, typed_uuid, typed_uuids};
 
@@ -25,7 +25,21 @@ pub(super) fn decode_entry(table: &wire::Entry<'_>) -> Result<Entry, String> {
         canonical_id: table.canonical_id().map(typed_uuid),
         detail: table.detail().unwrap_or_default().to_owned(),
         event_ids: typed_uuids(table.event_ids()),
+        claim: table.claim().map(|item| Box::new(claim_content(&item))),
+        configuration: table.configuration().unwrap_or_default().to_owned(),
     })
+}
+
+fn claim_content(item: &wire::ClaimItem<'_>) -> ClaimContent {
+    ClaimContent {
+        event_key: item.event_key().to_owned(),
+        occurred_at_us: item.occurred_at_us(),
+        owning_corpus: item.owning_corpus().unwrap_or_default().to_owned(),
+        hosting_corpus: item.hosting_corpus().unwrap_or_default().to_owned(),
+        category: item.category().to_owned(),
+        taxonomy_version: item.taxonomy_version(),
+        metadata: item.metadata().map_or_else(Vec::new, |bytes| bytes.bytes().to_vec()),
+    }
 }
 
 pub(super) fn decode_head(table: &wire::Head<'_>) -> Result<Head, String> {

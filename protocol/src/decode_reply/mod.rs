@@ -102,7 +102,7 @@ fn decode_result(root: &wire::Reply<'_>) -> Result<ReplyResult, String> {
             let entries = table.entries().iter().map(|entry| audit::decode_entry(&entry));
             ReplyResult::History {
                 entries: entries.collect::<Result<_, String>>()?,
-                more: table.more(),
+                next: Some(table.next()).filter(|next| *next > 0),
                 related: typed_uuids(table.related()),
             }
         }
@@ -171,7 +171,8 @@ fn decode_result(root: &wire::Reply<'_>) -> Result<ReplyResult, String> {
         wire::ReplyResult::Found => {
             let table = root.result_as_found().ok_or_else(missing)?;
             let rows = table.rows().iter().map(|row| row::decode_row(&row));
-            ReplyResult::Found(rows.collect::<Result<_, String>>()?)
+            let next = Some(table.next()).filter(|next| *next > 0);
+            ReplyResult::Found { rows: rows.collect::<Result<_, String>>()?, next }
         }
         wire::ReplyResult::TailPage => {
             let table = root.result_as_tail_page().ok_or_else(missing)?;

@@ -117,7 +117,7 @@ fn decode_operation<'a>(root: &wire::Request<'a>) -> Result<Operation<'a>, Strin
             let reason_code =
                 ReasonCode::try_from(table.reason_code().0).map_err(|error| format!("reason_code: {error}"))?;
             Operation::Retract {
-                corpus: name("corpus", table.corpus())?,
+                corpus: name_or_empty("corpus", Some(table.corpus()))?,
                 event_id: typed_uuid(table.event_id()),
                 reason_code,
             }
@@ -195,7 +195,7 @@ fn decode_operation<'a>(root: &wire::Request<'a>) -> Result<Operation<'a>, Strin
         }
         wire::Operation::Find => {
             let table = root.operation_as_find().ok_or_else(missing)?;
-            Operation::Find { event_key: event_key(table.event_key())? }
+            Operation::Find { event_key: event_key(table.event_key())?, from: table.from() }
         }
         wire::Operation::Totals => {
             let table = root.operation_as_totals().ok_or_else(missing)?;
@@ -238,7 +238,7 @@ fn decode_history<'a>(table: &wire::History<'a>) -> Result<Operation<'a>, String
         return Err(format!("a history names {found} of event_id and correlation_id; exactly one is required"));
     }
     let (since_us, until_us) = (table.since_us(), table.until_us());
-    Ok(Operation::History { event_id, correlation_id, skip: table.skip(), since_us, until_us })
+    Ok(Operation::History { event_id, correlation_id, from: table.from(), since_us, until_us })
 }
 
 fn event_key(text: &str) -> Result<&str, String> {

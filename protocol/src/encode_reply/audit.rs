@@ -2,8 +2,10 @@
 
 use super::{Encoded, FIXED_BYTES, wire_reason};
 use crate::Builder;
+use crate::encode_request::{encode_item, item_bytes};
 use crate::generated::claimd as wire;
-use crate::reply::{Entry, Head, Pair};
+use crate::reply::{ClaimContent, Entry, Head, Pair};
+use crate::request::ClaimItem;
 use crate::values::LogPosition;
 use crate::wire_values::{optional_string, optional_uuids, wire_uuid};
 use flatbuffers::WIPOffset;
@@ -15,7 +17,21 @@ pub fn entry_frame_bytes(entry: &Entry) -> usize {
         + entry.rationale.len()
         + entry.user_name.len()
         + entry.detail.len()
+        + entry.configuration.len()
         + size_of_val(entry.event_ids.as_slice())
+        + entry.claim.as_deref().map_or(0, |claim| FIXED_BYTES + item_bytes(&as_item(claim)))
+}
+
+fn as_item(claim: &ClaimContent) -> ClaimItem<'_> {
+    ClaimItem {
+        event_key: &claim.event_key,
+        occurred_at_us: claim.occurred_at_us,
+        owning_corpus: &claim.owning_corpus,
+        hosting_corpus: &claim.hosting_corpus,
+        category: &claim.category,
+        taxonomy_version: claim.taxonomy_version,
+        metadata: &claim.metadata,
+    }
 }
 
 pub(super) fn encode_entry<'b>(builder: &mut Builder, entry: &Entry) -> WIPOffset<wire::Entry<'b>> {
@@ -24,6 +40,8 @@ pub(super) fn encode_entry<'b>(builder: &mut Builder, entry: &Entry) -> WIPOffse
     let user_name = optional_string(builder, &entry.user_name);
     let detail = optional_string(builder, &entry.detail);
     let event_ids = optional_uuids(builder, &entry.event_ids);
+    let claim = entry.claim.as_deref().map(|claim| encode_item(builder, &as_item(claim)));
+    let configuration = optional_string(builder, &entry.configuration);
     let position = wire::LogPosition::new(entry.position.shard, entry.position.position);
     let table = wire::Entry::create(
         builder,
@@ -45,6 +63,8 @@ pub(super) fn encode_entry<'b>(builder: &mut Builder, entry: &Entry) -> WIPOffse
             canonical_id: entry.canonical_id.map(wire_uuid).as_ref(),
             detail,
             event_ids,
+            claim,
+            configuration,
         },
     );
     WIPOffset::new(table.value())

@@ -147,11 +147,12 @@ fn encode_result(builder: &mut Builder, result: &ReplyResult) -> Encoded {
             let row = Some(row::encode_row(builder, row));
             (wire::ReplyResult::RowFound, wire::RowFound::create(builder, &wire::RowFoundArgs { row }).as_union_value())
         }
-        ReplyResult::History { entries, more, related } => {
+        ReplyResult::History { entries, next, related } => {
             let entries: Vec<_> = entries.iter().map(|entry| audit::encode_entry(builder, entry)).collect();
             let entries = Some(builder.create_vector(&entries));
             let related = optional_uuids(builder, related);
-            let table = wire::HistoryFound::create(builder, &wire::HistoryFoundArgs { entries, more: *more, related });
+            let next = next.unwrap_or(0);
+            let table = wire::HistoryFound::create(builder, &wire::HistoryFoundArgs { entries, next, related });
             (wire::ReplyResult::HistoryFound, table.as_union_value())
         }
         ReplyResult::ScanPage { rows, next } => {
@@ -186,10 +187,13 @@ fn encode_result(builder: &mut Builder, result: &ReplyResult) -> Encoded {
             (wire::ReplyResult::BarrierRaised, table.as_union_value())
         }
         ReplyResult::Reconciled(report) => reconcile::reconciled(builder, report),
-        ReplyResult::Found(rows) => {
+        ReplyResult::Found { rows, next } => {
             let rows: Vec<_> = rows.iter().map(|row| row::encode_row(builder, row)).collect();
             let rows = Some(builder.create_vector(&rows));
-            (wire::ReplyResult::Found, wire::Found::create(builder, &wire::FoundArgs { rows }).as_union_value())
+            (
+                wire::ReplyResult::Found,
+                wire::Found::create(builder, &wire::FoundArgs { rows, next: next.unwrap_or(0) }).as_union_value(),
+            )
         }
         ReplyResult::TailPage { entries, next_position, durable_position } => {
             audit::tail_page(builder, entries, *next_position, *durable_position)

@@ -62,7 +62,7 @@ fn content_bytes(operation: &Operation<'_>) -> usize {
     }
 }
 
-fn item_bytes(item: &ClaimItem<'_>) -> usize {
+pub(crate) fn item_bytes(item: &ClaimItem<'_>) -> usize {
     item.event_key.len()
         + item.owning_corpus.len()
         + item.hosting_corpus.len()
@@ -135,11 +135,11 @@ fn encode_operation(builder: &mut Builder, operation: &Operation<'_>) -> Encoded
             let args = wire::LookupArgs { event_id: Some(&wire_uuid(*event_id)) };
             (wire::Operation::Lookup, wire::Lookup::create(builder, &args).as_union_value())
         }
-        Operation::History { event_id, correlation_id, skip, since_us, until_us } => {
+        Operation::History { event_id, correlation_id, from, since_us, until_us } => {
             let (event_id, correlation_id) = (event_id.map(wire_uuid), correlation_id.map(wire_uuid));
             let args = wire::HistoryArgs {
                 event_id: event_id.as_ref(),
-                skip: *skip,
+                from: *from,
                 correlation_id: correlation_id.as_ref(),
                 since_us: *since_us,
                 until_us: *until_us,
@@ -179,7 +179,7 @@ fn encode_operation(builder: &mut Builder, operation: &Operation<'_>) -> Encoded
         Operation::Incident { active } => reconcile::incident(builder, *active),
         Operation::Barrier => reconcile::barrier(builder),
         Operation::Reconcile { dry_run } => reconcile::pass(builder, *dry_run),
-        Operation::Find { event_key } => reconcile::find(builder, event_key),
+        Operation::Find { event_key, from } => reconcile::find(builder, event_key, *from),
         Operation::Tail { shard, from_position, limit, wait_ms } => {
             audit::tail(builder, *shard, *from_position, *limit, *wait_ms)
         }
@@ -192,7 +192,7 @@ fn encode_operation(builder: &mut Builder, operation: &Operation<'_>) -> Encoded
     }
 }
 
-fn encode_item<'b>(builder: &mut Builder, item: &ClaimItem<'_>) -> WIPOffset<wire::ClaimItem<'b>> {
+pub(crate) fn encode_item<'b>(builder: &mut Builder, item: &ClaimItem<'_>) -> WIPOffset<wire::ClaimItem<'b>> {
     let event_key = Some(builder.create_string(item.event_key));
     let owning_corpus = optional_string(builder, item.owning_corpus);
     let hosting_corpus = optional_string(builder, item.hosting_corpus);

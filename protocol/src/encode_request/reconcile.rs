@@ -18,7 +18,7 @@ pub(super) fn pass(builder: &mut Builder, dry_run: bool) -> Encoded {
     (wire::Operation::Reconcile, table.as_union_value())
 }
 
-pub(super) fn find(builder: &mut Builder, event_key: &str) -> Encoded {
+pub(super) fn find(builder: &mut Builder, event_key: &str, from: u64) -> Encoded {
     let event_key = Some(builder.create_string(event_key));
-    (wire::Operation::Find, wire::Find::create(builder, &wire::FindArgs { event_key }).as_union_value())
+    (wire::Operation::Find, wire::Find::create(builder, &wire::FindArgs { event_key, from }).as_union_value())
 }

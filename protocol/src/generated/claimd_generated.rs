@@ -3359,7 +3359,7 @@ impl<'a> ::flatbuffers::Follow<'a> for History<'a> {
 
 impl<'a> History<'a> {
   pub const VT_EVENT_ID: ::flatbuffers::VOffsetT = 4;
-  pub const VT_SKIP: ::flatbuffers::VOffsetT = 6;
+  pub const VT_FROM: ::flatbuffers::VOffsetT = 6;
   pub const VT_CORRELATION_ID: ::flatbuffers::VOffsetT = 8;
   pub const VT_SINCE_US: ::flatbuffers::VOffsetT = 10;
   pub const VT_UNTIL_US: ::flatbuffers::VOffsetT = 12;
@@ -3376,8 +3376,8 @@ impl<'a> History<'a> {
     let mut builder = HistoryBuilder::new(_fbb);
     if let Some(x) = args.until_us { builder.add_until_us(x); }
     if let Some(x) = args.since_us { builder.add_since_us(x); }
+    builder.add_from(args.from);
     if let Some(x) = args.correlation_id { builder.add_correlation_id(x); }
-    builder.add_skip(args.skip);
     if let Some(x) = args.event_id { builder.add_event_id(x); }
     builder.finish()
   }
@@ -3391,11 +3391,11 @@ impl<'a> History<'a> {
     unsafe { self._tab.get::<Uuid>(History::VT_EVENT_ID, None)}
   }
   #[inline]
-  pub fn skip(&self) -> u32 {
+  pub fn from(&self) -> u64 {
     // Safety:
     // Created from valid Table for this object
     // which contains a valid value in this slot
-    unsafe { self._tab.get::<u32>(History::VT_SKIP, Some(0)).unwrap()}
+    unsafe { self._tab.get::<u64>(History::VT_FROM, Some(0)).unwrap()}
   }
   #[inline]
   pub fn correlation_id(&self) -> Option<&'a Uuid> {
@@ -3427,7 +3427,7 @@ impl ::flatbuffers::Verifiable for History<'_> {
   ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
     v.visit_table(pos)?
      .visit_field::<Uuid>("event_id", Self::VT_EVENT_ID, false)?
-     .visit_field::<u32>("skip", Self::VT_SKIP, false)?
+     .visit_field::<u64>("from", Self::VT_FROM, false)?
      .visit_field::<Uuid>("correlation_id", Self::VT_CORRELATION_ID, false)?
      .visit_field::<i64>("since_us", Self::VT_SINCE_US, false)?
      .visit_field::<i64>("until_us", Self::VT_UNTIL_US, false)?
@@ -3437,7 +3437,7 @@ impl ::flatbuffers::Verifiable for History<'_> {
 }
 pub struct HistoryArgs<'a> {
     pub event_id: Option<&'a Uuid>,
-    pub skip: u32,
+    pub from: u64,
     pub correlation_id: Option<&'a Uuid>,
     pub since_us: Option<i64>,
     pub until_us: Option<i64>,
@@ -3447,7 +3447,7 @@ impl<'a> Default for HistoryArgs<'a> {
   fn default() -> Self {
     HistoryArgs {
       event_id: None,
-      skip: 0,
+      from: 0,
       correlation_id: None,
       since_us: None,
       until_us: None,
@@ -3465,8 +3465,8 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> HistoryBuilder<'a, 'b, A> {
     self.fbb_.push_slot_always::<&Uuid>(History::VT_EVENT_ID, event_id);
   }
   #[inline]
-  pub fn add_skip(&mut self, skip: u32) {
-    self.fbb_.push_slot::<u32>(History::VT_SKIP, skip, 0);
+  pub fn add_from(&mut self, from: u64) {
+    self.fbb_.push_slot::<u64>(History::VT_FROM, from, 0);
   }
   #[inline]
   pub fn add_correlation_id(&mut self, correlation_id: &Uuid) {
@@ -3499,7 +3499,7 @@ impl ::core::fmt::Debug for History<'_> {
   fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
     let mut ds = f.debug_struct("History");
       ds.field("event_id", &self.event_id());
-      ds.field("skip", &self.skip());
+      ds.field("from", &self.from());
       ds.field("correlation_id", &self.correlation_id());
       ds.field("since_us", &self.since_us());
       ds.field("until_us", &self.until_us());
@@ -5464,6 +5464,7 @@ impl<'a> ::flatbuffers::Follow<'a> for Find<'a> {
 
 impl<'a> Find<'a> {
   pub const VT_EVENT_KEY: ::flatbuffers::VOffsetT = 4;
+  pub const VT_FROM: ::flatbuffers::VOffsetT = 6;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -5475,6 +5476,7 @@ impl<'a> Find<'a> {
     args: &'args FindArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Find<'bldr>> {
     let mut builder = FindBuilder::new(_fbb);
+    builder.add_from(args.from);
     if let Some(x) = args.event_key { builder.add_event_key(x); }
     builder.finish()
   }
@@ -5487,6 +5489,13 @@ impl<'a> Find<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Find::VT_EVENT_KEY, None).unwrap()}
   }
+  #[inline]
+  pub fn from(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Find::VT_FROM, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Find<'_> {
@@ -5496,18 +5505,21 @@ impl ::flatbuffers::Verifiable for Find<'_> {
   ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
     v.visit_table(pos)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("event_key", Self::VT_EVENT_KEY, true)?
+     .visit_field::<u64>("from", Self::VT_FROM, false)?
      .finish();
     Ok(())
   }
 }
 pub struct FindArgs<'a> {
     pub event_key: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub from: u64,
 }
 impl<'a> Default for FindArgs<'a> {
   #[inline]
   fn default() -> Self {
     FindArgs {
       event_key: None, // required field
+      from: 0,
     }
   }
 }
@@ -5520,6 +5532,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> FindBuilder<'a, 'b, A> {
   #[inline]
   pub fn add_event_key(&mut self, event_key: ::flatbuffers::WIPOffset<&'b  str>) {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Find::VT_EVENT_KEY, event_key);
+  }
+  #[inline]
+  pub fn add_from(&mut self, from: u64) {
+    self.fbb_.push_slot::<u64>(Find::VT_FROM, from, 0);
   }
   #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> FindBuilder<'a, 'b, A> {
@@ -5541,6 +5557,7 @@ impl ::core::fmt::Debug for Find<'_> {
   fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
     let mut ds = f.debug_struct("Find");
       ds.field("event_key", &self.event_key());
+      ds.field("from", &self.from());
       ds.finish()
   }
 }
@@ -9624,6 +9641,8 @@ impl<'a> Entry<'a> {
   pub const VT_CANONICAL_ID: ::flatbuffers::VOffsetT = 32;
   pub const VT_DETAIL: ::flatbuffers::VOffsetT = 34;
   pub const VT_EVENT_IDS: ::flatbuffers::VOffsetT = 36;
+  pub const VT_CLAIM: ::flatbuffers::VOffsetT = 38;
+  pub const VT_CONFIGURATION: ::flatbuffers::VOffsetT = 40;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -9636,6 +9655,8 @@ impl<'a> Entry<'a> {
   ) -> ::flatbuffers::WIPOffset<Entry<'bldr>> {
     let mut builder = EntryBuilder::new(_fbb);
     builder.add_timestamp_us(args.timestamp_us);
+    if let Some(x) = args.configuration { builder.add_configuration(x); }
+    if let Some(x) = args.claim { builder.add_claim(x); }
     if let Some(x) = args.event_ids { builder.add_event_ids(x); }
     if let Some(x) = args.detail { builder.add_detail(x); }
     if let Some(x) = args.canonical_id { builder.add_canonical_id(x); }
@@ -9775,6 +9796,20 @@ impl<'a> Entry<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, Uuid>>>(Entry::VT_EVENT_IDS, None)}
   }
+  #[inline]
+  pub fn claim(&self) -> Option<ClaimItem<'a>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<ClaimItem>>(Entry::VT_CLAIM, None)}
+  }
+  #[inline]
+  pub fn configuration(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Entry::VT_CONFIGURATION, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Entry<'_> {
@@ -9800,6 +9835,8 @@ impl ::flatbuffers::Verifiable for Entry<'_> {
      .visit_field::<Uuid>("canonical_id", Self::VT_CANONICAL_ID, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("detail", Self::VT_DETAIL, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, Uuid>>>("event_ids", Self::VT_EVENT_IDS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<ClaimItem>>("claim", Self::VT_CLAIM, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("configuration", Self::VT_CONFIGURATION, false)?
      .finish();
     Ok(())
   }
@@ -9822,6 +9859,8 @@ pub struct EntryArgs<'a> {
     pub canonical_id: Option<&'a Uuid>,
     pub detail: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub event_ids: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, Uuid>>>,
+    pub claim: Option<::flatbuffers::WIPOffset<ClaimItem<'a>>>,
+    pub configuration: Option<::flatbuffers::WIPOffset<&'a str>>,
 }
 impl<'a> Default for EntryArgs<'a> {
   #[inline]
@@ -9844,6 +9883,8 @@ impl<'a> Default for EntryArgs<'a> {
       canonical_id: None,
       detail: None,
       event_ids: None,
+      claim: None,
+      configuration: None,
     }
   }
 }
@@ -9922,6 +9963,14 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> EntryBuilder<'a, 'b, A> {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Entry::VT_EVENT_IDS, event_ids);
   }
   #[inline]
+  pub fn add_claim(&mut self, claim: ::flatbuffers::WIPOffset<ClaimItem<'b >>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<ClaimItem>>(Entry::VT_CLAIM, claim);
+  }
+  #[inline]
+  pub fn add_configuration(&mut self, configuration: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Entry::VT_CONFIGURATION, configuration);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> EntryBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     EntryBuilder {
@@ -9957,6 +10006,8 @@ impl ::core::fmt::Debug for Entry<'_> {
       ds.field("canonical_id", &self.canonical_id());
       ds.field("detail", &self.detail());
       ds.field("event_ids", &self.event_ids());
+      ds.field("claim", &self.claim());
+      ds.field("configuration", &self.configuration());
       ds.finish()
   }
 }
@@ -9977,7 +10028,7 @@ impl<'a> ::flatbuffers::Follow<'a> for HistoryFound<'a> {
 
 impl<'a> HistoryFound<'a> {
   pub const VT_ENTRIES: ::flatbuffers::VOffsetT = 4;
-  pub const VT_MORE: ::flatbuffers::VOffsetT = 6;
+  pub const VT_NEXT: ::flatbuffers::VOffsetT = 6;
   pub const VT_RELATED: ::flatbuffers::VOffsetT = 8;
 
   #[inline]
@@ -9990,9 +10041,9 @@ impl<'a> HistoryFound<'a> {
     args: &'args HistoryFoundArgs<'args>
   ) -> ::flatbuffers::WIPOffset<HistoryFound<'bldr>> {
     let mut builder = HistoryFoundBuilder::new(_fbb);
+    builder.add_next(args.next);
     if let Some(x) = args.related { builder.add_related(x); }
     if let Some(x) = args.entries { builder.add_entries(x); }
-    builder.add_more(args.more);
     builder.finish()
   }
 
@@ -10005,11 +10056,11 @@ impl<'a> HistoryFound<'a> {
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Entry>>>>(HistoryFound::VT_ENTRIES, None).unwrap()}
   }
   #[inline]
-  pub fn more(&self) -> bool {
+  pub fn next(&self) -> u64 {
     // Safety:
     // Created from valid Table for this object
     // which contains a valid value in this slot
-    unsafe { self._tab.get::<bool>(HistoryFound::VT_MORE, Some(false)).unwrap()}
+    unsafe { self._tab.get::<u64>(HistoryFound::VT_NEXT, Some(0)).unwrap()}
   }
   #[inline]
   pub fn related(&self) -> Option<::flatbuffers::Vector<'a, Uuid>> {
@@ -10027,7 +10078,7 @@ impl ::flatbuffers::Verifiable for HistoryFound<'_> {
   ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
     v.visit_table(pos)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Entry>>>>("entries", Self::VT_ENTRIES, true)?
-     .visit_field::<bool>("more", Self::VT_MORE, false)?
+     .visit_field::<u64>("next", Self::VT_NEXT, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, Uuid>>>("related", Self::VT_RELATED, false)?
      .finish();
     Ok(())
@@ -10035,7 +10086,7 @@ impl ::flatbuffers::Verifiable for HistoryFound<'_> {
 }
 pub struct HistoryFoundArgs<'a> {
     pub entries: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Entry<'a>>>>>,
-    pub more: bool,
+    pub next: u64,
     pub related: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, Uuid>>>,
 }
 impl<'a> Default for HistoryFoundArgs<'a> {
@@ -10043,7 +10094,7 @@ impl<'a> Default for HistoryFoundArgs<'a> {
   fn default() -> Self {
     HistoryFoundArgs {
       entries: None, // required field
-      more: false,
+      next: 0,
       related: None,
     }
   }
@@ -10059,8 +10110,8 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> HistoryFoundBuilder<'a, 'b, A
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(HistoryFound::VT_ENTRIES, entries);
   }
   #[inline]
-  pub fn add_more(&mut self, more: bool) {
-    self.fbb_.push_slot::<bool>(HistoryFound::VT_MORE, more, false);
+  pub fn add_next(&mut self, next: u64) {
+    self.fbb_.push_slot::<u64>(HistoryFound::VT_NEXT, next, 0);
   }
   #[inline]
   pub fn add_related(&mut self, related: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , Uuid>>) {
@@ -10086,7 +10137,7 @@ impl ::core::fmt::Debug for HistoryFound<'_> {
   fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
     let mut ds = f.debug_struct("HistoryFound");
       ds.field("entries", &self.entries());
-      ds.field("more", &self.more());
+      ds.field("next", &self.next());
       ds.field("related", &self.related());
       ds.finish()
   }
@@ -13827,6 +13878,7 @@ impl<'a> ::flatbuffers::Follow<'a> for Found<'a> {
 
 impl<'a> Found<'a> {
   pub const VT_ROWS: ::flatbuffers::VOffsetT = 4;
+  pub const VT_NEXT: ::flatbuffers::VOffsetT = 6;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -13838,6 +13890,7 @@ impl<'a> Found<'a> {
     args: &'args FoundArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Found<'bldr>> {
     let mut builder = FoundBuilder::new(_fbb);
+    builder.add_next(args.next);
     if let Some(x) = args.rows { builder.add_rows(x); }
     builder.finish()
   }
@@ -13850,6 +13903,13 @@ impl<'a> Found<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Row>>>>(Found::VT_ROWS, None).unwrap()}
   }
+  #[inline]
+  pub fn next(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Found::VT_NEXT, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Found<'_> {
@@ -13859,18 +13919,21 @@ impl ::flatbuffers::Verifiable for Found<'_> {
   ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
     v.visit_table(pos)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Row>>>>("rows", Self::VT_ROWS, true)?
+     .visit_field::<u64>("next", Self::VT_NEXT, false)?
      .finish();
     Ok(())
   }
 }
 pub struct FoundArgs<'a> {
     pub rows: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Row<'a>>>>>,
+    pub next: u64,
 }
 impl<'a> Default for FoundArgs<'a> {
   #[inline]
   fn default() -> Self {
     FoundArgs {
       rows: None, // required field
+      next: 0,
     }
   }
 }
@@ -13883,6 +13946,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> FoundBuilder<'a, 'b, A> {
   #[inline]
   pub fn add_rows(&mut self, rows: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Row<'b >>>>) {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Found::VT_ROWS, rows);
+  }
+  #[inline]
+  pub fn add_next(&mut self, next: u64) {
+    self.fbb_.push_slot::<u64>(Found::VT_NEXT, next, 0);
   }
   #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> FoundBuilder<'a, 'b, A> {
@@ -13904,6 +13971,7 @@ impl ::core::fmt::Debug for Found<'_> {
   fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
     let mut ds = f.debug_struct("Found");
       ds.field("rows", &self.rows());
+      ds.field("next", &self.next());
       ds.finish()
   }
 }

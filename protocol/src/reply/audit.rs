@@ -27,6 +27,24 @@ pub struct Entry {
     pub detail: String,
     /// Of entries that concern several rows.
     pub event_ids: Vec<Uuid>,
+    /// Of a claim: what was claimed.
+    pub claim: Option<Box<ClaimContent>>,
+    /// Of a configuration: its text.
+    pub configuration: String,
+}
+
+/// What a claim says of its event.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ClaimContent {
+    pub event_key: String,
+    pub occurred_at_us: i64,
+    /// Empty: the claiming corpus.
+    pub owning_corpus: String,
+    /// Empty: the claiming corpus.
+    pub hosting_corpus: String,
+    pub category: String,
+    pub taxonomy_version: u32,
+    pub metadata: Vec<u8>,
 }
 
 /// The head of a shard's chain: its last durable batch.

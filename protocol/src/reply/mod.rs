@@ -7,7 +7,7 @@ mod registry;
 mod row;
 mod status;
 
-pub use audit::{Entry, Head, Pair};
+pub use audit::{ClaimContent, Entry, Head, Pair};
 pub use dispute::{DisputeInfo, DisputeSide};
 pub use reconcile::{Merge, Orphan, ReconcileReport, Suspect};
 pub use registry::{CorpusInfo, Proposal, Signature, Total};
@@ -52,11 +52,11 @@ pub enum ReplyResult {
         confirmed_at_us: i64,
     },
     Row(Box<Row>),
-    /// `more`: there are entries after these. `related`: aliases, canonical ids and the other rows of disputes, whose
+    /// `next`: where there may be more; a page may be empty and not the last. `related`: aliases, canonical ids and the other rows of disputes, whose
     /// entries are not among these.
     History {
         entries: Vec<Entry>,
-        more: bool,
+        next: Option<u64>,
         related: Vec<Uuid>,
     },
     ScanPage {
@@ -99,7 +99,10 @@ pub enum ReplyResult {
     },
     Reconciled(Box<ReconcileReport>),
     /// In id order.
-    Found(Vec<Row>),
+    Found {
+        rows: Vec<Row>,
+        next: Option<u64>,
+    },
     /// `next_position` is what to ask for next.
     TailPage {
         entries: Vec<Entry>,

@@ -2,11 +2,12 @@
 #![allow(dead_code, reason = "not every test needs all of them")]
 
 use claim_protocol::{
-    AlarmKind, AuditOperation, BATCH_ITEMS_MAX, CHAIN_HASH_BYTES, ClaimItem, Claimed, ClockMode, CorpusInfo,
-    DISPUTE_IDS_MAX, DisputeInfo, DisputeSide, DisputeState, DisputeVerdict, Entry, ErrorCode, ErrorOutcome,
-    FRAME_BYTES_MAX, Head, Lifecycle, LogPosition, Merge, Operation, Orphan, OverloadLevel, Pair, Proposal, ReasonCode,
-    ReconcileReport, ReconciliationState, ReplyResult, Role, Row, ServerError, ShardEndpoint, ShardStatus, Signature,
-    StatusReport, Suspect, TAIL_WAIT_MS_MAX, Total, UNLESS_REGISTERED_MS_MAX, Uuid, Verdict, Welcome,
+    AlarmKind, AuditOperation, BATCH_ITEMS_MAX, CHAIN_HASH_BYTES, ClaimContent, ClaimItem, Claimed, ClockMode,
+    CorpusInfo, DISPUTE_IDS_MAX, DisputeInfo, DisputeSide, DisputeState, DisputeVerdict, Entry, ErrorCode,
+    ErrorOutcome, FRAME_BYTES_MAX, Head, Lifecycle, LogPosition, Merge, Operation, Orphan, OverloadLevel, Pair,
+    Proposal, ReasonCode, ReconcileReport, ReconciliationState, ReplyResult, Role, Row, ServerError, ShardEndpoint,
+    ShardStatus, Signature, StatusReport, Suspect, TAIL_WAIT_MS_MAX, Total, UNLESS_REGISTERED_MS_MAX, Uuid, Verdict,
+    Welcome,
 };
 
 pub const ID: Uuid = Uuid::from_u128(0x0190_0000_0000_7abc_8def_0123_4567_89ab);
@@ -44,11 +45,11 @@ pub fn operations() -> Vec<Operation<'static>> {
         Operation::Reactivate { event_id: ID },
         Operation::ConfirmClock,
         Operation::Lookup { event_id: ID },
-        Operation::History { event_id: Some(ID), correlation_id: None, skip: 7, since_us: None, until_us: None },
+        Operation::History { event_id: Some(ID), correlation_id: None, from: 7, since_us: None, until_us: None },
         Operation::History {
             event_id: None,
             correlation_id: Some(KEY),
-            skip: 0,
+            from: 0,
             since_us: Some(0),
             until_us: Some(i64::MIN),
         },
@@ -87,7 +88,7 @@ pub fn operations() -> Vec<Operation<'static>> {
         Operation::Barrier,
         Operation::Reconcile { dry_run: true },
         Operation::Reconcile { dry_run: false },
-        Operation::Find { event_key: "key" },
+        Operation::Find { event_key: "key", from: 3 << 48 | 9 },
         Operation::Totals { corpus: "" },
         Operation::Totals { corpus: "pd" },
         Operation::Tail { shard: 0, from_position: 0, limit: 0, wait_ms: 0 },
@@ -180,6 +181,16 @@ pub fn entry() -> Entry {
         canonical_id: Some(ID),
         detail: "registered".to_owned(),
         event_ids: vec![ID, KEY],
+        claim: Some(Box::new(ClaimContent {
+            event_key: "key".to_owned(),
+            occurred_at_us: 5,
+            owning_corpus: "owner".to_owned(),
+            hosting_corpus: "host".to_owned(),
+            category: "dunning".to_owned(),
+            taxonomy_version: 6,
+            metadata: vec![7, 8],
+        })),
+        configuration: "[slots]".to_owned(),
     }
 }
 
@@ -298,6 +309,8 @@ pub fn results() -> Vec<ReplyResult> {
         canonical_id: None,
         detail: String::new(),
         event_ids: vec![],
+        claim: None,
+        configuration: String::new(),
         ..entry()
     };
     vec![
@@ -331,8 +344,8 @@ pub fn results() -> Vec<ReplyResult> {
         ReplyResult::ClockConfirmed { confirmed_at_us: 1 },
         ReplyResult::Row(Box::new(row())),
         ReplyResult::Row(Box::new(bare_row.clone())),
-        ReplyResult::History { entries: vec![entry(), bare_entry.clone()], more: true, related: vec![KEY, ID] },
-        ReplyResult::History { entries: vec![], more: false, related: vec![] },
+        ReplyResult::History { entries: vec![entry(), bare_entry.clone()], next: Some(4), related: vec![KEY, ID] },
+        ReplyResult::History { entries: vec![], next: None, related: vec![] },
         ReplyResult::ScanPage { rows: vec![], next: None },
         ReplyResult::ScanPage { rows: vec![row(), bare_row.clone()], next: Some(ID) },
         ReplyResult::Status(Box::new(StatusReport {
@@ -378,7 +391,8 @@ pub fn results() -> Vec<ReplyResult> {
         ReplyResult::BarrierRaised { at_us: 1 },
         ReplyResult::Reconciled(Box::new(report())),
         ReplyResult::Reconciled(Box::default()),
-        ReplyResult::Found(vec![row(), bare_row]),
+        ReplyResult::Found { rows: vec![row(), bare_row], next: Some(9) },
+        ReplyResult::Found { rows: vec![], next: None },
         ReplyResult::TailPage { entries: vec![entry(), bare_entry], next_position: 10, durable_position: 12 },
         ReplyResult::TailPage { entries: vec![], next_position: 10, durable_position: 9 },
         ReplyResult::AuditHeads(vec![

@@ -26,5 +26,5 @@ pub fn show(session: &Session, output: &mut Output) -> Result<(), Failure> {
     }
     // A comment of the format itself, so that the output is a configuration again.
     output.line(format_args!("# in effect since {at}, set by uid {}, logged at {}", found.uid, found.position))?;
-    output.line(found.toml.trim_end())
+    output.text(found.toml.trim_end())
 }

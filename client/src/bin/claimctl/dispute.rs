@@ -1,7 +1,9 @@
 //! Disputes.
 
 use crate::args::{Arbitrate, Dispute, Escalate, Open, Respond};
+use crate::entry::{EntryJson, print_entries};
 use crate::failure::Failure;
+use crate::history::of_dispute;
 use crate::output::Output;
 use crate::session::Session;
 use crate::time::{or_hyphen, rfc3339};
@@ -21,6 +23,14 @@ struct DisputeJson<'a> {
     canonical_id: Option<String>,
     responses: u32,
     dismissed: bool,
+}
+
+/// A dispute in JSON, with what happened in it.
+#[derive(Debug, Serialize)]
+struct DisputeShownJson<'a> {
+    #[serde(flatten)]
+    dispute: DisputeJson<'a>,
+    entries: Vec<EntryJson<'a>>,
 }
 
 /// One side of a dispute in JSON.
@@ -75,7 +85,17 @@ pub fn dispute(session: &Session, verb: Dispute, output: &mut Output) -> Result<
             let options = session.mutating(&mutation, &argument.rationale);
             client.escalate(dispute_id, &options)
         }
-        Dispute::Show(verb) => client.dispute_lookup(verb.dispute_id, &RequestOptions::default()),
+        Dispute::Show(verb) => {
+            let dispute = client.dispute_lookup(verb.dispute_id, &RequestOptions::default()).wait()?.value;
+            let entries = of_dispute(session, &dispute)?;
+            if output.is_json() {
+                let entries = entries.iter().map(EntryJson::new).collect();
+                return output.object(&DisputeShownJson { dispute: DisputeJson::new(&dispute), entries });
+            }
+            print(&dispute, output)?;
+            output.line("")?;
+            return print_entries(&entries, output);
+        }
         Dispute::List(verb) => {
             let disputes = client.disputes(&verb.corpus, verb.closed, &RequestOptions::default()).wait()?.value;
             return print_list(&disputes, output);

@@ -1,5 +1,6 @@
 //! What went wrong, and what the shell learns of it.
 
+use crate::output::printable;
 use claim_client::import::{ImportError, ImportFailure};
 use claim_client::{Classification, ClientError};
 use serde::Serialize;
@@ -16,6 +17,9 @@ pub enum Failure {
     /// The log is not what it once was.
     #[error("{0}")]
     Mismatch(String),
+    /// Nothing of what was asked for was done.
+    #[error("{0}")]
+    Refused(String),
     /// Something is wrong with an argument that the parser could not see.
     #[error("{0}")]
     Usage(String),
@@ -51,7 +55,7 @@ impl Failure {
                 _ => message,
             };
             let line = serde_json::to_string(&self.json(message)).expect("strings and numbers");
-            say(&line);
+            let _ = writeln!(io::stderr(), "{line}");
         } else {
             say(&format!("claimctl: {message}"));
         }
@@ -65,13 +69,14 @@ impl Failure {
                 ImportFailure::Client(error) => Some(error),
                 ImportFailure::Source(_) => None,
             },
-            Failure::Usage(_) | Failure::Output(_) | Failure::Mismatch(_) => None,
+            Failure::Usage(_) | Failure::Output(_) | Failure::Mismatch(_) | Failure::Refused(_) => None,
         }
     }
 
     fn exit_status(&self) -> u8 {
         match (self, self.client().map(ClientError::classification)) {
-            (_, Some(Classification::Definite)) | (Failure::Output(_) | Failure::Mismatch(_), _) => 1,
+            (_, Some(Classification::Definite))
+            | (Failure::Output(_) | Failure::Mismatch(_) | Failure::Refused(_), _) => 1,
             (_, Some(Classification::Unknown)) => 3,
             (_, Some(Classification::CannotConnect)) => 4,
             (_, None) => 2,
@@ -83,6 +88,7 @@ impl Failure {
         let error = match self {
             Failure::Output(_) => "OUTPUT",
             Failure::Mismatch(_) => "MISMATCH",
+            Failure::Refused(_) => "REFUSED",
             _ => client.map_or("USAGE", ClientError::code_name),
         };
         let unknown = client.is_some_and(|error| error.classification() == Classification::Unknown);
@@ -107,5 +113,5 @@ fn so_far(error: &ImportError) -> String {
 
 /// A line on standard error. Nobody can be told when that fails.
 pub fn say(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
+    let _ = writeln!(io::stderr(), "{}", printable(line));
 }

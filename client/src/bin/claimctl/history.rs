@@ -5,7 +5,9 @@ use crate::entry::print_entries;
 use crate::failure::{Failure, say};
 use crate::output::Output;
 use crate::session::Session;
-use claim_client::{ClientError, Entry, HistoryQuery, HistorySubject, RequestOptions, Uuid};
+use claim_client::{
+    AuditOperation, ClientError, DisputeInfo, Entry, HistoryQuery, HistorySubject, RequestOptions, Uuid,
+};
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
 /// Rows whose histories are put together.
@@ -16,8 +18,9 @@ pub fn history(session: &Session, verb: History, output: &mut Output) -> Result<
     let entries = match verb.subject {
         Subject { correlation_id: Some(id), .. } => read(session, HistorySubject::Correlation(id), range)?.entries,
         Subject { event_key: Some(key), .. } => {
-            let rows = session.client.find(&key, &RequestOptions::default()).wait()?.value;
-            of_rows(session, rows.iter().map(|row| row.event_id).collect(), verb.alone, range)?
+            let rows = session.client.find(&key, &RequestOptions::default()).rows();
+            let ids: Vec<_> = rows.map(|row| Ok(row?.event_id)).collect::<Result<_, ClientError>>()?;
+            of_rows(session, ids, verb.alone, range)?
         }
         Subject { event_id, .. } => of_rows(session, event_id.into_iter().collect(), verb.alone, range)?,
     };
@@ -30,6 +33,22 @@ struct Read {
     related: Vec<Uuid>,
 }
 
+/// What happened in a dispute: the entries of its first row that may be read which name it.
+pub fn of_dispute(session: &Session, dispute: &DisputeInfo) -> Result<Vec<Entry>, ClientError> {
+    let mut refused = None;
+    for side in &dispute.sides {
+        match read(session, HistorySubject::Event(side.event_id), (None, None)) {
+            Ok(read) => {
+                let is_of_it = |entry: &Entry| entry.dispute_id == Some(dispute.dispute_id);
+                return Ok(read.entries.into_iter().filter(is_of_it).collect());
+            }
+            Err(ClientError::Refused(error)) => refused = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    refused.map_or(Ok(Vec::new()), |error| Err(ClientError::Refused(error)))
+}
+
 /// All pages of one history.
 fn read(
     session: &Session,
@@ -38,14 +57,14 @@ fn read(
 ) -> Result<Read, ClientError> {
     let query = HistoryQuery { subject, since_us, until_us };
     let mut read = Read { entries: Vec::new(), related: Vec::new() };
+    let mut from = 0;
     loop {
-        let skip = read.entries.len() as u32;
-        let page = session.client.history_page(query, skip, &RequestOptions::default()).wait()?.value;
-        let is_last = !page.more || page.entries.is_empty();
+        let page = session.client.history_page(query, from, &RequestOptions::default()).wait()?.value;
         read.entries.extend(page.entries);
         read.related.extend(page.related);
-        if is_last {
-            return Ok(read);
+        match page.next {
+            Some(next) => from = next,
+            None => return Ok(read),
         }
     }
 }
@@ -84,8 +103,16 @@ fn of_rows(
     Ok(entries)
 }
 
-/// Each entry once, however many rows it concerns, the oldest first.
+/// Each entry once, however many rows it concerns, the oldest first. A step of a dispute stands in the log of every shard
+/// that has a row of it: the first of them tells it.
 fn in_order_of_time(entries: Vec<Entry>) -> Vec<Entry> {
     let by_time = entries.into_iter().map(|entry| ((entry.timestamp_us, entry.position), entry));
-    by_time.collect::<BTreeMap<_, _>>().into_values().collect()
+    let by_time: BTreeMap<_, _> = by_time.collect();
+    let mut steps = HashSet::new();
+    let is_new = |entry: &Entry| {
+        let state =
+            (entry.operation == AuditOperation::Quarantine).then(|| entry.detail.split(';').next().map(str::to_owned));
+        entry.dispute_id.is_none_or(|id| steps.insert((id, entry.operation as u8, entry.idempotency_key, state)))
+    };
+    by_time.into_values().filter(is_new).collect()
 }

@@ -45,7 +45,18 @@ pub fn import(session: &Session, verb: Import, output: &mut Output) -> Result<()
     let outcome = play(&session.client, &verb.file, &ImportOptions::default(), &mut bar);
     bar.0.finish_and_clear();
     let report = outcome.map_err(|error| Failure::Import { error: Box::new(error) })?;
-    if output.is_json() { output.object(&report) } else { print(&report, output) }
+    if output.is_json() {
+        output.object(&report)?;
+    } else {
+        print(&report, output)?;
+    }
+    match report.refused.iter().max_by_key(|(_, count)| **count) {
+        Some((code, _)) if report.acknowledged() == 0 => {
+            output.finish()?;
+            Err(Failure::Refused(format!("every event was refused, most with {code}: nothing was imported")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Reads the file and says what an import would send.

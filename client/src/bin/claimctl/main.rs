@@ -31,7 +31,14 @@ use session::Session;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        // Help and version are asked for, and no error.
+        Err(error) if error.use_stderr() && std::env::args_os().any(|argument| argument == "--json") => {
+            return Failure::Usage(error.render().to_string().trim_end().to_owned()).report(true);
+        }
+        Err(error) => error.exit(),
+    };
     let json = args.json;
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,

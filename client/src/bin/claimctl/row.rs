@@ -6,10 +6,7 @@ use crate::output::Output;
 use crate::row_output::{RowJson, print_already, print_claimed, print_row, print_row_line};
 use crate::session::Session;
 use crate::time::{key_time_us, or_hyphen, rfc3339};
-use claim_client::{
-    ClaimItem, ClientError, ErrorCode, ErrorOutcome, LogPosition, Registration, RequestOptions, Row, ScanRange,
-    ServerError, Uuid, shard_prefix,
-};
+use claim_client::{ClaimItem, LogPosition, Registration, RequestOptions, Row, ScanRange, Uuid};
 use serde::Serialize;
 use std::fs;
 
@@ -65,10 +62,7 @@ pub fn reference(session: &Session, verb: Reference, output: &mut Output) -> Res
 
 pub fn retract(session: &Session, verb: Retract, output: &mut Output) -> Result<(), Failure> {
     let options = session.mutating(&verb.mutation, &verb.reason);
-    let corpus = match verb.corpus {
-        Some(corpus) => corpus,
-        None => corpus_of(session, verb.event_id)?,
-    };
+    let corpus = verb.corpus.unwrap_or_default();
     let answer = session.client.retract(&corpus, verb.event_id, verb.reason_code, &options).wait()?;
     print_changed(session, verb.event_id, &answer.positions, output)
 }
@@ -85,7 +79,9 @@ pub fn lookup(session: &Session, verb: Lookup, output: &mut Output) -> Result<()
 }
 
 pub fn find(session: &Session, verb: Find, output: &mut Output) -> Result<(), Failure> {
-    let rows = session.client.find(&verb.event_key, &RequestOptions::default()).wait()?.value;
+    let found = session.client.find(&verb.event_key, &RequestOptions::default()).rows();
+    let mut rows: Vec<Row> = found.collect::<Result<_, _>>()?;
+    rows.sort_by_key(|row| row.event_id);
     if output.is_json() {
         return rows.iter().try_for_each(|row| output.object(&RowJson::new(row)));
     }
@@ -106,8 +102,8 @@ pub fn find(session: &Session, verb: Find, output: &mut Output) -> Result<(), Fa
 pub fn scan(session: &Session, verb: Scan, output: &mut Output) -> Result<(), Failure> {
     let limit = verb.limit.unwrap_or(u64::MAX);
     let range = ScanRange {
-        since_us: verb.quarter.map(|(since, _)| since),
-        until_us: verb.quarter.map(|(_, until)| until),
+        since_us: verb.quarter.map(|(since, _)| since).or(verb.since),
+        until_us: verb.quarter.map(|(_, until)| until).or(verb.until),
         page_rows: u32::try_from(limit).unwrap_or(0),
     };
     let pages = session.client.scan(&verb.corpus, range, &RequestOptions::default());
@@ -121,21 +117,6 @@ pub fn scan(session: &Session, verb: Scan, output: &mut Output) -> Result<(), Fa
         }
     }
     Ok(())
-}
-
-/// The name of the corpus that claimed an id, which is in the id's bits.
-fn corpus_of(session: &Session, event_id: Uuid) -> Result<String, Failure> {
-    let corpus = session.client.corpus_of(event_id).ok_or_else(|| {
-        let prefix = shard_prefix(event_id);
-        ClientError::Refused(ServerError {
-            code: ErrorCode::NotVisible,
-            outcome: ErrorOutcome::Definite,
-            message: format!("{event_id} is of prefix {prefix}, which no corpus has; check the id or give --corpus"),
-            retry_after_ms: 0,
-            registered_id: None,
-        })
-    })?;
-    Ok(corpus.name)
 }
 
 /// The row after a change of it. The change is durable, so a failure to read the row is no failure of the verb.

@@ -25,6 +25,26 @@ struct AlreadyJson {
     already_registered: bool,
 }
 
+/// Opaque bytes in JSON: as text where they are text, otherwise in hexadecimal digits.
+#[derive(Debug, Serialize)]
+pub struct MetadataJson<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata_hex: Option<String>,
+}
+
+impl<'a> MetadataJson<'a> {
+    pub fn new(bytes: &'a [u8]) -> Self {
+        let text = std::str::from_utf8(bytes).ok();
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        MetadataJson {
+            metadata: text.filter(|text| !text.is_empty()),
+            metadata_hex: text.is_none().then(|| hex(bytes)),
+        }
+    }
+}
+
 /// A row in JSON.
 #[derive(Debug, Serialize)]
 pub struct RowJson<'a> {
@@ -38,6 +58,9 @@ pub struct RowJson<'a> {
     owning_corpus: &'a str,
     hosting_corpus: &'a str,
     category: &'a str,
+    taxonomy_version: u32,
+    #[serde(flatten)]
+    metadata: MetadataJson<'a>,
     canonical_id: Option<String>,
     tombstoned_at: Option<String>,
     tombstone_reason_code: Option<&'a str>,
@@ -66,6 +89,8 @@ impl<'a> RowJson<'a> {
             owning_corpus: &row.owning_corpus,
             hosting_corpus: &row.hosting_corpus,
             category: &row.category,
+            taxonomy_version: row.taxonomy_version,
+            metadata: MetadataJson::new(&row.metadata),
             canonical_id: row.canonical_id.map(|id| id.to_string()),
             tombstoned_at: row.tombstoned_at_us.map(rfc3339),
             tombstone_reason_code: row.tombstone_reason_code.map(|code| code.as_str()),

@@ -120,6 +120,7 @@ impl Load {
         };
         // What the daemon then does by itself, it would do in more than one order.
         let would_race = matches!(&asked.op, Op::Configure { .. })
+            || matches!(&asked.op, Op::Freeze { frozen: true, .. } if model.is_move_due(model.now_us + SECOND_US))
             || matches!(&asked.op, Op::Freeze { corpus, frozen: true } if corpus.is_empty());
         let asked = if model.waiting_disputes() > 0 && would_race { self.of_owner(model, Op::Status) } else { asked };
         // The daemon asks for a configuration once.

@@ -407,7 +407,16 @@ impl Race {
             let (position, kind, body) = self.machine.read_record(number, at)?;
             let record = Record::decode(kind, &body).map_err(|e| e.to_string())?;
             match record.entry {
-                Entry::Reference { .. } => continue,
+                Entry::Reference { .. } | Entry::Dispute { .. } => continue,
+                Entry::DisputeStep { dispute, rows: changed, .. } => {
+                    let sides =
+                        self.machine.engine(number).and_then(|e| Some(e.shard().disputes().get(dispute)?.sides));
+                    let place = sides.and_then(|sides| sides.ids().iter().position(|side| *side == id));
+                    let place = place.ok_or("a step of a dispute in the history of a row that it is not about")?;
+                    if changed & (1 << place) == 0 {
+                        continue;
+                    }
+                }
                 Entry::Reconcile { merges, .. } => {
                     let merge = entry::merges(merges).find(|merge| merge.alias == id && merge.applied);
                     let planned = merge.ok_or("a merge in the history of a row that it does not name")?.position;

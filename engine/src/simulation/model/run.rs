@@ -448,9 +448,8 @@ impl Run {
         let now_us = self.model.now_us;
         let either = |at_us: i64| at_us == before_us || at_us == now_us;
         let disputes = self.machine.engine(0).ok_or("shard 0 is down")?.shard().disputes();
-        for dispute in self.model.disputes.values_mut() {
-            let found = disputes.get(dispute.id).map(|found| found.updated_at_us);
-            dispute.updated_at_us = found.filter(|at| either(*at)).unwrap_or(dispute.updated_at_us);
+        for found in disputes.all() {
+            self.model.adopt_times(found, either);
         }
         if either(disputes.moved_at_us()) {
             self.model.disputes_moved_us = disputes.moved_at_us();
@@ -517,7 +516,7 @@ fn times(asked: &Asked, found: &Outcome) -> Vec<Option<i64>> {
         | Outcome::ClockConfirmed { confirmed_at_us: at_us } => Some(*at_us),
         Outcome::Proposal(proposal) if matches!(asked.op, Op::Propose { .. }) => Some(proposal.proposed_at_us),
         Outcome::Proposal(proposal) => proposal.signatures.iter().find(|s| s.role == role).map(|s| s.at_us),
-        Outcome::Dispute(dispute) if matches!(asked.op, Op::Dispute { .. }) => Some(dispute.opened_at_us),
+        Outcome::Dispute(dispute) => Some(dispute.updated_at_us),
         Outcome::Reconciled(report) => Some(report.at_us),
         _ => None,
     };

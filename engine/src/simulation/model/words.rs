@@ -7,6 +7,7 @@ use crate::id::EventId;
 use crate::log::entry::Principal;
 use crate::policy::Role;
 use crate::row::{ReasonCode, RowView};
+use crate::shard::event_keys::RowRef;
 
 /// One item of a claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,8 +149,8 @@ impl Op {
             Op::Disputes { corpus, closed_too } => Operation::Disputes { corpus, include_closed: *closed_too },
             Op::Proposals => Operation::Proposals,
             Op::Configuration => Operation::Configuration,
-            Op::Find { event_key, .. } => Operation::Find { event_key },
-            Op::Correlated { correlation, .. } => Operation::Correlated { correlation_id: *correlation },
+            Op::Find { event_key, .. } => Operation::Find { event_key, from: None },
+            Op::Correlated { correlation, .. } => Operation::Correlated { correlation_id: *correlation, skip: 0 },
             Op::Totals { corpus, .. } => Operation::Totals { corpus },
             Op::Usage { name, .. } => Operation::Usage { name },
             Op::ReadAll => Operation::ReadAll,
@@ -224,7 +225,6 @@ fn plain_report(mut report: PassReport) -> PassReport {
 /// A dispute without its places in the log.
 pub fn plain_dispute(mut dispute: crate::dispute::Dispute) -> crate::dispute::Dispute {
     dispute.global_sequence = 0;
-    dispute.entries_at.iter_mut().for_each(|at| *at = 0);
     dispute
 }
 
@@ -247,19 +247,19 @@ pub fn plain(outcome: Outcome) -> Outcome {
         Outcome::History { entries_at, more, related } => {
             Outcome::History { entries_at: zeroes(entries_at), more, related }
         }
+        Outcome::Found { rows, next } => {
+            let mut rows: Vec<_> = rows.into_iter().map(|(_, view)| (RowRef::NONE, plain_view(view))).collect();
+            rows.sort_by_key(|(_, view)| view.event_id);
+            Outcome::Found { rows, next }
+        }
         Outcome::Correlated { entries_at, more } => Outcome::Correlated { entries_at: zeroes(entries_at), more },
         other => other,
     }
 }
 
-/// The part of an answer that a retry repeats: a dispute and a corpus are told as they are by then.
+/// The part of an answer that a retry repeats: a corpus is told as it is by then.
 pub fn repeated(outcome: Outcome) -> Outcome {
     match outcome {
-        Outcome::Dispute(mut dispute) => {
-            dispute.updated_at_us = 0;
-            dispute.entries_at.clear();
-            Outcome::Dispute(dispute)
-        }
         Outcome::Decommissioned { mut corpus, applied, .. } => {
             (corpus.frozen, corpus.cap_per_minute) = (None, 0);
             corpus.slots.clear();

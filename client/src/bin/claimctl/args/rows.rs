@@ -110,7 +110,10 @@ pub struct Lookup {
 }
 
 #[derive(Debug, Arguments)]
-#[command(after_help = "Example:\n  claimctl scan --corpus billing --quarter 2026-Q1 --limit 20")]
+#[command(after_help = "\
+Example:
+  claimctl scan --corpus billing --quarter 2026-Q1 --limit 20
+  claimctl scan --corpus billing --since 2026-01-31T09:00:00Z --until 2026-01-31T10:00:00Z --json")]
 pub struct Scan {
     /// The corpus.
     #[arg(long)]
@@ -118,6 +121,12 @@ pub struct Scan {
     /// Only rows claimed in this quarter (UTC).
     #[arg(long, value_parser = parse_quarter)]
     pub quarter: Option<(i64, i64)>,
+    /// Only rows claimed at or after this time, RFC 3339.
+    #[arg(long, value_name = "TIME", value_parser = parse_timestamp_us, conflicts_with = "quarter")]
+    pub since: Option<i64>,
+    /// Only rows claimed before this time, RFC 3339.
+    #[arg(long, value_name = "TIME", value_parser = parse_timestamp_us, conflicts_with = "quarter")]
+    pub until: Option<i64>,
     /// At most this many rows [default: all].
     #[arg(long, value_name = "ROWS")]
     pub limit: Option<u64>,

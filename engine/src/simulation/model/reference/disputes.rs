@@ -2,7 +2,7 @@
 
 use super::{Answer, Hint, Model, Row, no};
 use crate::command::Outcome;
-use crate::dispute::{Dispute, DisputeId, DisputeState, Sides, Verdict};
+use crate::dispute::{Dispute, DisputeId, DisputeState, Moved, Sides, Verdict};
 use crate::error::Code;
 use crate::id::EventId;
 use crate::row::RowState;
@@ -38,7 +38,7 @@ impl Model {
         if !corpora.contains(&prefix) {
             return no(Code::BadRequest);
         }
-        self.not_frozen(Some(prefix))?;
+        ids.iter().try_for_each(|id| self.not_frozen(Some(id.prefix())))?;
         for id in ids {
             let Some(row) = self.row(*id) else { return no(Code::NotVisible) };
             if self.is_expired(row) {
@@ -64,18 +64,48 @@ impl Model {
             verdicts: Default::default(),
             responses: 0,
             global_sequence: 0,
-            entries_at: vec![0],
+            steps: Vec::new(),
         };
+        ids.iter().for_each(|id| self.row_mut(*id).entries += 1);
         self.disputes.insert(dispute.id, dispute.clone());
         Ok(Outcome::Dispute(Box::new(dispute)))
+    }
+
+    /// Takes over when the steps of a dispute were taken, where that may be; answers that are kept say the same.
+    pub fn adopt_times(&mut self, found: &Dispute, may_be: impl Fn(i64) -> bool) {
+        let adopt = |dispute: &mut Dispute| {
+            for (own, found) in dispute.steps.iter_mut().zip(&found.steps) {
+                if may_be(own.at_us) && may_be(found.at_us) {
+                    own.at_us = found.at_us;
+                }
+            }
+            dispute.updated_at_us = dispute.steps.last().map_or(dispute.opened_at_us, |moved| moved.at_us);
+        };
+        self.disputes.get_mut(&found.id).into_iter().for_each(adopt);
+        for kept in self.keys.values_mut() {
+            match &mut kept.answer {
+                Outcome::Dispute(dispute) if dispute.id == found.id => adopt(dispute),
+                _ => {}
+            }
+        }
     }
 
     /// A dispute takes a step; returns it as it is then.
     pub(super) fn step_dispute(&mut self, id: DisputeId, to: DisputeState) -> &mut Dispute {
         let dispute = self.disputes.get_mut(&id).expect("a dispute that was looked up before");
         (dispute.state, dispute.updated_at_us) = (to, self.now_us);
-        dispute.entries_at.push(0);
+        dispute.steps.push(Moved { state: to, responses: dispute.responses, at_us: self.now_us });
+        for row in dispute.sides.ids() {
+            self.rows.iter_mut().find(|known| known.id == *row).expect("a dispute is about rows").entries += 1;
+        }
         dispute
+    }
+
+    /// What a step of its dispute does to a row: the step is an entry of the row already.
+    fn settle(&mut self, id: EventId, state: RowState) -> &mut Row {
+        let row = self.change(id, state);
+        row.entries -= 1;
+        row
     }
 
     pub(super) fn respond(&mut self, corpus: &str, id: DisputeId) -> Answer {
@@ -91,6 +121,7 @@ impl Model {
         self.not_frozen(Some(prefix))?;
         let dispute = self.step_dispute(id, state);
         dispute.responses += 1;
+        dispute.steps.last_mut().expect("the step just taken").responses += 1;
         Ok(Outcome::Dispute(Box::new(dispute.clone())))
     }
 
@@ -118,6 +149,7 @@ impl Model {
         if named != all || given.len() != ids.len() || !(is_dismissal || is_decision) {
             return no(Code::BadRequest);
         }
+        ids.iter().try_for_each(|id| self.not_frozen(Some(id.prefix())))?;
         let canonical = given.iter().find(|(_, verdict)| *verdict == Verdict::Canonical).map(|(id, _)| *id);
         let now_us = self.now_us;
         let dispute = self.step_dispute(id, DisputeState::Canonicalise);
@@ -130,9 +162,9 @@ impl Model {
                 self.ever_aliases.insert((canonical, *row));
             }
             let row = match verdict {
-                Verdict::Canonical | Verdict::Dismissed => self.change(*row, RowState::Registered),
-                Verdict::References => self.change(*row, RowState::Referenced),
-                Verdict::Tombstone => self.change(*row, RowState::TombstonedByArbitration),
+                Verdict::Canonical | Verdict::Dismissed => self.settle(*row, RowState::Registered),
+                Verdict::References => self.settle(*row, RowState::Referenced),
+                Verdict::Tombstone => self.settle(*row, RowState::TombstonedByArbitration),
             };
             row.dispute = None;
             row.canonical = if *verdict == Verdict::References { canonical } else { None };
@@ -153,7 +185,7 @@ impl Model {
             let found = self.row(row).expect("a dispute is about rows");
             if self.is_disputable(found) {
                 let before = found.state;
-                self.change(row, RowState::Disputed).dispute = Some((id, before));
+                self.settle(row, RowState::Disputed).dispute = Some((id, before));
                 flagged.push((row, before));
             } else {
                 is_void = true;
@@ -165,7 +197,7 @@ impl Model {
         }
         self.events.push("a dispute is void");
         for (row, before) in flagged {
-            self.change(row, before).dispute = None;
+            self.settle(row, before).dispute = None;
         }
         self.step_dispute(id, DisputeState::Void);
     }

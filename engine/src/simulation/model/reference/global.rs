@@ -3,7 +3,7 @@
 use super::{Answer, Hint, Model, no};
 use crate::command::{Corpus, Outcome, Proposal, Signature, Stop};
 use crate::corpus::Prefix;
-use crate::error::Code;
+use crate::error::{Code, Refusal};
 use crate::policy::{Policy, Role};
 use crate::simulation::model::words::{Asked, Op};
 use crate::time::Quarter;
@@ -53,6 +53,7 @@ impl Model {
             }
             Op::Cap { corpus, per_minute } => {
                 let prefix = known(self, corpus)?;
+                self.not_closed(prefix)?;
                 self.corpus_mut(prefix).cap_per_minute = *per_minute;
                 Outcome::Capped { corpus: corpus.clone(), claims_per_minute: *per_minute, at_us: now_us }
             }
@@ -114,8 +115,14 @@ impl Model {
         Ok(Outcome::Onboarded(Box::new(corpus)))
     }
 
+    fn not_closed(&self, prefix: Prefix) -> Result<(), Refusal> {
+        let is_closed = self.of_prefix(prefix).is_some_and(|corpus| corpus.decommissioned_at_us.is_some());
+        if is_closed { no(Code::Decommissioned) } else { Ok(()) }
+    }
+
     pub(super) fn propose(&mut self, corpus: &str, slots: u64, hint: &Hint) -> Answer {
         let Some(prefix) = self.corpus(corpus).map(|corpus| corpus.prefix) else { return no(Code::UnknownCorpus) };
+        self.not_closed(prefix)?;
         if slots <= self.slots_at(prefix, Quarter::of(self.now_us).end_us()) || slots > 1_000_000_000_000 {
             return no(Code::BadRequest);
         }
@@ -138,7 +145,7 @@ impl Model {
 
     pub(super) fn sign_off(&mut self, asked: &Asked, number: u64, role: Role) -> Answer {
         let (uid, at_us) = (asked.who.uid, self.now_us);
-        let Some(proposal) = self.proposals.iter_mut().find(|proposal| proposal.number == number) else {
+        let Some(proposal) = self.proposals.iter().find(|proposal| proposal.number == number) else {
             return no(Code::NotVisible);
         };
         if !matches!(role, Role::Platform | Role::Facilitator | Role::Manager) {
@@ -150,8 +157,13 @@ impl Model {
         if proposal.signatures.iter().any(|signature| signature.uid == uid) {
             return no(Code::Forbidden);
         }
-        proposal.signatures.push(Signature { role, uid, at_us });
         let (prefix, slots) = (proposal.prefix, proposal.slots);
+        self.not_closed(prefix)?;
+        if slots <= self.slots_at(prefix, Quarter::of(at_us).end_us()) {
+            return no(Code::BadTransition);
+        }
+        let proposal = self.proposals.iter_mut().find(|proposal| proposal.number == number).expect("looked up above");
+        proposal.signatures.push(Signature { role, uid, at_us });
         if proposal.signatures.len() == 3 {
             let from_us = Quarter::of(at_us).end_us();
             proposal.effective_from_us = Some(from_us);

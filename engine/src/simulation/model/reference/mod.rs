@@ -342,12 +342,14 @@ impl Model {
             asked.op,
             Op::Retract { .. }
                 | Op::Reactivate { .. }
+                | Op::Freeze { frozen: true, .. }
                 | Op::Dispute { .. }
                 | Op::Respond { .. }
                 | Op::Arbitrate { .. }
                 | Op::Escalate { .. }
         );
-        let is_about_a_dispute = needs_reason && !matches!(asked.op, Op::Retract { .. } | Op::Reactivate { .. });
+        let is_about_a_dispute =
+            needs_reason && !matches!(asked.op, Op::Retract { .. } | Op::Reactivate { .. } | Op::Freeze { .. });
         let bytes_max = if is_about_a_dispute { 4_096 } else { 512 };
         let is_bad = asked.rationale.len() > bytes_max
             || asked.rationale.contains('\n')

@@ -3,7 +3,7 @@
 use super::{MINUTE_US, Model, Pass, Row};
 use crate::command::{Orphan, PassReport, Suspect};
 use crate::corpus::Prefix;
-use crate::dispute::DisputeState;
+use crate::dispute::{Dispute, DisputeState};
 use crate::id::EventId;
 use crate::log::entry::{Merge, PassCounts};
 use crate::row::{Lifecycle, RowState};
@@ -14,6 +14,11 @@ impl Model {
         self.disputes.values().filter(|dispute| dispute.state == DisputeState::Detect).count()
     }
 
+    /// No corpus of its rows is stopped.
+    fn may_move(&self, dispute: &Dispute) -> bool {
+        dispute.sides.ids().iter().all(|id| self.not_frozen(Some(id.prefix())).is_ok())
+    }
+
     pub fn is_pass_due(&self, now_us: i64) -> bool {
         let last_us = self.last_pass.map_or(self.formatted_us, |pass| pass.at_us);
         self.configured.is_some() && self.frozen.is_none() && now_us - last_us >= self.settings.reconcile_interval_us
@@ -22,7 +27,8 @@ impl Model {
     pub fn is_move_due(&self, now_us: i64) -> bool {
         let interval_us = MINUTE_US / self.settings.disputes_per_minute;
         let may_move = !self.incident || now_us - self.disputes_moved_us >= interval_us;
-        self.waiting_disputes() > 0 && self.frozen.is_none() && may_move
+        let is_waiting = |dispute: &Dispute| dispute.state == DisputeState::Detect && self.may_move(dispute);
+        self.disputes.values().any(is_waiting) && may_move
     }
 
     /// What the daemon does by itself when it looks at the clock.
@@ -39,7 +45,7 @@ impl Model {
         let waiting: Vec<_> =
             self.disputes.values().filter(|d| d.state == DisputeState::Detect).map(|d| d.id).collect();
         for id in waiting {
-            if self.is_move_due(self.now_us) {
+            if self.is_move_due(self.now_us) && self.may_move(&self.disputes[&id]) {
                 if self.incident {
                     self.events.push("a deferred dispute moves on");
                 }

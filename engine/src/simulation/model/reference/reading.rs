@@ -6,6 +6,7 @@ use crate::dispute::Dispute;
 use crate::error::Code;
 use crate::id::EventId;
 use crate::row::RowView;
+use crate::shard::event_keys::RowRef;
 use crate::simulation::model::words::{Asked, Op};
 use std::collections::BTreeSet;
 
@@ -41,9 +42,13 @@ impl Model {
                         && self.shard_of(row.id.prefix()) == *shard
                         && self.may_read(who, row.id.prefix())
                 };
-                let mut rows: Vec<_> = self.rows.iter().filter(is_here).map(|row| self.view(row)).collect();
-                rows.sort_by_key(|row| row.event_id);
-                Outcome::Rows { rows, more: false }
+                let views = self.rows.iter().filter(is_here).map(|row| (RowRef::NONE, self.view(row)));
+                let mut rows: Vec<_> = views.collect();
+                rows.sort_by_key(|(_, row)| row.event_id);
+                Outcome::Found { rows, next: None }
+            }
+            Op::Totals { corpus, .. } if !corpus.is_empty() && self.corpus(corpus).is_none() => {
+                return no(Code::UnknownCorpus);
             }
             Op::Totals { shard, corpus } => {
                 let own = self.corpora.iter().filter(|c| is_of(c, *shard, corpus));
@@ -82,7 +87,7 @@ impl Model {
             }
             Op::Correlated { shard, correlation } => {
                 let entries = self.correlated.get(&(*shard, *correlation)).copied().unwrap_or(0);
-                Outcome::Correlated { entries_at: vec![0; entries], more: false }
+                Outcome::Correlated { entries_at: vec![0; entries.min(1_000)], more: entries > 1_000 }
             }
             Op::Usage { shard, name } => Outcome::Usage(match self.corpus(name) {
                 Some(corpus) => self.usage(corpus.prefix, *shard),

@@ -6,11 +6,12 @@
 //! only ever wake each other, and nothing else that could end the sleep.
 //!
 //! ```text
-//!  cargo xtask stall ─┬─ stall-burn × competitors   on the same core
-//!                     └─ stall-run [--guard]        one executor on that core, one watcher thread anywhere
+//!  stall show ─┬─ stall burn × competitors   on the same core
+//!              └─ stall run [--guard]        one executor on that core, one watcher thread anywhere
 //! ```
 
 use claimd::stall_guard::{GuardTimes, Pulse, StallGuard};
+use clap::Parser;
 use glommio::{Latency, LocalExecutorBuilder, Placement, Shares};
 use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
@@ -22,7 +23,7 @@ use std::{
     env,
     future::poll_fn,
     hint,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitCode, Stdio},
     rc::Rc,
     sync::Arc,
     task::{Poll, Waker},
@@ -39,8 +40,40 @@ const BURN_SECONDS_MAX: u64 = 120;
 /// The chore as a whole ends within this time.
 const STALL_SECONDS_MAX: u64 = 90;
 
+#[derive(clap::Parser)]
+#[command(name = "stall", about = "How an executor sleeps over its work, and that the stall guard wakes it")]
+struct Arguments {
+    #[command(subcommand)]
+    part: Part,
+}
+
+#[derive(clap::Subcommand)]
+enum Part {
+    /// Run the executor without the guard and with it, and say what happened
+    Show(ShowArguments),
+    /// One executor that always has something to do; a part of `show`
+    Run(RunArguments),
+    /// A loop that keeps a core busy; a part of `show`
+    Burn(BurnArguments),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().part {
+        Part::Show(arguments) => show(&arguments),
+        Part::Run(arguments) => run_executor(&arguments),
+        Part::Burn(arguments) => burn(&arguments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(sentence) => {
+            eprintln!("stall: {sentence}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 #[derive(clap::Args)]
-pub struct Arguments {
+struct ShowArguments {
     /// Runs without the guard, and as many with it
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..=20))]
     runs: u64,
@@ -56,7 +89,7 @@ pub struct Arguments {
 }
 
 #[derive(clap::Args)]
-pub struct RunArguments {
+struct RunArguments {
     #[arg(long)]
     guard: bool,
     #[arg(long)]
@@ -68,14 +101,14 @@ pub struct RunArguments {
 }
 
 #[derive(clap::Args)]
-pub struct BurnArguments {
+struct BurnArguments {
     #[arg(long)]
     core: usize,
 }
 
 /// Runs the executor again and again, first without the guard, then with it, and prints what happened. An error if a
 /// run with the guard hung, or if none without it did and the chore so has shown nothing.
-pub fn run(arguments: &Arguments) -> Result<(), String> {
+fn show(arguments: &ShowArguments) -> Result<(), String> {
     if 2 * arguments.runs * (arguments.seconds + 1) > STALL_SECONDS_MAX {
         return Err(format!("{} runs of {} s twice take too long", arguments.runs, arguments.seconds));
     }
@@ -103,7 +136,7 @@ struct Series {
     wakes: u64,
 }
 
-fn series(arguments: &Arguments, core: usize, guard: bool) -> Result<Series, String> {
+fn series(arguments: &ShowArguments, core: usize, guard: bool) -> Result<Series, String> {
     let mut series = Series::default();
     for _ in 0..arguments.runs {
         let report = child_run(arguments, core, guard)?;
@@ -123,8 +156,8 @@ struct Report {
     wakes: u64,
 }
 
-fn child_run(arguments: &Arguments, core: usize, guard: bool) -> Result<Report, String> {
-    let mut command = myself("stall-run")?;
+fn child_run(arguments: &ShowArguments, core: usize, guard: bool) -> Result<Report, String> {
+    let mut command = myself("run")?;
     command.args(["--core", &core.to_string()]);
     command.args(["--seconds", &arguments.seconds.to_string()]);
     command.args(["--latency-us", &arguments.latency_us.to_string()]);
@@ -145,7 +178,7 @@ fn child_run(arguments: &Arguments, core: usize, guard: bool) -> Result<Report, 
 
 /// The executor of one run, and a thread that watches it. The process ends when the time is up: a hung executor cannot
 /// be stopped from inside.
-pub fn run_executor(arguments: &RunArguments) -> Result<(), String> {
+fn run_executor(arguments: &RunArguments) -> Result<(), String> {
     let pulse = Pulse::new();
     // The executor owes work for as long as it lives: there is always a task that can run.
     pulse.work_add(1);
@@ -234,7 +267,7 @@ impl Court {
 }
 
 /// Keeps a core busy until it is killed, its parent ends, or it has lived too long.
-pub fn burn(arguments: &BurnArguments) -> Result<(), String> {
+fn burn(arguments: &BurnArguments) -> Result<(), String> {
     prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(|errno| format!("prctl failed: {errno}"))?;
     pin_to(arguments.core)?;
     let start = Instant::now();
@@ -258,7 +291,7 @@ impl Drop for Burner {
 }
 
 fn burner(core: usize) -> Result<Burner, String> {
-    let mut command = myself("stall-burn")?;
+    let mut command = myself("burn")?;
     command.args(["--core", &core.to_string()]).stdout(Stdio::null());
     command.spawn().map(Burner).map_err(|error| format!("cannot start a busy loop: {error}"))
 }
