@@ -3,7 +3,6 @@
 
 use crate::doctor;
 use crate::ledger;
-use crate::translate::{self, Names};
 use claim_engine::corpus::Prefix;
 use claim_engine::dispute::DisputeId;
 use claim_engine::id::EventId;
@@ -13,6 +12,7 @@ use claim_engine::log::recovery::{self, BatchPlace, RecoveryOptions, Visit};
 use claim_engine::log::superblock::{ClockMode, Superblock};
 use claim_engine::storage::RealStorage;
 use claim_engine::time::rfc3339;
+use claim_translate::{self as translate, Names};
 use glommio::LocalExecutor;
 use serde_json::{Value, json};
 use std::fmt::Write as _;

@@ -1,8 +1,6 @@
 //! Answers that need the ledger's bytes: a row, a page of rows, a history.
 
 use crate::driver::{Driver, StoredRecord};
-use crate::pages;
-use crate::translate::{self, Names};
 use claim_engine::command::Outcome;
 use claim_engine::error::{Code, Refusal};
 use claim_engine::id::EventId;
@@ -11,6 +9,7 @@ use claim_engine::row::RowView;
 use claim_engine::shard::event_keys::RowRef;
 use claim_protocol::reply::{ReplyResult, Row};
 use claim_protocol::{self as wire, FRAME_BYTES_MAX, LogPosition, entry_frame_bytes, row_frame_bytes};
+use claim_translate::{self as translate, Names, pages};
 
 /// A page of rows ends when its reply has grown to this, so that the next row still fits the frame.
 const PAGE_BYTES_MAX: usize = FRAME_BYTES_MAX - (256 << 10);

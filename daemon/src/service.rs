@@ -5,11 +5,9 @@ use crate::driver::Driver;
 use crate::gather::{Gather, Part};
 use crate::mesh::Mesh;
 use crate::message::Message;
-use crate::pages;
 use crate::reading;
 use crate::socket::connection::{CloseReason, Connection, FrameHandler, Peer, Verdict};
 use crate::stall_guard::{GuardCounters, Pulse};
-use crate::translate;
 use claim_engine::command::Request;
 use claim_engine::corpus::Prefix;
 use claim_engine::dispute::DisputeId;
@@ -24,6 +22,7 @@ use claim_engine::shard::event_keys::RowRef;
 use claim_engine::time::Now;
 use claim_protocol::reply::{ReplyResult, ShardEndpoint, StatusReport, Welcome};
 use claim_protocol::{self as wire, Operation, Reply};
+use claim_translate::{self as translate, pages};
 use slab::Slab;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
@@ -724,9 +723,16 @@ impl Service {
 
     pub(crate) fn status_part(&self, driver: &Driver) -> Part {
         let core = self.shared.cores[self.executor] as u16;
-        Part::Status {
-            shard: translate::status(driver.engine.borrow().status(), driver.scrubbed().borrow().clone(), core),
-        }
+        let status = translate::status(driver.engine.borrow().status(), core);
+        let scrubbed = driver.scrubbed().borrow();
+        let shard = wire::ShardStatus {
+            scrubbed_bytes: scrubbed.bytes,
+            scrub_rounds: scrubbed.rounds,
+            scrub_damaged: scrubbed.damaged,
+            scrub_first: scrubbed.first.clone(),
+            ..status
+        };
+        Part::Status { shard }
     }
 }
 

@@ -4,7 +4,7 @@ use claim_protocol::frame::{FrameBuffer, split_frame};
 use claim_protocol::{
     Builder, DecodeError, FRAME_BYTES_MAX, Reply, Request, decode_reply, decode_request, encode_reply, encode_request,
 };
-use claimd::translate;
+use claim_translate as translate;
 use uuid::Uuid;
 
 /// No message of the decoder is longer: a peer can't make the daemon echo what it sent.

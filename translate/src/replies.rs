@@ -1,7 +1,6 @@
 //! The engine's answers as the wire's.
 
 use super::{Names, alarm, dispute_state, level, lifecycle, role_out, verdict_out};
-use crate::scrub::Scrubbed;
 use claim_engine::command::{self, Claimed, CorpusDetails, PassReport};
 use claim_engine::corpus::Prefix;
 use claim_engine::dispute::Dispute;
@@ -175,8 +174,8 @@ pub fn pairs(shard: &Shard, propagation: &Propagation) -> Vec<wire::reply::Pair>
     pairs
 }
 
-/// One shard's part of a status report.
-pub fn status(status: EngineStatus, scrubbed: Scrubbed, core: u16) -> wire::reply::ShardStatus {
+/// One shard's part of a status report, in which nothing of scrubbing stands yet.
+pub fn status(status: EngineStatus, core: u16) -> wire::reply::ShardStatus {
     wire::reply::ShardStatus {
         shard: status.shard,
         core,
@@ -196,10 +195,10 @@ pub fn status(status: EngineStatus, scrubbed: Scrubbed, core: u16) -> wire::repl
         clock_suspect: status.clock_suspect,
         no_space: status.no_space,
         failed: status.failed,
-        scrubbed_bytes: scrubbed.bytes,
-        scrub_rounds: scrubbed.rounds,
-        scrub_damaged: scrubbed.damaged,
-        scrub_first: scrubbed.first,
+        scrubbed_bytes: 0,
+        scrub_rounds: 0,
+        scrub_damaged: 0,
+        scrub_first: None,
         level: level(status.level),
         debt_requests: status.debt_requests,
         debt_bytes: status.debt_bytes,

@@ -1,6 +1,7 @@
 //! Between the wire's words and the engine's: codes, enums, ids, rows. No decision is taken here.
 
 mod entries;
+pub mod pages;
 mod replies;
 mod requests;
 
