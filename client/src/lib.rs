@@ -99,4 +99,6 @@ pub use options::{
 pub use pending::{Answer, Pending};
 pub use retry::{RETRY_PERCENT_MAX, RETRY_REQUESTS_MIN, RETRY_WINDOW};
 pub use routes::shard_prefix;
-pub use scan::{FoundPage, HistoryPage, HistoryQuery, HistorySubject, RowPages, Rows, ScanPage, ScanRange};
+pub use scan::{
+    DisputePage, FoundPage, HistoryPage, HistoryQuery, HistorySubject, RowPages, Rows, ScanPage, ScanRange,
+};

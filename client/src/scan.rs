@@ -1,9 +1,9 @@
-//! Rows and audit entries, page by page.
+//! Rows, audit entries and disputes, page by page.
 
 use crate::client::Client;
 use crate::error::ClientError;
 use crate::options::RequestOptions;
-use claim_protocol::{Entry, Row};
+use claim_protocol::{DisputeInfo, Entry, Row};
 use std::collections::VecDeque;
 use uuid::Uuid;
 
@@ -65,6 +65,15 @@ pub struct FoundPage {
     pub rows: Vec<Row>,
     /// Where there may be more. A page may be empty and not the last.
     pub next: Option<u64>,
+}
+
+/// One page of disputes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DisputePage {
+    /// The newest first.
+    pub disputes: Vec<DisputeInfo>,
+    /// Set when there are more: where the next page starts.
+    pub next: Option<Uuid>,
 }
 
 /// Which rows are paged through, and where the next page starts.

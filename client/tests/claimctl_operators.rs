@@ -108,13 +108,14 @@ fn disputes() {
     let (status, stdout, stderr) = run(&fake.socket(), &["dispute", "show", KEY]);
     assert_eq!((status, stderr.as_str()), (0, ""));
     assert!(stdout.contains("because"), "{stdout}");
-    let listed = |result: &ReplyResult| matches!(result, ReplyResult::DisputeList(list) if !list.is_empty());
+    let listed =
+        |result: &ReplyResult| matches!(result, ReplyResult::DisputeList { disputes, .. } if !disputes.is_empty());
     let bare = json!({
         "dispute_id": SAMPLE_KEY, "state": "escalate", "opened_by": "pd", "opened_at": "1969-12-31T23:59:59.999999Z",
         "updated_at": "1970-01-01T00:00:00.000002Z", "rationale": "", "sides": [], "canonical_id": null,
         "responses": 3, "dismissed": false
     });
-    let asks = "Disputes { corpus: \"\", include_closed: true } because \"\"";
+    let asks = "Disputes { corpus: \"\", include_closed: true, before: None } because \"\"";
     check(&fake, listed, &["dispute", "list", "--closed"], asks, &[dispute, bare], "opened by");
 }
 

@@ -5,9 +5,9 @@ mod fake;
 mod samples;
 
 use claim_client::{
-    AuditChecked, ClaimItem, Client, ClientOptions, ClockMode, Configuration, Decommissioned, DisputeVerdict,
-    ErrorCode, FoundPage, Head, HistoryQuery, HistorySubject, LogPosition, Registration, RequestOptions, Role,
-    TailOptions, TailPage, Verdict,
+    AuditChecked, ClaimItem, Client, ClientOptions, ClockMode, Configuration, Decommissioned, DisputePage,
+    DisputeVerdict, ErrorCode, FoundPage, Head, HistoryQuery, HistorySubject, LogPosition, Registration,
+    RequestOptions, Role, TailOptions, TailPage, Verdict,
 };
 use claim_protocol::ReplyResult;
 use fake::{Action, Fake, refusal};
@@ -101,11 +101,11 @@ fn disputes() {
     main(|client, options| client.escalate(KEY, options), format!("Escalate {{ dispute_id: {KEY} }}"));
     main(|client, options| client.dispute_lookup(KEY, options), format!("DisputeLookup {{ dispute_id: {KEY} }}"));
     stage.check(
-        ReplyResult::DisputeList(vec![info.clone()]),
-        |client, options| client.disputes("one", true, options),
+        ReplyResult::DisputeList { disputes: vec![info.clone()], next: Some(KEY) },
+        |client, options| client.disputes_page("one", true, Some(ID), options),
         None,
-        "Disputes { corpus: \"one\", include_closed: true }",
-        &vec![info],
+        &format!("Disputes {{ corpus: \"one\", include_closed: true, before: Some({ID}) }}"),
+        &DisputePage { disputes: vec![info], next: Some(KEY) },
     );
 }
 

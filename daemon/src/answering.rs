@@ -150,8 +150,10 @@ impl Service {
             Outcome::Configured { .. } => return self.configured(),
             Outcome::Configuration { toml, at_us, uid } => Ok(translate::configuration(toml, at_us, uid, at)),
             Outcome::Dispute(dispute) => Ok(ReplyResult::Disputed(translate::dispute(&dispute, names))),
-            Outcome::Disputes(all) => {
-                Ok(ReplyResult::DisputeList(all.iter().map(|d| translate::dispute(d, names)).collect()))
+            Outcome::Disputes { disputes, more } => {
+                let next = disputes.last().filter(|_| more).map(|dispute| dispute.id.as_uuid());
+                let disputes = disputes.iter().map(|dispute| translate::dispute(dispute, names)).collect();
+                Ok(ReplyResult::DisputeList { disputes, next })
             }
             Outcome::Reconciled(report) => Ok(ReplyResult::Reconciled(Box::new(translate::report(&report, names)))),
             Outcome::Totals(totals) => {

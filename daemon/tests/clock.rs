@@ -2,13 +2,17 @@
 
 mod harness;
 
-use claim_client::{Claimed, Client, ClientError, ErrorCode, ReasonCode, RequestOptions, new_key};
+use claim_client::{
+    AuditOperation, Claimed, Client, ClientError, ErrorCode, ReasonCode, RequestOptions, TailOptions, new_key,
+};
 use harness::{Daemon, claimd, format, item, options, scratch};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+/// How often the log is looked at for a barrier that the daemon raises by itself.
+const BARRIER_LOOKS_MAX: u32 = 3_000;
 const SECOND_US: i64 = 1_000_000;
 const HOUR_US: i64 = 3_600 * SECOND_US;
 const DAY_US: i64 = 24 * HOUR_US;
@@ -168,10 +172,30 @@ fn at_its_start() {
     };
     let daemon = restart(daemon, 0, false);
     let daemon = restart(daemon, HOUR_US, false);
+    expect_barriers(&daemon, 0);
     let daemon = restart(daemon, -10 * DAY_US, false);
+    expect_barriers(&daemon, 1);
     let daemon = restart(daemon, 89 * DAY_US, false);
     let daemon = restart(daemon, 190 * DAY_US, true);
     let daemon = restart(daemon, 10 * YEAR_US, true);
+    expect_barriers(&daemon, 1);
     let daemon = restart(daemon, 0, false);
+    expect_barriers(&daemon, 2);
     daemon.stop();
+}
+
+/// Waits until so many barriers were raised in the ledger's life; more are never there.
+fn expect_barriers(daemon: &Daemon, due: usize) {
+    let client = daemon.client();
+    for _ in 0..BARRIER_LOOKS_MAX {
+        let tail = TailOptions { shard: 0, from_position: 1, page_entries: 0, wait: Duration::ZERO };
+        let entries = client.tail(tail, &options()).flat_map(|page| page.expect("a page").entries);
+        let found = entries.filter(|entry| entry.operation == AuditOperation::Barrier).count();
+        assert!(found <= due, "{found} barriers instead of {due}");
+        if found == due {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("there are fewer than {due} barriers");
 }

@@ -34,8 +34,8 @@ pub const FIND_ROWS_MAX: usize = 1_000;
 pub const REPORT_LINES_MAX: usize = 1_000;
 /// Rows that a suspect lists, at most.
 pub const SUSPECT_ROWS_MAX: usize = 16;
-/// Disputes that an answer lists, at most.
-pub const DISPUTES_LISTED_MAX: usize = 1_000;
+/// Disputes of a page, at most: with the longest of rationales they fit a frame.
+pub const DISPUTES_LISTED_MAX: usize = 500;
 
 /// Names a request between the engine and whoever asked; the engine gives it back and reads nothing into it.
 pub type Token = u64;
@@ -196,6 +196,8 @@ pub enum Operation<'a> {
         corpus: &'a str,
         /// Also those at their end.
         include_closed: bool,
+        /// Opened before this one.
+        before: Option<DisputeId>,
     },
     /// Proposals of slot increases; shard 0 answers.
     Proposals,
@@ -603,7 +605,12 @@ pub enum Outcome {
     /// A dispute.
     Dispute(Box<Dispute>),
     /// Disputes, the newest first.
-    Disputes(Vec<Dispute>),
+    Disputes {
+        /// They.
+        disputes: Vec<Dispute>,
+        /// Whether there are more before these.
+        more: bool,
+    },
     /// What a pass did.
     Reconciled(Box<PassReport>),
     /// Control totals.

@@ -91,8 +91,8 @@ pub enum Operation<'a> {
     Escalate { dispute_id: Uuid },
     /// One dispute.
     DisputeLookup { dispute_id: Uuid },
-    /// The disputes of a corpus, or of all that may be read where `corpus` is empty.
-    Disputes { corpus: &'a str, include_closed: bool },
+    /// The disputes of a corpus, or of all that may be read where `corpus` is empty: the newest first, opened before one.
+    Disputes { corpus: &'a str, include_closed: bool, before: Option<Uuid> },
     /// Closes a corpus; a dry run says what it would mean.
     Decommission { name: &'a str, dry_run: bool },
     /// Stops mutations of a corpus, or of the ledger where `corpus` is empty; `frozen` false lets them go on.

@@ -218,7 +218,7 @@ fn bounds_of_the_other_operations_are_refused_by_name() {
         (mutating(Operation::Cap { corpus: &long, claims_per_minute: 1 }), name),
         (mutating(Operation::ProposeSlots { corpus: &long, slots: 1 }), name),
         (mutating(Operation::Respond { corpus: &long, dispute_id: ID }), name),
-        (Request::new(9, Operation::Disputes { corpus: &long, include_closed: false }), name),
+        (Request::new(9, Operation::Disputes { corpus: &long, include_closed: false, before: None }), name),
         (Request::new(9, Operation::Totals { corpus: &long }), name),
     ];
     for (request, expected) in cases {

@@ -111,8 +111,9 @@ pub fn with_operation(
         Operation::Escalate { dispute_id: id } => submit(Engine::Escalate { dispute: dispute_id(*id)? }),
         Operation::Reconcile { dry_run } => submit(Engine::Reconcile { dry_run: *dry_run }),
         Operation::DisputeLookup { dispute_id: id } => submit(Engine::DisputeLookup { dispute: dispute_id(*id)? }),
-        Operation::Disputes { corpus, include_closed } => {
-            submit(Engine::Disputes { corpus, include_closed: *include_closed });
+        Operation::Disputes { corpus, include_closed, before } => {
+            let before = before.map(dispute_id).transpose()?;
+            submit(Engine::Disputes { corpus, include_closed: *include_closed, before });
         }
         Operation::Proposals => submit(Engine::Proposals),
         Operation::Configuration => submit(Engine::Configuration),

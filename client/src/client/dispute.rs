@@ -3,6 +3,7 @@
 use super::{Client, Target};
 use crate::options::RequestOptions;
 use crate::pending::Pending;
+use crate::scan::DisputePage;
 use claim_protocol::{DisputeInfo, Operation, ReplyResult, Verdict};
 use uuid::Uuid;
 
@@ -64,12 +65,19 @@ impl Client {
         self.call(Target::Main, Operation::DisputeLookup { dispute_id }, options, convert)
     }
 
-    /// The disputes that concern a corpus, or all that may be read where `corpus` is empty.
-    pub fn disputes(&self, corpus: &str, include_closed: bool, options: &RequestOptions) -> Pending<Vec<DisputeInfo>> {
+    /// A page of the disputes that concern a corpus, or of all that may be read where `corpus` is empty: the newest first,
+    /// opened before the one that the page before names as its `next`.
+    pub fn disputes_page(
+        &self,
+        corpus: &str,
+        include_closed: bool,
+        before: Option<Uuid>,
+        options: &RequestOptions,
+    ) -> Pending<DisputePage> {
         let convert = |result| match result {
-            ReplyResult::DisputeList(disputes) => Some(disputes),
+            ReplyResult::DisputeList { disputes, next } => Some(DisputePage { disputes, next }),
             _ => None,
         };
-        self.call(Target::Main, Operation::Disputes { corpus, include_closed }, options, convert)
+        self.call(Target::Main, Operation::Disputes { corpus, include_closed, before }, options, convert)
     }
 }

@@ -285,21 +285,25 @@ fn a_forbidden_length_gets_one_error_frame_and_the_end() {
 }
 
 #[test]
-fn a_silent_half_frame_ends_the_connection_and_a_silent_idle_one_lives() {
+fn a_silent_half_frame_ends_the_connection_and_so_does_silence_from_the_beginning_and_an_idle_one_lives() {
     for half in [vec![9], vec![9, 0, 0, 0], vec![9, 0, 0, 0, 1, 2], frame(&content(1 << 20, 1))[..70_000].to_vec()] {
         let server = Server::echo(small_limits());
         let mut idle = server.connect();
+        idle.write_all(&frame(b"here")).unwrap();
+        assert_eq!(read_frame(&mut idle).unwrap(), b"here");
+        let mut mute = server.connect();
         let mut silent = server.connect();
         let start = Instant::now();
         silent.write_all(&half).unwrap();
         assert_eq!(read_to_end(&mut silent), b"");
         assert!(start.elapsed() >= Duration::from_millis(190), "closed after {:?}", start.elapsed());
+        assert_eq!(read_to_end(&mut mute), b"");
         idle.write_all(&frame(b"still here")).unwrap();
         assert_eq!(read_frame(&mut idle).unwrap(), b"still here");
         drop(idle);
         let outcome = server.finish();
         assert!(outcome.reasons.contains(&CloseReason::FrameTimeout), "{:?}", outcome.reasons);
-        assert_eq!(outcome.counters.timeouts, 1);
+        assert_eq!(outcome.counters.timeouts, 2);
     }
 }
 

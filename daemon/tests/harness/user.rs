@@ -189,7 +189,7 @@ fn change(client: &Client, words: &[&str], options: &RequestOptions) -> Result<S
 fn dispute(client: &Client, words: &[&str], options: &RequestOptions) -> Result<String, ClientError> {
     let info = match *words {
         ["disputes", corpus] => {
-            let open = client.disputes(corpus, false, options).wait()?.value;
+            let open = client.disputes_page(corpus, false, None, options).wait()?.value.disputes;
             return Ok(joined(open.iter().map(|dispute| dispute.dispute_id)));
         }
         ["dispute-lookup", dispute] => {

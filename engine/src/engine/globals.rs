@@ -2,7 +2,9 @@
 
 use super::{Engine, Output};
 use crate::debt::Level;
+use crate::log::entry::Entry;
 use crate::peer::PeerMessage;
+use crate::time::Now;
 
 impl Engine {
     /// Whether all shards have the global order up to here.
@@ -17,6 +19,18 @@ impl Engine {
     /// Whether the daemon may add entries of its own.
     pub(super) fn takes_own_entries(&self) -> bool {
         self.log.takes_small_entries() && !self.peers.iter().any(|peer| peer.has_failed)
+    }
+
+    /// At shard 0: after a start with a clock that stood far behind the ledger, the rows around its last time are looked at
+    /// again.
+    pub(super) fn raise_due_barrier(&mut self, now: Now) {
+        if self.shard.number() != 0 || !self.takes_own_entries() {
+            return;
+        }
+        let Some(last_us) = self.shard.take_regression() else { return };
+        let at_us = self.shard.time_us(now).max(last_us);
+        let entry = Entry::Barrier { global_sequence: self.shard.globals_applied() + 1, at_us };
+        self.shard.decide_alone(now, at_us, entry, &mut self.log);
     }
 
     pub(super) fn globals_applied(&self) -> PeerMessage {

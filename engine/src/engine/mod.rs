@@ -338,6 +338,7 @@ impl Engine {
             let message = "the deadline passed before other shards had answered";
             self.unpark(id, Some(Refusal::new(Code::Deadline, message)));
         }
+        self.raise_due_barrier(now);
         if self.shard.number() == 0 && self.pass.is_none() && self.log.failed().is_none() {
             self.begin_due_pass(now);
         }

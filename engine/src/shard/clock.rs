@@ -22,12 +22,14 @@ pub struct ShardClock {
     believed_offset_us: i64,
     suspect: Option<String>,
     held_us: i64,
+    /// The ledger's last time, when the clock stood far behind it at start.
+    regressed_from_us: Option<i64>,
 }
 
 impl ShardClock {
     /// A clock that has not been looked at.
     pub fn new(mode: ClockMode) -> ShardClock {
-        ShardClock { mode, believed_offset_us: 0, suspect: None, held_us: 0 }
+        ShardClock { mode, believed_offset_us: 0, suspect: None, held_us: 0, regressed_from_us: None }
     }
 
     /// Where time comes from.
@@ -45,8 +47,9 @@ impl ShardClock {
         if self.held_us > MAX_REGRESSION_US {
             tracing::warn!(
                 held_us = self.held_us,
-                "the clock stands behind the ledger's last entry; timestamps are held"
+                "the clock stands behind the ledger's last entry; timestamps are held, and a barrier is raised"
             );
+            self.regressed_from_us = Some(last_us);
         }
         if now.wall_us - last_us > MAX_DOWNTIME_US {
             self.suspect = Some(format!(
@@ -75,6 +78,11 @@ impl ShardClock {
         }
         self.held_us = (last_us - now.wall_us).max(0);
         now.wall_us.max(last_us)
+    }
+
+    /// The ledger's last time, if the clock stood more than [`MAX_REGRESSION_US`] behind it at start; told once.
+    pub fn take_regression(&mut self) -> Option<i64> {
+        self.regressed_from_us.take()
     }
 
     /// Why the clock is not believed.
@@ -152,5 +160,13 @@ mod tests {
         assert!(started(START - MAX_DOWNTIME_US - 1).suspect().is_some());
         assert_eq!(started(START + 10 * DAY_US).suspect(), None);
         assert_eq!(started(START + 10 * DAY_US).held_us(), 10 * DAY_US);
+    }
+
+    #[test]
+    fn at_start_more_than_five_seconds_behind_is_a_regression() {
+        assert_eq!(started(START + MAX_REGRESSION_US).take_regression(), None);
+        let mut clock = started(START + MAX_REGRESSION_US + 1);
+        assert_eq!(clock.take_regression(), Some(START + MAX_REGRESSION_US + 1));
+        assert_eq!(clock.take_regression(), None);
     }
 }

@@ -54,15 +54,16 @@ impl Step<'_, '_, '_> {
                     }
                 }
             }
-            Operation::Disputes { corpus, include_closed } => {
+            Operation::Disputes { corpus, include_closed, before } => {
                 let of = match corpus {
                     "" => None,
                     name => Some(self.corpus(name)?),
                 };
-                let all = shard.disputes.all().rev().filter(|d| include_closed || d.state.is_open());
+                let all = shard.disputes.opened_before(before).filter(|d| include_closed || d.state.is_open());
                 let all = all.filter(|d| of.is_none_or(|prefix| d.sides.concern(prefix)));
-                let all = all.filter(|d| d.sides.ids().iter().any(|id| may_read(id.prefix())));
-                Outcome::Disputes(all.take(DISPUTES_LISTED_MAX).cloned().collect())
+                let mut all = all.filter(|d| d.sides.ids().iter().any(|id| may_read(id.prefix())));
+                let disputes = all.by_ref().take(DISPUTES_LISTED_MAX).cloned().collect();
+                Outcome::Disputes { disputes, more: all.next().is_some() }
             }
             Operation::Proposals => {
                 let all = shard.registry.proposals().iter().filter(|p| may_read(p.prefix));

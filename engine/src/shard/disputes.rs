@@ -5,6 +5,7 @@ use crate::dispute::{Dispute, DisputeId, DisputeState, DisputeStep, Moved, Verdi
 use crate::id::EventId;
 use hashbrown::{HashMap, HashSet};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -30,6 +31,12 @@ impl Disputes {
     /// All of them, the oldest first.
     pub fn all(&self) -> impl DoubleEndedIterator<Item = &Dispute> {
         self.all.values()
+    }
+
+    /// Those that were opened before one, or all of them, the newest first.
+    pub fn opened_before(&self, before: Option<DisputeId>) -> impl Iterator<Item = &Dispute> {
+        let end = before.map_or(Bound::Unbounded, Bound::Excluded);
+        self.all.range((Bound::Unbounded, end)).rev().map(|(_, dispute)| dispute)
     }
 
     /// Those that are not at their end, the oldest first.

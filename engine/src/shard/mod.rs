@@ -311,6 +311,11 @@ impl Shard {
         self.keys.count()
     }
 
+    /// See [`ShardClock::take_regression`].
+    pub fn take_regression(&mut self) -> Option<i64> {
+        self.clock.take_regression()
+    }
+
     /// The clock.
     pub fn clock(&self) -> &ShardClock {
         &self.clock

@@ -123,7 +123,10 @@ fn decode_result(root: &wire::Reply<'_>) -> Result<ReplyResult, String> {
         wire::ReplyResult::DisputeList => {
             let table = root.result_as_dispute_list().ok_or_else(missing)?;
             let disputes = table.disputes().iter().map(|info| dispute::decode_info(&info));
-            ReplyResult::DisputeList(disputes.collect::<Result<_, String>>()?)
+            ReplyResult::DisputeList {
+                disputes: disputes.collect::<Result<_, String>>()?,
+                next: table.next().map(typed_uuid),
+            }
         }
         wire::ReplyResult::Decommissioned => {
             let table = root.result_as_decommissioned().ok_or_else(missing)?;

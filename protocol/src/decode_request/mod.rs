@@ -162,6 +162,7 @@ fn decode_operation<'a>(root: &wire::Request<'a>) -> Result<Operation<'a>, Strin
             Operation::Disputes {
                 corpus: name_or_empty("corpus", table.corpus())?,
                 include_closed: table.include_closed(),
+                before: table.before().map(typed_uuid),
             }
         }
         wire::Operation::Decommission => {

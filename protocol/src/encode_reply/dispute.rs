@@ -1,10 +1,10 @@
 //! Disputes.
 
 use super::Encoded;
-use crate::Builder;
 use crate::generated::claimd as wire;
 use crate::reply::DisputeInfo;
 use crate::wire_values::{optional_string, wire_uuid};
+use crate::{Builder, Uuid};
 use flatbuffers::WIPOffset;
 
 pub(super) fn disputed(builder: &mut Builder, info: &DisputeInfo) -> Encoded {
@@ -13,10 +13,11 @@ pub(super) fn disputed(builder: &mut Builder, info: &DisputeInfo) -> Encoded {
     (wire::ReplyResult::Disputed, table.as_union_value())
 }
 
-pub(super) fn list(builder: &mut Builder, disputes: &[DisputeInfo]) -> Encoded {
+pub(super) fn list(builder: &mut Builder, disputes: &[DisputeInfo], next: Option<Uuid>) -> Encoded {
     let disputes: Vec<_> = disputes.iter().map(|info| encode_info(builder, info)).collect();
     let disputes = Some(builder.create_vector(&disputes));
-    let table = wire::DisputeList::create(builder, &wire::DisputeListArgs { disputes });
+    let next = next.map(wire_uuid);
+    let table = wire::DisputeList::create(builder, &wire::DisputeListArgs { disputes, next: next.as_ref() });
     (wire::ReplyResult::DisputeList, table.as_union_value())
 }
 

@@ -167,7 +167,7 @@ fn encode_result(builder: &mut Builder, result: &ReplyResult) -> Encoded {
         }
         ReplyResult::Error(error) => (wire::ReplyResult::Error, encode_error(builder, error).as_union_value()),
         ReplyResult::Disputed(info) => dispute::disputed(builder, info),
-        ReplyResult::DisputeList(disputes) => dispute::list(builder, disputes),
+        ReplyResult::DisputeList { disputes, next } => dispute::list(builder, disputes, *next),
         ReplyResult::Decommissioned { corpus, applied, rows, aliases_elsewhere } => {
             registry::decommissioned(builder, corpus, *applied, *rows, *aliases_elsewhere)
         }

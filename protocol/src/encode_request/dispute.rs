@@ -45,8 +45,10 @@ pub(super) fn lookup(builder: &mut Builder, dispute_id: Uuid) -> Encoded {
     (wire::Operation::DisputeLookup, wire::DisputeLookup::create(builder, &args).as_union_value())
 }
 
-pub(super) fn list(builder: &mut Builder, corpus: &str, include_closed: bool) -> Encoded {
+pub(super) fn list(builder: &mut Builder, corpus: &str, include_closed: bool, before: Option<Uuid>) -> Encoded {
     let corpus = optional_string(builder, corpus);
-    let table = wire::Disputes::create(builder, &wire::DisputesArgs { corpus, include_closed });
+    let before = before.map(wire_uuid);
+    let table =
+        wire::Disputes::create(builder, &wire::DisputesArgs { corpus, include_closed, before: before.as_ref() });
     (wire::Operation::Disputes, table.as_union_value())
 }

@@ -168,7 +168,9 @@ fn encode_operation(builder: &mut Builder, operation: &Operation<'_>) -> Encoded
         }
         Operation::Escalate { dispute_id } => dispute::escalate(builder, *dispute_id),
         Operation::DisputeLookup { dispute_id } => dispute::lookup(builder, *dispute_id),
-        Operation::Disputes { corpus, include_closed } => dispute::list(builder, corpus, *include_closed),
+        Operation::Disputes { corpus, include_closed, before } => {
+            dispute::list(builder, corpus, *include_closed, *before)
+        }
         Operation::Decommission { name, dry_run } => registry::decommission(builder, name, *dry_run),
         Operation::Freeze { corpus, frozen } => registry::freeze(builder, corpus, *frozen),
         Operation::Cap { corpus, claims_per_minute } => registry::cap(builder, corpus, *claims_per_minute),

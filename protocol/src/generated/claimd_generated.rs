@@ -4436,6 +4436,7 @@ impl<'a> ::flatbuffers::Follow<'a> for Disputes<'a> {
 impl<'a> Disputes<'a> {
   pub const VT_CORPUS: ::flatbuffers::VOffsetT = 4;
   pub const VT_INCLUDE_CLOSED: ::flatbuffers::VOffsetT = 6;
+  pub const VT_BEFORE: ::flatbuffers::VOffsetT = 8;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -4447,6 +4448,7 @@ impl<'a> Disputes<'a> {
     args: &'args DisputesArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Disputes<'bldr>> {
     let mut builder = DisputesBuilder::new(_fbb);
+    if let Some(x) = args.before { builder.add_before(x); }
     if let Some(x) = args.corpus { builder.add_corpus(x); }
     builder.add_include_closed(args.include_closed);
     builder.finish()
@@ -4467,6 +4469,13 @@ impl<'a> Disputes<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<bool>(Disputes::VT_INCLUDE_CLOSED, Some(false)).unwrap()}
   }
+  #[inline]
+  pub fn before(&self) -> Option<&'a Uuid> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(Disputes::VT_BEFORE, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Disputes<'_> {
@@ -4477,6 +4486,7 @@ impl ::flatbuffers::Verifiable for Disputes<'_> {
     v.visit_table(pos)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("corpus", Self::VT_CORPUS, false)?
      .visit_field::<bool>("include_closed", Self::VT_INCLUDE_CLOSED, false)?
+     .visit_field::<Uuid>("before", Self::VT_BEFORE, false)?
      .finish();
     Ok(())
   }
@@ -4484,6 +4494,7 @@ impl ::flatbuffers::Verifiable for Disputes<'_> {
 pub struct DisputesArgs<'a> {
     pub corpus: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub include_closed: bool,
+    pub before: Option<&'a Uuid>,
 }
 impl<'a> Default for DisputesArgs<'a> {
   #[inline]
@@ -4491,6 +4502,7 @@ impl<'a> Default for DisputesArgs<'a> {
     DisputesArgs {
       corpus: None,
       include_closed: false,
+      before: None,
     }
   }
 }
@@ -4507,6 +4519,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DisputesBuilder<'a, 'b, A> {
   #[inline]
   pub fn add_include_closed(&mut self, include_closed: bool) {
     self.fbb_.push_slot::<bool>(Disputes::VT_INCLUDE_CLOSED, include_closed, false);
+  }
+  #[inline]
+  pub fn add_before(&mut self, before: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(Disputes::VT_BEFORE, before);
   }
   #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DisputesBuilder<'a, 'b, A> {
@@ -4528,6 +4544,7 @@ impl ::core::fmt::Debug for Disputes<'_> {
     let mut ds = f.debug_struct("Disputes");
       ds.field("corpus", &self.corpus());
       ds.field("include_closed", &self.include_closed());
+      ds.field("before", &self.before());
       ds.finish()
   }
 }
@@ -11595,6 +11612,7 @@ impl<'a> ::flatbuffers::Follow<'a> for DisputeList<'a> {
 
 impl<'a> DisputeList<'a> {
   pub const VT_DISPUTES: ::flatbuffers::VOffsetT = 4;
+  pub const VT_NEXT: ::flatbuffers::VOffsetT = 6;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -11606,6 +11624,7 @@ impl<'a> DisputeList<'a> {
     args: &'args DisputeListArgs<'args>
   ) -> ::flatbuffers::WIPOffset<DisputeList<'bldr>> {
     let mut builder = DisputeListBuilder::new(_fbb);
+    if let Some(x) = args.next { builder.add_next(x); }
     if let Some(x) = args.disputes { builder.add_disputes(x); }
     builder.finish()
   }
@@ -11618,6 +11637,13 @@ impl<'a> DisputeList<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<DisputeInfo>>>>(DisputeList::VT_DISPUTES, None).unwrap()}
   }
+  #[inline]
+  pub fn next(&self) -> Option<&'a Uuid> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(DisputeList::VT_NEXT, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for DisputeList<'_> {
@@ -11627,18 +11653,21 @@ impl ::flatbuffers::Verifiable for DisputeList<'_> {
   ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
     v.visit_table(pos)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<DisputeInfo>>>>("disputes", Self::VT_DISPUTES, true)?
+     .visit_field::<Uuid>("next", Self::VT_NEXT, false)?
      .finish();
     Ok(())
   }
 }
 pub struct DisputeListArgs<'a> {
     pub disputes: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<DisputeInfo<'a>>>>>,
+    pub next: Option<&'a Uuid>,
 }
 impl<'a> Default for DisputeListArgs<'a> {
   #[inline]
   fn default() -> Self {
     DisputeListArgs {
       disputes: None, // required field
+      next: None,
     }
   }
 }
@@ -11651,6 +11680,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DisputeListBuilder<'a, 'b, A>
   #[inline]
   pub fn add_disputes(&mut self, disputes: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<DisputeInfo<'b >>>>) {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(DisputeList::VT_DISPUTES, disputes);
+  }
+  #[inline]
+  pub fn add_next(&mut self, next: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(DisputeList::VT_NEXT, next);
   }
   #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DisputeListBuilder<'a, 'b, A> {
@@ -11672,6 +11705,7 @@ impl ::core::fmt::Debug for DisputeList<'_> {
   fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
     let mut ds = f.debug_struct("DisputeList");
       ds.field("disputes", &self.disputes());
+      ds.field("next", &self.next());
       ds.finish()
   }
 }

@@ -67,7 +67,10 @@ pub enum ReplyResult {
     Error(ServerError),
     /// The dispute as it stands after the operation.
     Disputed(DisputeInfo),
-    DisputeList(Vec<DisputeInfo>),
+    DisputeList {
+        disputes: Vec<DisputeInfo>,
+        next: Option<Uuid>,
+    },
     /// `applied` is false on a dry run. `aliases_elsewhere`: rows of other corpora that refer to rows of this one.
     Decommissioned {
         corpus: CorpusInfo,

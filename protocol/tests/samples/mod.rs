@@ -71,8 +71,8 @@ pub fn operations() -> Vec<Operation<'static>> {
         },
         Operation::Escalate { dispute_id: KEY },
         Operation::DisputeLookup { dispute_id: KEY },
-        Operation::Disputes { corpus: "", include_closed: true },
-        Operation::Disputes { corpus: "pd", include_closed: false },
+        Operation::Disputes { corpus: "", include_closed: true, before: Some(KEY) },
+        Operation::Disputes { corpus: "pd", include_closed: false, before: None },
         Operation::Decommission { name: "pd", dry_run: true },
         Operation::Decommission { name: "pd", dry_run: false },
         Operation::Freeze { corpus: "", frozen: true },
@@ -372,11 +372,21 @@ pub fn results() -> Vec<ReplyResult> {
             ..error()
         }),
         ReplyResult::Disputed(dispute()),
-        ReplyResult::DisputeList(vec![]),
-        ReplyResult::DisputeList(vec![
-            dispute(),
-            DisputeInfo { rationale: String::new(), sides: vec![], canonical_id: None, dismissed: false, ..dispute() },
-        ]),
+        ReplyResult::DisputeList { disputes: vec![], next: None },
+        ReplyResult::DisputeList { disputes: vec![], next: Some(KEY) },
+        ReplyResult::DisputeList {
+            next: None,
+            disputes: vec![
+                dispute(),
+                DisputeInfo {
+                    rationale: String::new(),
+                    sides: vec![],
+                    canonical_id: None,
+                    dismissed: false,
+                    ..dispute()
+                },
+            ],
+        },
         ReplyResult::Decommissioned { corpus: corpus(), applied: true, rows: 1, aliases_elsewhere: 2 },
         ReplyResult::Frozen { corpus: String::new(), frozen: true, at_us: -1 },
         ReplyResult::Frozen { corpus: "pd".to_owned(), frozen: false, at_us: 1 },

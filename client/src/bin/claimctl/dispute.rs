@@ -97,8 +97,16 @@ pub fn dispute(session: &Session, verb: Dispute, output: &mut Output) -> Result<
             return print_entries(&entries, output);
         }
         Dispute::List(verb) => {
-            let disputes = client.disputes(&verb.corpus, verb.closed, &RequestOptions::default()).wait()?.value;
-            return print_list(&disputes, output);
+            let (mut disputes, mut before) = (Vec::new(), None);
+            loop {
+                let page = client.disputes_page(&verb.corpus, verb.closed, before, &RequestOptions::default());
+                let page = page.wait()?.value;
+                disputes.extend(page.disputes);
+                match page.next {
+                    Some(next) => before = Some(next),
+                    None => return print_list(&disputes, output),
+                }
+            }
         }
     };
     print(&pending.wait()?.value, output)

@@ -146,7 +146,9 @@ impl Op {
             Op::Escalate { dispute } => Operation::Escalate { dispute: *dispute },
             Op::Reconcile { dry_run } => Operation::Reconcile { dry_run: *dry_run },
             Op::DisputeLookup { dispute } => Operation::DisputeLookup { dispute: *dispute },
-            Op::Disputes { corpus, closed_too } => Operation::Disputes { corpus, include_closed: *closed_too },
+            Op::Disputes { corpus, closed_too } => {
+                Operation::Disputes { corpus, include_closed: *closed_too, before: None }
+            }
             Op::Proposals => Operation::Proposals,
             Op::Configuration => Operation::Configuration,
             Op::Find { event_key, .. } => Operation::Find { event_key, from: None },
@@ -242,7 +244,9 @@ pub fn plain(outcome: Outcome) -> Outcome {
         Outcome::Row(view) => Outcome::Row(Box::new(plain_view(*view))),
         Outcome::Rows { rows, more } => Outcome::Rows { rows: rows.into_iter().map(plain_view).collect(), more },
         Outcome::Dispute(dispute) => Outcome::Dispute(Box::new(plain_dispute(*dispute))),
-        Outcome::Disputes(disputes) => Outcome::Disputes(disputes.into_iter().map(plain_dispute).collect()),
+        Outcome::Disputes { disputes, more } => {
+            Outcome::Disputes { disputes: disputes.into_iter().map(plain_dispute).collect(), more }
+        }
         Outcome::Reconciled(report) => Outcome::Reconciled(Box::new(plain_report(*report))),
         Outcome::History { entries_at, more, related } => {
             Outcome::History { entries_at: zeroes(entries_at), more, related }

@@ -75,7 +75,8 @@ impl Model {
                         && prefix.is_none_or(|prefix| dispute.sides.ids().iter().any(|id| id.prefix() == prefix))
                 };
                 let newest_first = self.disputes.values().rev();
-                Outcome::Disputes(newest_first.filter(is_wanted).filter(may_see).cloned().collect())
+                let all: Vec<_> = newest_first.filter(is_wanted).filter(may_see).cloned().collect();
+                Outcome::Disputes { more: all.len() > 500, disputes: all.into_iter().take(500).collect() }
             }
             Op::Proposals => {
                 let visible = self.proposals.iter().filter(|proposal| self.may_read(who, proposal.prefix));
