@@ -16,9 +16,11 @@ usage() {
     cat <<'TEXT'
 usage: fuzz/run.sh [--json] SECONDS [TARGET…]
        fuzz/run.sh --seeds
+       fuzz/run.sh --build
 
 Runs the targets (request, recovery, commands) for SECONDS each, from the seeds and from what earlier runs found, which
 is kept below target/fuzz. An input that breaks something is written to target/fuzz/artifacts/TARGET.
+--build only builds the targets.
 --seeds replaces the seeds of recovery and commands by few known inputs that reach the same code.
 
     fuzz/run.sh 30                    # what CI does
@@ -30,11 +32,12 @@ Exit status: 0 nothing found, 1 something found, 2 usage.
 TEXT
 }
 
-json=false seeds=false
+json=false seeds=false only_build=false
 while [[ ${1:-} == -* ]]; do
     case $1 in
     --json) json=true ;;
     --seeds) seeds=true ;;
+    --build) only_build=true ;;
     --help | -h)
         usage
         exit 0
@@ -46,7 +49,7 @@ while [[ ${1:-} == -* ]]; do
     esac
     shift
 done
-if ! $seeds && ! [[ ${1:-} =~ ^[1-9][0-9]*$ ]]; then
+if ! $seeds && ! $only_build && ! [[ ${1:-} =~ ^[1-9][0-9]*$ ]]; then
     usage >&2
     exit 2
 fi
@@ -70,6 +73,9 @@ host=$(rustc -vV | sed -n 's/^host: //p')
 # Without a sanitizer: those need a nightly compiler. Panics, failed assertions, overflows, time and memory are found without.
 cargo fuzz build --sanitizer none --codegen-units 16 --target "$host" --target-dir "$out" >&2
 
+if $only_build; then
+    exit 0
+fi
 if $seeds; then
     # The seeds of requests are made by a program.
     for target in recovery commands; do
