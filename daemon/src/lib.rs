@@ -6,7 +6,7 @@
 //! | [`start`] | the process: executors, sockets, signals |
 //! | [`executor`] | one core: its shards, connections, mesh |
 //! | [`driver`] | one shard's engine and its storage |
-//! | [`service`], [`gather`], [`translate`] | from a frame to a shard |
+//! | [`service`], [`gather`], [`claim_translate`] | from a frame to a shard |
 //! | [`answering`], [`reading`], [`log_reader`] | from a shard to a reply |
 //! | [`socket`] | connections and frames |
 //! | [`mesh`], [`inbox`], [`message`] | messages between executors |
