@@ -23,7 +23,7 @@ is kept below target/fuzz. An input that breaks something is written to target/f
 --build only builds the targets.
 --seeds replaces the seeds of recovery and commands by few known inputs that reach the same code.
 
-    fuzz/run.sh 30                    # what CI does
+    fuzz/run.sh 10                    # what CI does
     fuzz/run.sh 600 recovery
     fuzz/run.sh --seeds               # after a long run
     target/fuzz/x86_64-unknown-linux-gnu/release/recovery INPUT    # repeats one input
