@@ -3,6 +3,7 @@
 use crate::client::Client;
 use crate::error::ClientError;
 use crate::options::RequestOptions;
+use crate::pending::{Answer, Pending};
 use claim_protocol::{DisputeInfo, Entry, Row};
 use std::collections::VecDeque;
 use uuid::Uuid;
@@ -108,16 +109,7 @@ impl RowPages {
         if self.ended {
             return None;
         }
-        let page = match &self.query {
-            Query::Corpus { corpus, range, after } => {
-                let page = self.client.scan_page(corpus, *range, *after, &self.options).await;
-                page.map(|answer| Page::of_scan(answer.value))
-            }
-            Query::EventKey { event_key, from } => {
-                let page = self.client.find_page(event_key, *from, &self.options).await;
-                page.map(|answer| Page::of_find(answer.value))
-            }
-        };
+        let page = self.ask().await;
         Some(self.turn(page))
     }
 
@@ -126,8 +118,15 @@ impl RowPages {
         Rows { pages: self, page: VecDeque::new() }
     }
 
-    fn turn(&mut self, page: Result<Page, ClientError>) -> Result<Vec<Row>, ClientError> {
-        let page = page.inspect_err(|_| self.ended = true)?;
+    fn ask(&self) -> Pending<Page> {
+        match &self.query {
+            Query::Corpus { corpus, range, after } => self.client.scan_page_as(corpus, *range, *after, &self.options),
+            Query::EventKey { event_key, from } => self.client.find_page_as(event_key, *from, &self.options),
+        }
+    }
+
+    fn turn(&mut self, page: Result<Answer<Page>, ClientError>) -> Result<Vec<Row>, ClientError> {
+        let page = page.inspect_err(|_| self.ended = true)?.value;
         match (page.next, &mut self.query) {
             (Some(Next::After(id)), Query::Corpus { after, .. }) => *after = Some(id),
             (Some(Next::From(place)), Query::EventKey { from, .. }) => *from = place,
@@ -148,12 +147,14 @@ enum Next {
     From(u64),
 }
 
-impl Page {
-    fn of_scan(page: ScanPage) -> Page {
+impl From<ScanPage> for Page {
+    fn from(page: ScanPage) -> Page {
         Page { rows: page.rows, next: page.next.map(Next::After) }
     }
+}
 
-    fn of_find(page: FoundPage) -> Page {
+impl From<FoundPage> for Page {
+    fn from(page: FoundPage) -> Page {
         Page { rows: page.rows, next: page.next.map(Next::From) }
     }
 }
@@ -165,16 +166,7 @@ impl Iterator for RowPages {
         if self.ended {
             return None;
         }
-        let page = match &self.query {
-            Query::Corpus { corpus, range, after } => {
-                let page = self.client.scan_page(corpus, *range, *after, &self.options).wait();
-                page.map(|answer| Page::of_scan(answer.value))
-            }
-            Query::EventKey { event_key, from } => {
-                let page = self.client.find_page(event_key, *from, &self.options).wait();
-                page.map(|answer| Page::of_find(answer.value))
-            }
-        };
+        let page = self.ask().wait();
         Some(self.turn(page))
     }
 }

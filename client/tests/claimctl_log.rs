@@ -28,6 +28,7 @@ fn entry(position: u64, timestamp_us: i64, event_id: Uuid) -> Entry {
         timestamp_us,
         event_id: Some(event_id),
         dispute_id: None,
+        global_sequence: 0,
         ..samples::entry()
     }
 }
@@ -99,6 +100,51 @@ fn a_history_follows_what_is_related() {
     assert!(status == 1 && stderr.contains("FORBIDDEN"), "{stderr}");
     let (_, stdout, _) = run(&socket, &["history", &first, "--alone"]);
     assert!(stdout.contains("ada 2/3/4") && stdout.contains("shard:position"), "{stdout}");
+}
+
+#[test]
+fn a_history_tells_each_step_of_a_dispute_once_and_every_shards_part_of_a_pass() {
+    let (_directory, fake) = start();
+    let socket = fake.socket();
+    // Two rows, each on a shard of its own, which both log the dispute and the pass.
+    fake.script(|_, request| {
+        let Operation::History { event_id: Some(row), .. } = &request.operation else { return Action::Answer };
+        let shard = u16::from(*row == id(2));
+        let step = |position, operation, global_sequence| Entry {
+            position: LogPosition { shard, position },
+            operation,
+            event_id: None,
+            dispute_id: (operation != AuditOperation::Reconcile).then_some(id(7)),
+            // Both steps of a quarantine are called the same and are the daemon's own.
+            detail: format!("{operation}; {shard} rows of this shard"),
+            idempotency_key: None,
+            global_sequence,
+            ..entry(position, global_sequence as i64, *row)
+        };
+        let entries = vec![
+            Entry { position: LogPosition { shard, position: 1 }, ..entry(1, 1 + i64::from(shard), *row) },
+            step(4, AuditOperation::Reconcile, 5),
+            step(5, AuditOperation::Dispute, 6),
+            step(6, AuditOperation::Quarantine, 7),
+            step(7, AuditOperation::Quarantine, 8),
+            step(8, AuditOperation::Arbitrate, 9),
+        ];
+        Action::Reply(ReplyResult::History { entries, next: None, related: vec![id(1), id(2)] })
+    });
+    let told = objects(&socket, &["history", &id(2).to_string()]);
+    let told = told.iter().map(|e| (e["operation"].as_str(), e["shard"].as_u64(), e["global_sequence"].as_u64()));
+    let told: Vec<_> = told.collect();
+    let expected = [
+        ("claim", 0, None),
+        ("claim", 1, None),
+        ("reconcile", 0, Some(5)),
+        ("reconcile", 1, Some(5)),
+        ("dispute", 0, Some(6)),
+        ("quarantine", 0, Some(7)),
+        ("quarantine", 0, Some(8)),
+        ("arbitrate", 0, Some(9)),
+    ];
+    assert_eq!(told, expected.map(|(operation, shard, place)| (Some(operation), Some(shard), place)));
 }
 
 /// A log of five entries in which each position is one, served in pages.

@@ -134,8 +134,11 @@ fn a_dispute_is_told_with_all_that_was_said_and_stops_with_any_of_its_corpora() 
 
     // A retry gets what the opening was answered with.
     assert_eq!(client.dispute("customer", &ids, &opening).wait().expect("the same").value, opened);
+    let mut places = Vec::new();
     for id in ids {
         let entries = history(&client, of_row(id));
+        assert_eq!(entries[0].global_sequence, 0, "a claim is of its shard alone");
+        places.push(entries[1..].iter().map(|entry| entry.global_sequence).collect::<Vec<_>>());
         let said: Vec<_> = entries.iter().map(|e| (e.operation, e.rationale.as_str())).collect();
         use AuditOperation as Audit;
         assert_eq!(
@@ -154,6 +157,8 @@ fn a_dispute_is_told_with_all_that_was_said_and_stops_with_any_of_its_corpora() 
         );
         assert!(entries[1..].iter().all(|entry| entry.event_ids == ids), "every step names its rows");
     }
+    assert!(places[0].is_sorted_by(|a, b| a < b) && places[0][0] > 0, "each step has a place of its own: {places:?}");
+    assert_eq!(places[0], places[1], "and the same on both shards");
     daemon.stop();
 }
 

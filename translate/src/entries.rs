@@ -116,6 +116,7 @@ pub fn entry(record: &Record<'_>, position: LogPosition, names: &impl Names) -> 
             Entry::Configuration { toml, .. } => (*toml).to_owned(),
             _ => String::new(),
         },
+        global_sequence: record.entry.global_sequence().unwrap_or(0),
     }
 }
 

@@ -169,8 +169,17 @@ impl Client {
 
     /// One page of the rows with an event key, from where the page before ended; 0: the first page.
     pub fn find_page(&self, event_key: &str, from: u64, options: &RequestOptions) -> Pending<FoundPage> {
+        self.find_page_as(event_key, from, options)
+    }
+
+    pub(crate) fn find_page_as<T: From<FoundPage>>(
+        &self,
+        event_key: &str,
+        from: u64,
+        options: &RequestOptions,
+    ) -> Pending<T> {
         let convert = |result| match result {
-            ReplyResult::Found { rows, next } => Some(FoundPage { rows, next }),
+            ReplyResult::Found { rows, next } => Some(FoundPage { rows, next }.into()),
             _ => None,
         };
         self.call(Target::Main, Operation::Find { event_key, from }, options, convert)
@@ -184,8 +193,18 @@ impl Client {
         after: Option<Uuid>,
         options: &RequestOptions,
     ) -> Pending<ScanPage> {
+        self.scan_page_as(corpus, range, after, options)
+    }
+
+    pub(crate) fn scan_page_as<T: From<ScanPage>>(
+        &self,
+        corpus: &str,
+        range: ScanRange,
+        after: Option<Uuid>,
+        options: &RequestOptions,
+    ) -> Pending<T> {
         let convert = |result| match result {
-            ReplyResult::ScanPage { rows, next } => Some(ScanPage { rows, next }),
+            ReplyResult::ScanPage { rows, next } => Some(ScanPage { rows, next }.into()),
             _ => None,
         };
         let ScanRange { since_us, until_us, page_rows } = range;

@@ -517,6 +517,7 @@ impl Ledger {
             event_ids: vec![],
             claim: None,
             configuration: String::new(),
+            global_sequence: 0,
         });
     }
 }

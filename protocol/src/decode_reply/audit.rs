@@ -27,6 +27,7 @@ pub(super) fn decode_entry(table: &wire::Entry<'_>) -> Result<Entry, String> {
         event_ids: typed_uuids(table.event_ids()),
         claim: table.claim().map(|item| Box::new(claim_content(&item))),
         configuration: table.configuration().unwrap_or_default().to_owned(),
+        global_sequence: table.global_sequence(),
     })
 }
 

@@ -65,6 +65,7 @@ pub(super) fn encode_entry<'b>(builder: &mut Builder, entry: &Entry) -> WIPOffse
             event_ids,
             claim,
             configuration,
+            global_sequence: entry.global_sequence,
         },
     );
     WIPOffset::new(table.value())

@@ -9660,6 +9660,7 @@ impl<'a> Entry<'a> {
   pub const VT_EVENT_IDS: ::flatbuffers::VOffsetT = 36;
   pub const VT_CLAIM: ::flatbuffers::VOffsetT = 38;
   pub const VT_CONFIGURATION: ::flatbuffers::VOffsetT = 40;
+  pub const VT_GLOBAL_SEQUENCE: ::flatbuffers::VOffsetT = 42;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -9671,6 +9672,7 @@ impl<'a> Entry<'a> {
     args: &'args EntryArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Entry<'bldr>> {
     let mut builder = EntryBuilder::new(_fbb);
+    builder.add_global_sequence(args.global_sequence);
     builder.add_timestamp_us(args.timestamp_us);
     if let Some(x) = args.configuration { builder.add_configuration(x); }
     if let Some(x) = args.claim { builder.add_claim(x); }
@@ -9827,6 +9829,13 @@ impl<'a> Entry<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Entry::VT_CONFIGURATION, None)}
   }
+  #[inline]
+  pub fn global_sequence(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Entry::VT_GLOBAL_SEQUENCE, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Entry<'_> {
@@ -9854,6 +9863,7 @@ impl ::flatbuffers::Verifiable for Entry<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, Uuid>>>("event_ids", Self::VT_EVENT_IDS, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<ClaimItem>>("claim", Self::VT_CLAIM, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("configuration", Self::VT_CONFIGURATION, false)?
+     .visit_field::<u64>("global_sequence", Self::VT_GLOBAL_SEQUENCE, false)?
      .finish();
     Ok(())
   }
@@ -9878,6 +9888,7 @@ pub struct EntryArgs<'a> {
     pub event_ids: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, Uuid>>>,
     pub claim: Option<::flatbuffers::WIPOffset<ClaimItem<'a>>>,
     pub configuration: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub global_sequence: u64,
 }
 impl<'a> Default for EntryArgs<'a> {
   #[inline]
@@ -9902,6 +9913,7 @@ impl<'a> Default for EntryArgs<'a> {
       event_ids: None,
       claim: None,
       configuration: None,
+      global_sequence: 0,
     }
   }
 }
@@ -9988,6 +10000,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> EntryBuilder<'a, 'b, A> {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Entry::VT_CONFIGURATION, configuration);
   }
   #[inline]
+  pub fn add_global_sequence(&mut self, global_sequence: u64) {
+    self.fbb_.push_slot::<u64>(Entry::VT_GLOBAL_SEQUENCE, global_sequence, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> EntryBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     EntryBuilder {
@@ -10025,6 +10041,7 @@ impl ::core::fmt::Debug for Entry<'_> {
       ds.field("event_ids", &self.event_ids());
       ds.field("claim", &self.claim());
       ds.field("configuration", &self.configuration());
+      ds.field("global_sequence", &self.global_sequence());
       ds.finish()
   }
 }

@@ -31,6 +31,8 @@ pub struct Entry {
     pub claim: Option<Box<ClaimContent>>,
     /// Of a configuration: its text.
     pub configuration: String,
+    /// Its place in the global order, the same in the log of every shard; 0: it has none.
+    pub global_sequence: u64,
 }
 
 /// What a claim says of its event.

@@ -191,6 +191,7 @@ pub fn entry() -> Entry {
             metadata: vec![7, 8],
         })),
         configuration: "[slots]".to_owned(),
+        global_sequence: 9,
     }
 }
 
@@ -311,6 +312,7 @@ pub fn results() -> Vec<ReplyResult> {
         event_ids: vec![],
         claim: None,
         configuration: String::new(),
+        global_sequence: 0,
         ..entry()
     };
     vec![

@@ -2,9 +2,9 @@
 
 use crate::failure::Failure;
 use crate::output::Output;
-use crate::row_output::MetadataJson;
+use crate::row_output::ContentJson;
 use crate::time::{or_hyphen, rfc3339};
-use claim_client::{ClaimContent, Entry, Uuid};
+use claim_client::{Entry, Uuid};
 use serde::Serialize;
 
 /// An audit entry in JSON.
@@ -29,37 +29,11 @@ pub struct EntryJson<'a> {
     detail: &'a str,
     event_ids: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    claim: Option<ClaimJson<'a>>,
+    global_sequence: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    claim: Option<ContentJson<'a>>,
     #[serde(skip_serializing_if = "str::is_empty")]
     configuration: &'a str,
-}
-
-/// What was claimed, in JSON.
-#[derive(Debug, Serialize)]
-struct ClaimJson<'a> {
-    event_key: &'a str,
-    occurred_at: String,
-    owning_corpus: &'a str,
-    hosting_corpus: &'a str,
-    category: &'a str,
-    taxonomy_version: u32,
-    #[serde(flatten)]
-    metadata: MetadataJson<'a>,
-}
-
-impl<'a> ClaimJson<'a> {
-    fn new(claim: &'a ClaimContent, corpus: &'a str) -> Self {
-        let or_own = |name: &'a str| if name.is_empty() { corpus } else { name };
-        ClaimJson {
-            event_key: &claim.event_key,
-            occurred_at: rfc3339(claim.occurred_at_us),
-            owning_corpus: or_own(&claim.owning_corpus),
-            hosting_corpus: or_own(&claim.hosting_corpus),
-            category: &claim.category,
-            taxonomy_version: claim.taxonomy_version,
-            metadata: MetadataJson::new(&claim.metadata),
-        }
-    }
 }
 
 impl<'a> EntryJson<'a> {
@@ -84,7 +58,8 @@ impl<'a> EntryJson<'a> {
             canonical_id: entry.canonical_id.map(text),
             detail: &entry.detail,
             event_ids: entry.event_ids.iter().copied().map(text).collect(),
-            claim: entry.claim.as_deref().map(|claim| ClaimJson::new(claim, &entry.corpus)),
+            global_sequence: Some(entry.global_sequence).filter(|place| *place > 0),
+            claim: entry.claim.as_deref().map(|claim| ContentJson::of_claim(claim, &entry.corpus)),
             configuration: &entry.configuration,
         }
     }

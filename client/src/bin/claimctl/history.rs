@@ -103,16 +103,15 @@ fn of_rows(
     Ok(entries)
 }
 
-/// Each entry once, however many rows it concerns, the oldest first. A step of a dispute stands in the log of every shard
-/// that has a row of it: the first of them tells it.
+/// Each entry once, however many rows it concerns, the oldest first. What has a place in the global order stands in the log of
+/// every shard that it concerns: the first of them tells it. Of a pass of reconciliation each shard tells its own merges.
 fn in_order_of_time(entries: Vec<Entry>) -> Vec<Entry> {
     let by_time = entries.into_iter().map(|entry| ((entry.timestamp_us, entry.position), entry));
     let by_time: BTreeMap<_, _> = by_time.collect();
-    let mut steps = HashSet::new();
+    let mut told = HashSet::new();
     let is_new = |entry: &Entry| {
-        let state =
-            (entry.operation == AuditOperation::Quarantine).then(|| entry.detail.split(';').next().map(str::to_owned));
-        entry.dispute_id.is_none_or(|id| steps.insert((id, entry.operation as u8, entry.idempotency_key, state)))
+        let is_copied = entry.global_sequence > 0 && entry.operation != AuditOperation::Reconcile;
+        !is_copied || told.insert(entry.global_sequence)
     };
     by_time.into_values().filter(is_new).collect()
 }

@@ -3,7 +3,7 @@
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::time::rfc3339;
-use claim_client::{Claimed, Row, Uuid};
+use claim_client::{ClaimContent, Claimed, Row, Uuid};
 use serde::Serialize;
 
 /// A claim in JSON.
@@ -27,7 +27,7 @@ struct AlreadyJson {
 
 /// Opaque bytes in JSON: as text where they are text, otherwise in hexadecimal digits.
 #[derive(Debug, Serialize)]
-pub struct MetadataJson<'a> {
+struct MetadataJson<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     metadata: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -35,12 +35,53 @@ pub struct MetadataJson<'a> {
 }
 
 impl<'a> MetadataJson<'a> {
-    pub fn new(bytes: &'a [u8]) -> Self {
+    fn new(bytes: &'a [u8]) -> Self {
         let text = std::str::from_utf8(bytes).ok();
         let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         MetadataJson {
             metadata: text.filter(|text| !text.is_empty()),
             metadata_hex: text.is_none().then(|| hex(bytes)),
+        }
+    }
+}
+
+/// What was claimed, in JSON.
+#[derive(Debug, Serialize)]
+pub struct ContentJson<'a> {
+    event_key: &'a str,
+    occurred_at: String,
+    owning_corpus: &'a str,
+    hosting_corpus: &'a str,
+    category: &'a str,
+    taxonomy_version: u32,
+    #[serde(flatten)]
+    metadata: MetadataJson<'a>,
+}
+
+impl<'a> ContentJson<'a> {
+    /// What an entry says was claimed by a corpus.
+    pub fn of_claim(claim: &'a ClaimContent, corpus: &'a str) -> Self {
+        let or_own = |name: &'a str| if name.is_empty() { corpus } else { name };
+        ContentJson {
+            event_key: &claim.event_key,
+            occurred_at: rfc3339(claim.occurred_at_us),
+            owning_corpus: or_own(&claim.owning_corpus),
+            hosting_corpus: or_own(&claim.hosting_corpus),
+            category: &claim.category,
+            taxonomy_version: claim.taxonomy_version,
+            metadata: MetadataJson::new(&claim.metadata),
+        }
+    }
+
+    fn of_row(row: &'a Row) -> Self {
+        ContentJson {
+            event_key: &row.event_key,
+            occurred_at: rfc3339(row.occurred_at_us),
+            owning_corpus: &row.owning_corpus,
+            hosting_corpus: &row.hosting_corpus,
+            category: &row.category,
+            taxonomy_version: row.taxonomy_version,
+            metadata: MetadataJson::new(&row.metadata),
         }
     }
 }
@@ -53,14 +94,8 @@ pub struct RowJson<'a> {
     lifecycle: &'a str,
     claim_timestamp: String,
     claim_sequence: u64,
-    event_key: &'a str,
-    occurred_at: String,
-    owning_corpus: &'a str,
-    hosting_corpus: &'a str,
-    category: &'a str,
-    taxonomy_version: u32,
     #[serde(flatten)]
-    metadata: MetadataJson<'a>,
+    content: ContentJson<'a>,
     canonical_id: Option<String>,
     tombstoned_at: Option<String>,
     tombstone_reason_code: Option<&'a str>,
@@ -84,13 +119,7 @@ impl<'a> RowJson<'a> {
             lifecycle: row.lifecycle.as_str(),
             claim_timestamp: rfc3339(row.claim_timestamp_us),
             claim_sequence: row.claim_sequence,
-            event_key: &row.event_key,
-            occurred_at: rfc3339(row.occurred_at_us),
-            owning_corpus: &row.owning_corpus,
-            hosting_corpus: &row.hosting_corpus,
-            category: &row.category,
-            taxonomy_version: row.taxonomy_version,
-            metadata: MetadataJson::new(&row.metadata),
+            content: ContentJson::of_row(row),
             canonical_id: row.canonical_id.map(|id| id.to_string()),
             tombstoned_at: row.tombstoned_at_us.map(rfc3339),
             tombstone_reason_code: row.tombstone_reason_code.map(|code| code.as_str()),
