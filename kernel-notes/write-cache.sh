@@ -3,7 +3,7 @@
 # device told to say "write through". Needs root, losetup and fio; touches no device but the loop device that it makes.
 #   kernel-notes/write-cache.sh DIR
 set -eu
-image=$(mktemp "$1/write-cache.XXXXXX")
+image=$(mktemp --tmpdir="$1")
 truncate --size 128M "$image"
 device=$(losetup --find --show --direct-io=on "$image")
 cache=/sys/block/${device#/dev/}/queue/write_cache

@@ -8,10 +8,7 @@ use uuid::Uuid;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClientError {
     /// No daemon could be reached, and the request never left this process.
-    #[error(
-        "cannot connect to {}: {reason}",
-        socket.display()
-    )]
+    #[error("cannot connect to {}: {reason}", socket.display())]
     Connect {
         /// The socket that was tried.
         socket: PathBuf,

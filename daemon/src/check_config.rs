@@ -14,7 +14,7 @@ use std::process::ExitCode;
 /// otherwise.
 pub fn run(path: &Path, json: bool) -> ExitCode {
     let read = config::read(path);
-    if let (Some(doubt), false) = (read.as_ref().ok().and_then(config::doubts), json) {
+    if let (Some(doubt), false) = (read.as_ref().ok().and_then(config::doubt), json) {
         eprintln!("claimd: {}: careful: {doubt}", path.display());
     }
     let printed = match (&read, json) {
@@ -65,7 +65,7 @@ fn as_json(policy: &Policy) -> Value {
             "retention": {"years": s.retention_years},
             "slots": {"per_quarter": s.slots_per_quarter},
         },
-        "warning": config::doubts(policy),
+        "warning": config::doubt(policy),
         "resolved": policy.to_toml(),
     })
 }

@@ -51,7 +51,7 @@ fn uid_of(name: &str) -> Result<Option<u32>, String> {
 }
 
 /// What a policy that can be used is likely not meant to say.
-pub fn doubts(policy: &Policy) -> Option<&'static str> {
+pub fn doubt(policy: &Policy) -> Option<&'static str> {
     let grants = &policy.settings().grants;
     if grants.is_empty() {
         return Some(
@@ -286,10 +286,10 @@ mod tests {
     fn an_empty_file_gives_nobody_a_role() {
         let empty = resolve("", &known).unwrap();
         assert_eq!(empty, Policy::none());
-        assert!(doubts(&empty).unwrap().starts_with("nobody has any role"));
+        assert!(doubt(&empty).unwrap().starts_with("nobody has any role"));
         let unled = resolve("[[role]]\nrole = \"auditor\"\nuids = [7]", &known).unwrap();
-        assert!(doubts(&unled).unwrap().starts_with("nobody has the role platform"));
-        assert_eq!(doubts(&resolve(EXAMPLE, &known).unwrap()), None);
+        assert!(doubt(&unled).unwrap().starts_with("nobody has the role platform"));
+        assert_eq!(doubt(&resolve(EXAMPLE, &known).unwrap()), None);
     }
 
     #[test]

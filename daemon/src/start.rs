@@ -210,7 +210,7 @@ fn read_policy(file: Option<&Path>) -> Result<Policy, String> {
     match file {
         Some(file) => {
             let policy = config::read(file)?;
-            if let Some(doubt) = config::doubts(&policy) {
+            if let Some(doubt) = config::doubt(&policy) {
                 tracing::warn!(file = %file.display(), "the configuration: {doubt}");
             }
             Ok(policy)

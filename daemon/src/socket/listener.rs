@@ -41,7 +41,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
 };
@@ -233,13 +233,16 @@ pub struct Accepted {
 /// The connections that are open.
 #[derive(Debug, Default)]
 struct Open {
-    all: AtomicUsize,
     by_uid: Mutex<HashMap<u32, usize>>,
 }
 
 impl Open {
     fn by_uid(&self) -> MutexGuard<'_, HashMap<u32, usize>> {
         self.by_uid.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn all(&self) -> usize {
+        self.by_uid().values().sum()
     }
 }
 
@@ -256,16 +259,11 @@ impl Permit {
     fn take(open: &Arc<Open>, connections_max: usize, uid: u32, own_uid: u32) -> Option<Self> {
         let uid_max = if uid == own_uid { connections_max } else { connections_max.div_ceil(2) };
         let mut by_uid = open.by_uid();
-        let own = by_uid.entry(uid).or_default();
-        // Only the acceptor takes permits, so between the look and the step the numbers can only fall.
-        if open.all.load(Ordering::Acquire) >= connections_max || *own >= uid_max {
-            if *own == 0 {
-                by_uid.remove(&uid);
-            }
+        let (all, of_uid) = (by_uid.values().sum::<usize>(), by_uid.get(&uid).copied().unwrap_or(0));
+        if all >= connections_max || of_uid >= uid_max {
             return None;
         }
-        *own += 1;
-        open.all.fetch_add(1, Ordering::AcqRel);
+        by_uid.insert(uid, of_uid + 1);
         drop(by_uid);
         Some(Self { open: Arc::clone(open), uid })
     }
@@ -274,13 +272,12 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut by_uid = self.open.by_uid();
-        if let Some(own) = by_uid.get_mut(&self.uid) {
-            *own -= 1;
-            if *own == 0 {
+        if let Some(of_uid) = by_uid.get_mut(&self.uid) {
+            *of_uid -= 1;
+            if *of_uid == 0 {
                 by_uid.remove(&self.uid);
             }
         }
-        self.open.all.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -354,7 +351,7 @@ impl Acceptor {
 
     /// Connections that are open, those on their way to an executor included.
     pub fn open_connections(&self) -> usize {
-        self.open.all.load(Ordering::Acquire)
+        self.open.all()
     }
 
     /// Stops accepting, closes and removes the sockets, and closes the inboxes: the executors get what is already in
@@ -547,5 +544,33 @@ impl Spare {
     /// Gives the descriptor up; false if there was none.
     fn release(&mut self) -> bool {
         self.0.take().is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_user_has_half_of_the_places_and_the_daemons_own_all() {
+        const OWN: u32 = 1;
+        const OTHER: u32 = 2;
+        const THIRD: u32 = 3;
+        let open = Arc::new(Open::default());
+        let take = |uid| Permit::take(&open, 5, uid, OWN);
+        let taken: Vec<_> = (0..3).map(|_| take(OTHER).expect("half of five, rounded up")).collect();
+        assert!(take(OTHER).is_none());
+        let of_third = take(THIRD).expect("a place of another user");
+        let last = take(OWN).expect("the last place");
+        assert!(take(OWN).is_none() && take(THIRD).is_none());
+        assert_eq!(open.all(), 5);
+
+        drop(last);
+        assert!(take(OTHER).is_none(), "a place is free, and not for this user");
+        drop(taken);
+        let own: Vec<_> = (0..4).map(|_| take(OWN).expect("all that is left")).collect();
+        assert!(take(OWN).is_none());
+        drop((own, of_third));
+        assert!(open.by_uid().is_empty(), "what is given back leaves nothing");
     }
 }

@@ -114,8 +114,8 @@ impl Shard {
     fn related(&self, found: &Found) -> Vec<EventId> {
         let mut related: Vec<_> = found.canonical_id.into_iter().collect();
         related.extend_from_slice(self.rows.aliases_of(found.event_id));
-        let disputes = self.disputes.all().filter(|dispute| dispute.sides.ids().contains(&found.event_id));
-        related.extend(disputes.flat_map(|dispute| dispute.sides.ids().to_vec()));
+        let disputes = self.disputes.ever_of_row(found.event_id);
+        related.extend(disputes.flat_map(|dispute| dispute.sides.ids()));
         related.sort_unstable();
         related.dedup();
         related.retain(|id| *id != found.event_id);

@@ -14,6 +14,8 @@ pub struct Disputes {
     open: BTreeSet<DisputeId>,
     /// The rows of open disputes that are not settled yet.
     rows: HashMap<EventId, DisputeId>,
+    /// Every dispute that a row was ever in, in the order of their opening.
+    by_row: HashMap<EventId, Vec<DisputeId>>,
     /// Sets that were dismissed.
     dismissed: HashSet<Vec<EventId>>,
     /// Pairs of a dismissed set: they are not merged again.
@@ -59,6 +61,11 @@ impl Disputes {
         self.rows.get(&event_id).copied()
     }
 
+    /// Every dispute that names a row, or named it, in the order of their opening.
+    pub fn ever_of_row(&self, event_id: EventId) -> impl Iterator<Item = &Dispute> {
+        self.by_row.get(&event_id).into_iter().flatten().filter_map(|id| self.all.get(id))
+    }
+
     /// Whether a dispute of just these rows was dismissed before.
     pub fn was_dismissed(&self, set: &[EventId]) -> bool {
         self.dismissed.contains(set)
@@ -80,6 +87,7 @@ impl Disputes {
         }
         for event_id in dispute.sides.ids() {
             self.rows.insert(*event_id, dispute.id);
+            self.by_row.entry(*event_id).or_default().push(dispute.id);
         }
         self.open.insert(dispute.id);
         self.all.insert(dispute.id, dispute);

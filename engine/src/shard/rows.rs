@@ -363,9 +363,9 @@ impl Rows {
         std::iter::from_fn(move || {
             let (prefix, index) = next.get()?;
             let rows = self.corpora.get(usize::from(prefix))?;
-            let found = (next, self.found(rows, rows.slots.get(index).map(|_| index)?));
-            next = rows.slots[index].before;
-            Some(found)
+            let before = rows.slots.get(index)?.before;
+            let here = std::mem::replace(&mut next, before);
+            Some((here, self.found(rows, index)))
         })
     }
 
