@@ -7,7 +7,8 @@ use crate::ledger;
 use crate::mesh::{Mesh, MeshBuilder};
 use crate::message::Message;
 use crate::scrub;
-use crate::service::{Service, Shared};
+use crate::service::Service;
+use crate::shared::Shared;
 use crate::socket::limits::Limits;
 use crate::socket::listener::Accepted;
 use crate::socket::sockets::Sockets;
@@ -201,7 +202,7 @@ async fn serve(plan: &Plan, drivers: Drivers, mesh: Mesh<Message>) {
         match next_order(&plan.control, &mut orders).await {
             Control::Stop => break,
             Control::Configure { toml } => service.configure(&toml),
-            Control::Forget => service.forget_users(),
+            Control::Forget => service.users.forget(),
             Control::Serve { .. } => {}
         }
     }

@@ -4,9 +4,10 @@
 //! |---|---|
 //! | [`ledger`], [`raw`] | the data directory: files, block devices, format |
 //! | [`start`] | the process: executors, sockets, signals |
+//! | [`shared`] | what the executors and the process know together |
 //! | [`executor`] | one core: its shards, connections, mesh |
 //! | [`driver`] | one shard's engine and its storage |
-//! | [`service`], [`gather`], [`claim_translate`] | from a frame to a shard |
+//! | [`service`], [`users`], [`gather`], [`claim_translate`] | from a frame to a shard |
 //! | [`answering`], [`reading`], [`log_reader`] | from a shard to a reply |
 //! | [`socket`] | connections and frames |
 //! | [`mesh`], [`inbox`], [`message`] | messages between executors |
@@ -36,7 +37,9 @@ pub mod reading;
 pub mod repair;
 pub mod scrub;
 pub mod service;
+pub mod shared;
 pub mod socket;
 pub mod stall_guard;
 pub mod start;
+pub mod users;
 pub mod verify;

@@ -1,13 +1,17 @@
 //! What frames mean: decodes, routes, submits, and answers. One per executor; other executors are reached by the mesh.
 
+mod routing;
+
 use crate::clock;
 use crate::driver::Driver;
-use crate::gather::{Gather, Part};
+use crate::gather::Part;
 use crate::mesh::Mesh;
 use crate::message::Message;
 use crate::reading;
+use crate::shared::{Shared, Tried};
 use crate::socket::connection::{CloseReason, Connection, FrameHandler, Peer, Verdict};
-use crate::stall_guard::{GuardCounters, Pulse};
+use crate::stall_guard::Pulse;
+use crate::users::Users;
 use claim_engine::command::Request;
 use claim_engine::corpus::Prefix;
 use claim_engine::dispute::DisputeId;
@@ -18,89 +22,24 @@ use claim_engine::log::superblock::ClockMode;
 use claim_engine::log::writer::Head;
 use claim_engine::peer::PeerMessage;
 use claim_engine::policy::Action;
-use claim_engine::shard::event_keys::RowRef;
 use claim_engine::time::Now;
 use claim_protocol::reply::{ReplyResult, ShardEndpoint, StatusReport, Welcome};
 use claim_protocol::{self as wire, Operation, Reply};
-use claim_translate::{self as translate, pages};
+use claim_translate as translate;
+use routing::{Asker, Gathering, Ticket};
 use slab::Slab;
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
-use uuid::Uuid;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Replies that wait for reads of the ledger, per executor.
 pub const READS_MAX: usize = 1_024;
-/// Bytes of requests that other executors have, per executor.
-pub const ASKED_BYTES_MAX: usize = 64 << 20;
 /// What a scan or a history counts for against [`READS_MAX`].
 pub const PAGE_READ_WEIGHT: usize = 16;
 /// Advice on when to try again when an executor has too much to do.
 pub(crate) const OVERLOADED_RETRY_MS: u32 = 5;
-/// Users whose names an executor remembers.
-const USERS_MAX: usize = 65_536;
-
-/// What every executor knows of the daemon.
-#[derive(Debug)]
-pub struct Shared {
-    /// The ledger's id.
-    pub ledger: Uuid,
-    /// Where time comes from.
-    pub clock: ClockMode,
-    /// Which executor runs a shard.
-    pub executor_of_shard: Vec<usize>,
-    /// Which core an executor is pinned to.
-    pub cores: Vec<usize>,
-    /// Socket path of each shard.
-    pub shard_sockets: Vec<String>,
-    /// When the daemon started.
-    pub started: Instant,
-    /// Connections that have said hello.
-    pub connections: AtomicUsize,
-    /// Executors that have finished what they had, on the way down. The mesh stays open until all of them have.
-    pub drained: AtomicUsize,
-    /// A configuration has come in force, or was refused.
-    pub configured: Notice,
-    /// What the stall guard did.
-    pub guard: std::sync::OnceLock<Arc<GuardCounters>>,
-}
-
-/// Tells a thread that something has happened.
-#[derive(Debug, Default)]
-pub struct Notice {
-    happened: Mutex<Option<Tried>>,
-    changed: Condvar,
-}
-
-/// What came of an attempt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tried {
-    /// It is over, well or not.
-    Over,
-    /// It is to be tried again a little later.
-    Again,
-}
-
-impl Notice {
-    /// It has happened.
-    pub fn notify(&self, tried: Tried) {
-        *self.happened.lock().unwrap_or_else(PoisonError::into_inner) = Some(tried);
-        self.changed.notify_all();
-    }
-
-    /// Waits until it happens, and forgets it; nothing when it takes longer than this.
-    pub fn wait(&self, patience: Duration) -> Option<Tried> {
-        let happened = self.happened.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut happened, _) = self
-            .changed
-            .wait_timeout_while(happened, patience, |happened| happened.is_none())
-            .unwrap_or_else(PoisonError::into_inner);
-        happened.take()
-    }
-}
 
 /// Who waits for an engine's answer.
 #[derive(Clone)]
@@ -144,22 +83,6 @@ pub(crate) enum Then {
     Status,
 }
 
-enum Asker {
-    Connection(Rc<Connection>),
-    Gather(usize),
-}
-
-/// A request that another executor has.
-struct Ticket {
-    asker: Asker,
-    frame_bytes: usize,
-}
-
-struct Gathering {
-    conn: Rc<Connection>,
-    gather: Gather,
-}
-
 /// See the module.
 pub struct Service {
     /// What every executor knows.
@@ -169,10 +92,7 @@ pub struct Service {
     pub(crate) drivers: Vec<Option<Rc<Driver>>>,
     pub(crate) mesh: Mesh<Message>,
     pub(crate) pulse: Arc<Pulse>,
-    /// Names of uids, as the system had them when they were first asked for.
-    users: RefCell<HashMap<u32, Rc<str>>>,
-    /// The one that asked last, who mostly is the one that asks next.
-    last_user: RefCell<Option<(u32, Rc<str>)>>,
+    pub(crate) users: Users,
     pub(crate) pending: RefCell<Slab<Pending>>,
     tickets: RefCell<Slab<Ticket>>,
     gathers: RefCell<Slab<Gathering>>,
@@ -201,8 +121,7 @@ impl Service {
             drivers,
             mesh,
             pulse,
-            users: RefCell::default(),
-            last_user: RefCell::default(),
+            users: Users::default(),
             pending: RefCell::default(),
             tickets: RefCell::default(),
             gathers: RefCell::default(),
@@ -316,64 +235,9 @@ impl Service {
         Some(look(driver.engine.borrow().shard()))
     }
 
-    /// Where a corpus lives. What is not known is for shard 0 to refuse: whoever has no role learns nothing from it.
-    fn shard_of_corpus(&self, name: &str) -> u16 {
-        self.shared_state(|shard| shard.registry().of_name(name).map(|corpus| corpus.shard)).flatten().unwrap_or(0)
-    }
-
-    fn shard_of_id(&self, uuid: Uuid) -> Result<u16, Refusal> {
-        let id = translate::event_id(uuid)?;
-        Ok(self.shard_of_prefix(Some(id.prefix())))
-    }
-
-    /// Where a prefix's corpus lives; what is not known is for shard 0 to refuse.
-    fn shard_of_prefix(&self, prefix: Option<Prefix>) -> u16 {
-        let found = self.shared_state(|shard| shard.registry().of_prefix(prefix?).map(|corpus| corpus.shard));
-        found.flatten().unwrap_or(0)
-    }
-
-    fn expect_shard(&self, shard: u16) -> Result<u16, Refusal> {
-        if usize::from(shard) < self.drivers.len() {
-            return Ok(shard);
-        }
-        let message = format!("there is no shard {shard}: this ledger has {}", self.drivers.len());
-        Err(Refusal::new(Code::BadRequest, message))
-    }
-
     fn sides_of(&self, dispute: DisputeId) -> Vec<EventId> {
         let sides = self.shared_state(|shard| shard.disputes().get(dispute).map(|d| d.sides.ids().to_vec()));
         sides.flatten().unwrap_or_default()
-    }
-
-    /// The name that the system gives a uid; empty where it has none.
-    fn user(&self, uid: u32) -> Rc<str> {
-        if let Some((last, name)) = &*self.last_user.borrow()
-            && *last == uid
-        {
-            return Rc::clone(name);
-        }
-        let name = self.look_up_user(uid);
-        *self.last_user.borrow_mut() = Some((uid, Rc::clone(&name)));
-        name
-    }
-
-    fn look_up_user(&self, uid: u32) -> Rc<str> {
-        if let Some(name) = self.users.borrow().get(&uid) {
-            return Rc::clone(name);
-        }
-        let found = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten();
-        let name: Rc<str> = found.map_or_else(String::new, |user| user.name).into();
-        let mut users = self.users.borrow_mut();
-        if users.len() < USERS_MAX {
-            users.insert(uid, Rc::clone(&name));
-        }
-        name
-    }
-
-    /// Forgets the names of users: the system may have others by now.
-    pub fn forget_users(&self) {
-        self.users.borrow_mut().clear();
-        *self.last_user.borrow_mut() = None;
     }
 
     /// Puts a configuration in force; a shard 0 that is not of this executor gets it from its own.
@@ -405,7 +269,7 @@ impl Service {
             &Request {
                 token: token as u64,
                 principal: Principal { uid, gid, pid: std::process::id() },
-                user: &self.user(uid),
+                user: &self.users.name(uid),
                 idempotency_key: key.as_u128(),
                 correlation_id: 0,
                 rationale: "configuration",
@@ -468,184 +332,6 @@ impl Service {
         Verdict::Continue
     }
 
-    fn request(self: &Rc<Self>, conn: &Rc<Connection>, request: &wire::Request<'_>, frame: &[u8]) {
-        if self.is_stopping.get() {
-            let message = "the daemon is stopping and takes no more requests; try again when it is back";
-            // An earlier request with the same key may have had its effect.
-            let refusal = match request.operation.is_mutating() {
-                true => Refusal::unknown(Code::ShuttingDown, message),
-                false => Refusal::new(Code::ShuttingDown, message),
-            };
-            self.refuse(conn, request.request_id, refusal);
-            return;
-        }
-        let deadline_boot_us =
-            (request.deadline_ms > 0).then(|| self.now().boot_us + i64::from(request.deadline_ms) * 1_000);
-        let request_id = request.request_id;
-        let to_all = |gather| self.gather(conn, request, frame, deadline_boot_us, gather, self.all_shards());
-        let shard = match &request.operation {
-            Operation::Corpora => return to_all(Gather::corpora(request_id)),
-            Operation::Status => return to_all(Gather::status(request_id, self.status_frame())),
-            Operation::Totals { .. } => return to_all(Gather::totals(request_id)),
-            Operation::AuditHead => return to_all(Gather::heads(request_id)),
-            Operation::Propagation => return to_all(Gather::pairs(request_id)),
-            Operation::Decommission { .. } => return to_all(Gather::usage(request_id)),
-            Operation::ReferenceBatch { event_ids, .. } => {
-                let mut gather = Gather::references(request_id, event_ids.len());
-                let mut shards = Vec::new();
-                for (index, uuid) in event_ids.iter().enumerate() {
-                    match self.shard_of_id(*uuid) {
-                        Ok(shard) if shards.contains(&shard) => {}
-                        Ok(shard) => shards.push(shard),
-                        Err(refusal) => gather.refuse(index, translate::error(refusal)),
-                    }
-                }
-                return self.gather(conn, request, frame, deadline_boot_us, gather, shards);
-            }
-            Operation::Hello { .. }
-            | Operation::Onboard { .. }
-            | Operation::ConfirmClock
-            | Operation::Dispute { .. }
-            | Operation::Respond { .. }
-            | Operation::Arbitrate { .. }
-            | Operation::Escalate { .. }
-            | Operation::DisputeLookup { .. }
-            | Operation::Disputes { .. }
-            | Operation::Freeze { .. }
-            | Operation::Cap { .. }
-            | Operation::ProposeSlots { .. }
-            | Operation::SignOff { .. }
-            | Operation::Proposals
-            | Operation::Incident { .. }
-            | Operation::Barrier
-            | Operation::Reconcile { .. }
-            | Operation::Configuration => Ok(0),
-            Operation::Claim { corpus, .. } | Operation::ClaimBatch { corpus, .. } | Operation::Scan { corpus, .. } => {
-                Ok(self.shard_of_corpus(corpus))
-            }
-            Operation::Retract { corpus: "", event_id, .. } => self.shard_of_id(*event_id),
-            Operation::Retract { corpus, .. } => Ok(self.shard_of_corpus(corpus)),
-            Operation::Reference { event_id, .. }
-            | Operation::Reactivate { event_id }
-            | Operation::Lookup { event_id }
-            | Operation::History { event_id: Some(event_id), .. } => self.shard_of_id(*event_id),
-            Operation::Find { from, .. } => match RowRef::from_bits(*from).and_then(RowRef::get) {
-                Some((prefix, _)) => Ok(self.shard_of_prefix(Prefix::new(prefix))),
-                None => self.expect_shard(pages::shard_of_rows(*from)),
-            },
-            Operation::History { event_id: None, from, .. } => self.expect_shard(pages::shard_of_entries(*from)),
-            Operation::Tail { shard, .. } | Operation::AuditCheck { shard, .. } => self.expect_shard(*shard),
-        };
-        let shard = match shard {
-            Ok(shard) => shard,
-            Err(refusal) => return self.refuse(conn, request.request_id, refusal),
-        };
-        conn.begin();
-        if self.drivers[usize::from(shard)].is_some() {
-            self.submit(shard, request, conn.peer(), deadline_boot_us, ReplyTo::Connection(Rc::clone(conn)), false);
-            return;
-        }
-        let asker = Asker::Connection(Rc::clone(conn));
-        if !self.ask(asker, shard, frame, conn.peer(), deadline_boot_us, false) {
-            let message = "too many requests wait for that shard's core; try again a little later";
-            self.refuse(conn, request.request_id, Refusal::retry_after(Code::Overloaded, OVERLOADED_RETRY_MS, message));
-            conn.finish();
-        }
-    }
-
-    /// Gives a ticket back.
-    fn answered(&self, ticket: usize) -> Option<Asker> {
-        let Ticket { asker, frame_bytes } = self.tickets.borrow_mut().try_remove(ticket)?;
-        self.asked_bytes.set(self.asked_bytes.get() - frame_bytes);
-        Some(asker)
-    }
-
-    /// Sends a request to the executor of a shard. False when too many wait there.
-    fn ask(
-        &self,
-        asker: Asker,
-        shard: u16,
-        frame: &[u8],
-        peer: Peer,
-        deadline_boot_us: Option<i64>,
-        is_part: bool,
-    ) -> bool {
-        let frame_bytes = frame.len();
-        if self.asked_bytes.get() + frame_bytes > ASKED_BYTES_MAX {
-            return false;
-        }
-        self.asked_bytes.set(self.asked_bytes.get() + frame_bytes);
-        let ticket = self.tickets.borrow_mut().insert(Ticket { asker, frame_bytes });
-        let executor = self.shared.executor_of_shard[usize::from(shard)];
-        let message = Message::Ask { ticket, shard, frame: frame.to_vec(), peer, deadline_boot_us, is_part };
-        let sent = self.mesh.try_send(executor, message).is_ok();
-        if !sent {
-            self.answered(ticket);
-        }
-        sent
-    }
-
-    fn all_shards(&self) -> Vec<u16> {
-        (0..self.drivers.len() as u16).collect()
-    }
-
-    fn status_frame(&self) -> StatusReport {
-        // What concerns the whole ledger every shard knows.
-        let known = self.drivers.iter().flatten().next().map(|driver| driver.engine.borrow().status());
-        StatusReport {
-            daemon: DAEMON.to_owned(),
-            ledger: self.shared.ledger,
-            clock: translate::clock_mode(self.shared.clock),
-            clock_synchronised: claim_engine::device::clock::state().is_ok_and(|state| state.synchronised),
-            uptime_ms: self.shared.started.elapsed().as_millis() as u64,
-            cores: self.shared.cores.len() as u32,
-            connections: self.shared.connections.load(Ordering::Relaxed) as u32,
-            stall_wakes: self.shared.guard.get().map_or(0, |guard| guard.wakes.load(Ordering::Relaxed)),
-            shards: Vec::new(),
-            incident_active: known.as_ref().is_some_and(|status| status.incident_active),
-            last_pass_at_us: known.as_ref().and_then(|status| status.last_pass_at_us),
-            policy_at_us: known.as_ref().map(|status| status.policy_at_us).filter(|at_us| *at_us > 0),
-            frozen_reason: known.and_then(|status| status.frozen_reason),
-        }
-    }
-
-    /// Asks several shards for their part of one answer.
-    fn gather(
-        self: &Rc<Self>,
-        conn: &Rc<Connection>,
-        request: &wire::Request<'_>,
-        frame: &[u8],
-        deadline_boot_us: Option<i64>,
-        mut gather: Gather,
-        shards: Vec<u16>,
-    ) {
-        conn.begin();
-        // One more than there are, so that it is not complete before all have been asked.
-        gather.expect(shards.len() + 1);
-        let key = self.gathers.borrow_mut().insert(Gathering { conn: Rc::clone(conn), gather });
-        for shard in shards {
-            if self.drivers[usize::from(shard)].is_some() {
-                self.submit(shard, request, conn.peer(), deadline_boot_us, ReplyTo::Gather(key), true);
-            } else if !self.ask(Asker::Gather(key), shard, frame, conn.peer(), deadline_boot_us, true) {
-                let message = "too many requests wait for that shard's core; try again a little later";
-                let refusal = Refusal::retry_after(Code::Overloaded, OVERLOADED_RETRY_MS, message);
-                self.gathered(key, Part::Refused { error: translate::error(refusal) });
-            }
-        }
-        self.gathered(key, Part::Nothing);
-    }
-
-    pub(crate) fn gathered(&self, key: usize, part: Part) {
-        let mut gathers = self.gathers.borrow_mut();
-        let Some(gathering) = gathers.get_mut(key) else { return };
-        if gathering.gather.add(part) {
-            let Gathering { conn, gather } = gathers.remove(key);
-            drop(gathers);
-            self.send(&conn, &gather.reply());
-            conn.finish();
-        }
-    }
-
     /// Gives a request to a shard of this executor.
     fn submit(
         self: &Rc<Self>,
@@ -691,7 +377,7 @@ impl Service {
         let pending = Pending { reply_to: reply_to.clone(), request_id: request.request_id, shard, is_part, then };
         let token = self.pending.borrow_mut().insert(pending);
         self.pulse.work_add(1);
-        let user = self.user(peer.uid);
+        let user = self.users.name(peer.uid);
         let refused = translate::with_operation(
             request,
             shard,
@@ -718,6 +404,26 @@ impl Service {
             self.pending.borrow_mut().remove(token);
             self.pulse.work_sub(1);
             self.finish(&reply_to, is_part, request.request_id, shard, 0, Err(refusal));
+        }
+    }
+
+    fn status_frame(&self) -> StatusReport {
+        // What concerns the whole ledger every shard knows.
+        let known = self.drivers.iter().flatten().next().map(|driver| driver.engine.borrow().status());
+        StatusReport {
+            daemon: DAEMON.to_owned(),
+            ledger: self.shared.ledger,
+            clock: translate::clock_mode(self.shared.clock),
+            clock_synchronised: claim_engine::device::clock::state().is_ok_and(|state| state.synchronised),
+            uptime_ms: self.shared.started.elapsed().as_millis() as u64,
+            cores: self.shared.cores.len() as u32,
+            connections: self.shared.connections.load(Ordering::Relaxed) as u32,
+            stall_wakes: self.shared.guard.get().map_or(0, |guard| guard.wakes.load(Ordering::Relaxed)),
+            shards: Vec::new(),
+            incident_active: known.as_ref().is_some_and(|status| status.incident_active),
+            last_pass_at_us: known.as_ref().and_then(|status| status.last_pass_at_us),
+            policy_at_us: known.as_ref().map(|status| status.policy_at_us).filter(|at_us| *at_us > 0),
+            frozen_reason: known.and_then(|status| status.frozen_reason),
         }
     }
 
@@ -749,7 +455,7 @@ impl translate::Names for Service {
     fn user(&self, uid: u32) -> String {
         let known = self.local_drivers().find_map(|driver| driver.engine.borrow().shard().user(uid).map(str::to_owned));
         // What shard 0 decided, the others log without the name.
-        known.unwrap_or_else(|| Service::user(self, uid).as_ref().to_owned())
+        known.unwrap_or_else(|| self.users.name(uid).as_ref().to_owned())
     }
 }
 
