@@ -8,7 +8,7 @@ use claim_engine::engine::{Engine, Output};
 use claim_engine::entropy::Entropy;
 use claim_engine::log::layout::BLOCK_BYTES;
 use claim_engine::log::record::{self, RECORD_HEADER_BYTES};
-use claim_engine::log::writer::perform;
+use claim_engine::log::writer::{Io, IoDone, perform};
 use claim_engine::peer::PeerMessage;
 use claim_engine::storage::{RealStorage, Storage};
 use claim_engine::time::Now;
@@ -20,6 +20,9 @@ use std::sync::Arc;
 const RECORD_READ_BYTES: u64 = 2 * BLOCK_BYTES;
 /// Records that lie within this many bytes of each other are read at once.
 const RUN_BYTES: u64 = 256 * 1024;
+
+/// Longer reads are of pages that nobody asks for soon again: they leave what is at hand alone.
+const CACHED_READ_BYTES_MAX: u64 = 16 * 1024;
 
 /// What is done with what leaves an engine.
 pub type Outlet = Box<dyn Fn(Output)>;
@@ -85,7 +88,20 @@ impl Driver {
             let Some(io) = io else { break };
             let this = Rc::clone(self);
             glommio::spawn_local(async move {
-                let done = perform(&*this.storage, io).await;
+                let done = match io {
+                    // In another thread: it takes milliseconds.
+                    Io::Build(job) => {
+                        IoDone::Built(Box::new(glommio::executor().spawn_blocking(move || job.run()).await))
+                    }
+                    Io::Clear(mut rows) => {
+                        let clear = move || {
+                            rows.clear();
+                            rows
+                        };
+                        IoDone::Cleared(glommio::executor().spawn_blocking(clear).await)
+                    }
+                    io => perform(&*this.storage, io).await,
+                };
                 this.pulse.beat();
                 this.engine.borrow_mut().complete(clock::now(), &mut this.entropy.borrow_mut(), done);
                 this.pump();
@@ -169,7 +185,22 @@ impl Driver {
         parse(bytes.get((at - start) as usize..).unwrap_or_default(), at)
     }
 
+    /// Durable blocks never change: what was read once and is still at hand need not be read again.
     async fn read(&self, log_offset: u64, bytes: u64) -> Result<Vec<u8>, String> {
+        if bytes <= CACHED_READ_BYTES_MAX {
+            let at_hand = self.engine.borrow().shard().rows().catalog().stretch(log_offset, log_offset + bytes);
+            if let Ok(at_hand) = at_hand {
+                return Ok(at_hand);
+            }
+        }
+        let read = self.read_storage(log_offset, bytes).await?;
+        if bytes <= CACHED_READ_BYTES_MAX {
+            self.engine.borrow().shard().rows().catalog().put(log_offset, &read);
+        }
+        Ok(read)
+    }
+
+    async fn read_storage(&self, log_offset: u64, bytes: u64) -> Result<Vec<u8>, String> {
         let file_offset = self.engine.borrow().superblock().geometry.file_offset(log_offset);
         let result = self.storage.read_at(file_offset, bytes as usize).await;
         result.map_err(|e| format!("reading {bytes} bytes at file offset {file_offset} failed: {e}"))

@@ -144,8 +144,10 @@ async fn open_shards(plan: &Plan) -> Result<(Drivers, Vec<ShardOpened>), String>
     for superblock in &plan.superblocks {
         let path = ledger::shard_path(&plan.data, superblock.shard);
         let storage = open_storage(&path, plan.direct).await.map_err(|e| e.to_string())?;
-        let (engine, found) =
-            Engine::open(&storage, superblock, plan.open).await.map_err(|e| format!("{}: {e}", path.display()))?;
+        let error = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+        // Whoever had the ledger before may have named a later seal since.
+        let superblock = Superblock::read(&storage).await.map_err(|e| error(&e))?;
+        let (engine, found) = Engine::open(&storage, &superblock, plan.open).await.map_err(|e| error(&e))?;
         opened.push(ShardOpened {
             shard: superblock.shard,
             last_us: engine.shard().last_us(),

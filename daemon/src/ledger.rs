@@ -2,7 +2,7 @@
 
 use crate::raw;
 use claim_engine::log::layout::Geometry;
-use claim_engine::log::superblock::{ClockMode, Superblock, SuperblockError};
+use claim_engine::log::superblock::{ClockMode, FORMAT_VERSION, Superblock, SuperblockError};
 use claim_engine::log::writer;
 use claim_engine::storage::{DirectIo, OpenError, RealStorage};
 use glommio::LocalExecutor;
@@ -238,6 +238,8 @@ pub fn format(options: &FormatOptions, mut progress: impl FnMut(u16)) -> Result<
         geometry: *geometry,
         formatted_at_us: crate::clock::now().wall_us,
         first_segment: 0,
+        checkpoint: None,
+        version: FORMAT_VERSION,
     };
     // Shard 0 comes last: without its file there is no ledger.
     for shard in (0..*shards).rev() {

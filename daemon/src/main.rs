@@ -143,6 +143,9 @@ struct StartArgs {
     /// MiB of log that the requests which a shard has accepted may take, likewise.
     #[arg(long, default_value_t = DebtBounds::default().bytes >> 20, value_parser = clap::value_parser!(u64).range(1..=4_096))]
     debt_mib: u64,
+    /// MiB of memory for blocks of sealed segments, for each shard.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(16..=1_048_576))]
+    cache_mib: u64,
 }
 
 #[derive(Debug, Args)]
@@ -392,7 +395,8 @@ fn serve(args: &StartArgs) -> Result<(), String> {
     let poll = Duration::from_micros(args.poll_us);
     let scrub_bytes_per_s = args.scrub_mib_per_s << 20;
     let debt = DebtBounds { requests: args.debt_requests, bytes: args.debt_mib << 20 };
-    let open = OpenOptions { fill_bytes: args.batch_fill_bytes, debt, mutation: mutation()? };
+    let cache_bytes = args.cache_mib << 20;
+    let open = OpenOptions { fill_bytes: args.batch_fill_bytes, debt, cache_bytes, mutation: mutation()? };
     let config = args.config.clone();
     start::start(&StartOptions { data, socket, cores, direct, open, scrub_bytes_per_s, poll, config })
 }

@@ -6,7 +6,6 @@ use claim_engine::error::{Code, Refusal};
 use claim_engine::id::EventId;
 use claim_engine::log::entry::{Entry, Record, encode_merges, merges};
 use claim_engine::row::RowView;
-use claim_engine::shard::event_keys::RowRef;
 use claim_protocol::reply::{ReplyResult, Row};
 use claim_protocol::{self as wire, FRAME_BYTES_MAX, LogPosition, entry_frame_bytes, row_frame_bytes};
 use claim_translate::{self as translate, Names, pages};
@@ -66,8 +65,8 @@ pub async fn read(
         }
         Outcome::Correlated { entries_at, more } => {
             let (entries, taken) = read_entries(driver, shard, &entries_at, within, names).await?;
-            let next = (more || taken < entries_at.len()).then_some(pages::entry_of(within.from) + taken);
-            let next = pages::next_entries(shard, shards, next);
+            let next = (more || taken < entries_at.len()).then_some(pages::place_of(within.from) + taken as u64);
+            let next = pages::next(shard, shards, next);
             Ok(ReplyResult::History { entries, next, related: Vec::new() })
         }
         _ => Err(Refusal::new(Code::BadRequest, "this answer needs no reading")),
@@ -109,28 +108,28 @@ async fn read_entries(
 async fn found(
     driver: &Driver,
     (shard, shards): (u16, u16),
-    found: &[(RowRef, RowView)],
-    next: Option<RowRef>,
+    found: &[RowView],
+    next: Option<u64>,
     within: &Within,
     names: &impl Names,
 ) -> Result<ReplyResult, Refusal> {
     let (mut rows, mut bytes): (Vec<Row>, _) = (Vec::new(), 0);
     for chunk in found.chunks(ROWS_READ) {
         // The last claimed stand behind the others in the log, and neighbours are read together in its order.
-        let views: Vec<_> = chunk.iter().rev().map(|(_, view)| *view).collect();
+        let views: Vec<_> = chunk.iter().rev().copied().collect();
         let rows_read = read_rows(driver, &views, names).await?;
-        for ((place, _), row) in chunk.iter().zip(rows_read.into_iter().rev()) {
+        for (view, row) in chunk.iter().zip(rows_read.into_iter().rev()) {
             if within.event_key.as_ref().is_some_and(|key| *key != row.event_key) {
                 continue;
             }
             bytes += row_frame_bytes(&row);
             if bytes > PAGE_BYTES_MAX && !rows.is_empty() {
-                return Ok(ReplyResult::Found { rows, next: Some(place.bits()) });
+                return Ok(ReplyResult::Found { rows, next: Some(pages::at(shard, view.claim_at)) });
             }
             rows.push(row);
         }
     }
-    Ok(ReplyResult::Found { rows, next: pages::next_rows(shard, shards, next) })
+    Ok(ReplyResult::Found { rows, next: pages::next(shard, shards, next) })
 }
 
 /// A pass merges rows of all corpora at once; whoever may read one of them need not be told of the others.

@@ -341,7 +341,7 @@ fn state_at(plan: &Plan) -> Result<(Shard, Vec<Kept>), String> {
         if place.log_offset >= until || failed.is_some() {
             return;
         }
-        let range = batch::records(&bytes, &place.header);
+        let range = if place.header.is_sealing { 0..0 } else { batch::records(&bytes, &place.header) };
         let mut at = range.start;
         while at < range.end {
             let Ok((raw, length)) = record::read(&bytes[at..range.end]) else { break };
@@ -375,7 +375,8 @@ fn rebuild(plan: &Plan, now_us: i64, direct: DirectIo) -> Result<PathBuf, String
     let new = path.with_extension("repairing");
     let (mut shard, kept) = state_at(plan)?;
     let found = plan.report.superblock.as_ref().ok_or("a plan without a superblock")?;
-    let superblock = Superblock { generation: found.generation + 1, ..found.clone() };
+    // What is sealed is sealed anew: the seals may be among what is given up.
+    let superblock = Superblock { generation: found.generation + 1, checkpoint: None, ..found.clone() };
     let geometry = superblock.geometry;
     let error = |e: io::Error| format!("{}: {e}", new.display());
     let old = File::open(path).map_err(|e| verify::place(path, &e))?;

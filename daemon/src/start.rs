@@ -15,9 +15,11 @@ use claim_engine::engine::OpenOptions;
 use claim_engine::log::superblock::ClockMode;
 use claim_engine::policy::Policy;
 use claim_engine::storage::DirectIo;
-use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
+use glommio::{CpuSet, ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement};
+use nix::sched::sched_getaffinity;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::Pid;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -247,11 +249,17 @@ fn allow_descriptors() {
     }
 }
 
+/// What would hold an executor up goes to a thread that may be on any core of the process.
 fn spawn(core: usize, poll: Duration, plan: Plan) -> Result<ExecutorJoinHandle<()>, String> {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).map_err(|e| format!("the cores of the process: {e}"))?;
+    let cores = CpuSet::online().map_err(|e| format!("the cores of the machine: {e}"))?;
+    let cores = cores.filter(|core| allowed.is_set(core.cpu).unwrap_or(false));
+    let beside = if cores.is_empty() { PoolPlacement::Unbound(1) } else { PoolPlacement::Fenced(1, cores) };
     LocalExecutorBuilder::new(Placement::Fixed(core))
         .name(&format!("claimd-{core}"))
         .io_memory(IO_MEMORY_BYTES)
         .spin_before_park(poll)
+        .blocking_thread_pool_placement(beside)
         .spawn(move || executor::run(plan))
         .map_err(|e| format!("an executor on core {core} can't be started: {e}; name cores that exist with --cores"))
 }

@@ -7,8 +7,8 @@ use crate::id::EventId;
 use crate::log::entry::{AlarmKind, Merge, PassCounts, Principal};
 use crate::policy::Role;
 use crate::row::{Lifecycle, ReasonCode, RowState, RowView};
-use crate::shard::event_keys::RowRef;
 use crate::time::Quarter;
+use serde::{Deserialize, Serialize};
 
 /// Longest event key, in bytes.
 pub const EVENT_KEY_BYTES_MAX: usize = 256;
@@ -208,7 +208,7 @@ pub enum Operation<'a> {
         /// The key.
         event_key: &'a str,
         /// Where the page before ended.
-        from: Option<RowRef>,
+        from: Option<u64>,
     },
     /// Entries of this shard that carry a correlation id, oldest first.
     Correlated {
@@ -330,7 +330,7 @@ pub struct Claimed {
 }
 
 /// An audited stop of mutations.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stop {
     /// Since when.
     pub at_us: i64,
@@ -339,7 +339,7 @@ pub struct Stop {
 }
 
 /// A corpus of the registry.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Corpus {
     /// Its name.
     pub name: String,
@@ -402,7 +402,7 @@ pub struct CorpusDetails {
 }
 
 /// A signature on a proposal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signature {
     /// In which role.
     pub role: Role,
@@ -413,7 +413,7 @@ pub struct Signature {
 }
 
 /// A proposal of more slots.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proposal {
     /// Its place in the global order.
     pub number: u64,
@@ -647,9 +647,9 @@ pub enum Outcome {
     /// Rows of one hash of an event key; what they hold is to be read from the log, the key itself included.
     Found {
         /// The rows, each with its place.
-        rows: Vec<(RowRef, RowView)>,
+        rows: Vec<RowView>,
         /// Where there may be more.
-        next: Option<RowRef>,
+        next: Option<u64>,
     },
     /// Nothing happened.
     Refused(Refusal),

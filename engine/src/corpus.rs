@@ -1,5 +1,6 @@
 //! Corpus names and shard prefixes.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::num::NonZeroU16;
 
@@ -7,7 +8,7 @@ use std::num::NonZeroU16;
 pub const NAME_BYTES_MAX: usize = 63;
 
 /// A corpus's 16-bit shard prefix: given once, for life, never 0.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Prefix(NonZeroU16);
 
 impl Prefix {

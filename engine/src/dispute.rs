@@ -5,6 +5,7 @@ use crate::corpus::Prefix;
 use crate::id::EventId;
 use crate::policy::Role;
 use crate::row::RowOperation;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use uuid::Uuid;
 
@@ -18,7 +19,7 @@ pub const OPEN_DISPUTES_MAX: usize = 16;
 pub const DISPUTE_RATIONALE_BYTES_MAX: usize = 4_096;
 
 /// A dispute's id, a UUIDv7 that shard 0 makes.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct DisputeId(u128);
 
 impl DisputeId {
@@ -62,7 +63,7 @@ impl fmt::Debug for DisputeId {
 }
 
 /// Where a dispute is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum DisputeState {
     /// It is open; its rows are not flagged yet.
     Detect,
@@ -211,7 +212,7 @@ pub fn dispute_transition(from: DisputeState, step: DisputeStep) -> Option<Dispu
 }
 
 /// What is decided about one row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Verdict {
     /// It stands for the event.
     Canonical,
@@ -249,7 +250,8 @@ impl Verdict {
 }
 
 /// The rows of a dispute, in the order in which they were named.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "Vec<EventId>", try_from = "Vec<EventId>")]
 pub struct Sides {
     count: u8,
     ids: [EventId; SIDES_MAX],
@@ -287,6 +289,20 @@ impl Sides {
     }
 }
 
+impl From<Sides> for Vec<EventId> {
+    fn from(sides: Sides) -> Vec<EventId> {
+        sides.ids().to_vec()
+    }
+}
+
+impl TryFrom<Vec<EventId>> for Sides {
+    type Error = &'static str;
+
+    fn try_from(ids: Vec<EventId>) -> Result<Sides, &'static str> {
+        Sides::new(&ids).ok_or("not the rows of a dispute")
+    }
+}
+
 impl fmt::Debug for Sides {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.ids().fmt(f)
@@ -297,7 +313,7 @@ impl fmt::Debug for Sides {
 pub type Verdicts = [Option<Verdict>; SIDES_MAX];
 
 /// What a step made of a dispute. No two steps of a dispute make the same of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moved {
     /// Where it was then.
     pub state: DisputeState,
@@ -305,10 +321,12 @@ pub struct Moved {
     pub responses: u32,
     /// When.
     pub at_us: i64,
+    /// Its place in the global order.
+    pub global_sequence: u64,
 }
 
 /// A dispute as its entries add up.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dispute {
     /// Its id.
     pub id: DisputeId,

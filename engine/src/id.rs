@@ -24,6 +24,7 @@
 
 use crate::corpus::Prefix;
 use crate::entropy::Entropy;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use uuid::Uuid;
 
@@ -35,8 +36,23 @@ const FIRST_TAIL_MASK: u64 = TAIL_MASK >> 1;
 const MS_MAX: u64 = (1 << 48) - 1;
 
 /// The id that a claim hands out. Orders as its bits do: time first.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "u128", try_from = "u128")]
 pub struct EventId(u128);
+
+impl From<EventId> for u128 {
+    fn from(id: EventId) -> u128 {
+        id.0
+    }
+}
+
+impl TryFrom<u128> for EventId {
+    type Error = &'static str;
+
+    fn try_from(bits: u128) -> Result<EventId, &'static str> {
+        EventId::from_u128(bits).ok_or("not an event-id")
+    }
+}
 
 impl EventId {
     /// Packs the three fields; `ms` is cut to 48 bits and `tail` to 58.

@@ -32,6 +32,7 @@ mod prefetch;
 pub mod propagation;
 pub mod reconcile;
 pub mod row;
+pub mod sealed;
 pub mod shard;
 pub mod storage;
 pub mod time;

@@ -129,12 +129,12 @@ pub enum DueAfter {
         /// Of the row's event key.
         key_hash: u64,
     },
-    /// Among the claims: before this row of a corpus.
-    Claims {
-        /// The corpus's prefix.
-        prefix: u16,
-        /// The row's number in it.
-        index: u64,
+    /// Among the rows of a segment: before this one in memory, or before this hash of an event key on disk.
+    Rows {
+        /// The segment.
+        segment: u64,
+        /// The row's number, or the hash.
+        from: u64,
     },
 }
 
@@ -164,8 +164,8 @@ pub enum Answer {
     Linked {
         /// The rows.
         rows: Vec<Link>,
-        /// Whether there are more after these.
-        more: bool,
+        /// Where the page ended; `None`: there are no more.
+        after: Option<EventId>,
     },
     /// The shard has stopped.
     Failed,

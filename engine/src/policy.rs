@@ -8,13 +8,13 @@ pub mod text;
 
 use crate::log::entry::Principal;
 use hashbrown::HashMap;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use settings::{Corpora, Grant, MINUTE_US, Settings, in_order};
 use std::collections::BTreeMap;
 pub use text::POLICY_BYTES_MAX;
 
 /// What somebody is to the ledger.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Claims for a corpus.

@@ -256,8 +256,7 @@ impl Pass {
                     self.stage = Stage::Linked { shard, after };
                     Todo::Ask(vec![(shard, Ask::Linked { after })])
                 }
-                Some((_, Answer::Linked { rows, more })) => {
-                    let after = rows.last().map(|link| link.event_id).filter(|_| more);
+                Some((_, Answer::Linked { rows, after })) => {
                     let mut open = Vec::new();
                     for link in rows {
                         self.follow(Chase { link, at: link.event_id }, link.fact, &mut open);

@@ -3,6 +3,7 @@
 use crate::dispute::DisputeId;
 use crate::id::EventId;
 use crate::time::Quarter;
+use serde::{Deserialize, Serialize};
 
 /// The state of a row that its entries add up to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -37,7 +38,7 @@ impl Lifecycle {
 }
 
 /// A lifecycle, with what it takes to know which operations it allows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum RowState {
     /// It stands for its event.
     Registered,
@@ -200,7 +201,7 @@ pub enum ReconciliationState {
 }
 
 /// Why a row was retracted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the names are the meaning")]
 pub enum ReasonCode {
     Misclassified,
@@ -267,7 +268,7 @@ pub struct RowView {
 }
 
 /// What is known of a tombstone without reading its entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tombstone {
     /// When.
     pub at_us: i64,

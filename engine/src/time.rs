@@ -3,6 +3,7 @@
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp as JiffTimestamp, ToSpan};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
@@ -25,14 +26,35 @@ pub struct Now {
 }
 
 /// A UTC calendar quarter, printed `2026-Q1`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "(i16, i8)", try_from = "(i16, i8)")]
 pub struct Quarter {
     year: i16,
     /// 1 to 4.
     quarter: i8,
 }
 
+impl From<Quarter> for (i16, i8) {
+    fn from(quarter: Quarter) -> (i16, i8) {
+        (quarter.year, quarter.quarter)
+    }
+}
+
+impl TryFrom<(i16, i8)> for Quarter {
+    type Error = &'static str;
+
+    fn try_from((year, quarter): (i16, i8)) -> Result<Quarter, &'static str> {
+        let is_one = (1969..=9999).contains(&year) && (1..=4).contains(&quarter);
+        is_one.then_some(Quarter { year, quarter }).ok_or("not a quarter")
+    }
+}
+
 impl Quarter {
+    /// Before every one that the ledger knows.
+    pub const MIN: Quarter = Quarter { year: i16::MIN, quarter: 1 };
+    /// After every one that the ledger knows.
+    pub const MAX: Quarter = Quarter { year: i16::MAX, quarter: 4 };
+
     /// The quarter that a moment lies in; moments outside of 1970…9998 are taken as the nearest one inside.
     pub fn of(at_us: i64) -> Quarter {
         let at = JiffTimestamp::from_microsecond(at_us.clamp(0, TIME_US_MAX)).expect("clamped to what jiff represents");

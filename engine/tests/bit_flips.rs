@@ -9,7 +9,7 @@ use claim_engine::id::EventId;
 use claim_engine::log::entry::Principal;
 use claim_engine::log::layout::{BLOCK_BYTES, Geometry};
 use claim_engine::log::recovery::{self, RecoveryError, RecoveryOptions, Visit};
-use claim_engine::log::superblock::{COPIES, ClockMode, Superblock, SuperblockError, copy_offset};
+use claim_engine::log::superblock::{COPIES, ClockMode, FORMAT_VERSION, Superblock, SuperblockError, copy_offset};
 use claim_engine::log::verify::{self, Content, Finding, GlobalCopy, Step, Structure, WalkOptions};
 use claim_engine::log::writer::{self, Io, perform};
 use claim_engine::peer::PeerMessage;
@@ -128,6 +128,8 @@ impl Ledger {
                 geometry: GEOMETRY,
                 formatted_at_us: START_US,
                 first_segment: 0,
+                checkpoint: None,
+                version: FORMAT_VERSION,
             };
             now(writer::format(file, &superblock)).unwrap();
         }

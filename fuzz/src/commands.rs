@@ -11,11 +11,12 @@ use claim_engine::id::EventId;
 use claim_engine::log::entry::{Entry, Record};
 use claim_engine::log::layout::{BLOCK_BYTES, Geometry, RECORD_BYTES_MAX};
 use claim_engine::log::record;
-use claim_engine::log::superblock::{ClockMode, Superblock};
+use claim_engine::log::superblock::{ClockMode, FORMAT_VERSION, Superblock};
 use claim_engine::log::writer::{self, Io, IoDone, perform};
 use claim_engine::peer::PeerMessage;
 use claim_engine::policy::Policy;
 use claim_engine::row::{ReasonCode, RowView};
+use claim_engine::sealed::{Fetch, ask_until_read};
 use claim_engine::time::{DAY_US, HOUR_US, Now, SECOND_US};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
@@ -54,6 +55,12 @@ struct Node {
     superblock: Superblock,
     engine: Engine,
     ios: Vec<Io>,
+}
+
+impl Node {
+    fn fetch<T>(&self, ask: impl Fn(&Engine) -> Fetch<T>) -> T {
+        fetch(&self.engine, &self.disk, ask)
+    }
 }
 
 /// A request as it can be sent again.
@@ -132,6 +139,8 @@ impl Cluster {
                     geometry: GEOMETRY,
                     formatted_at_us: START_US,
                     first_segment: 0,
+                    checkpoint: None,
+                    version: FORMAT_VERSION,
                 };
                 let disk = Disk::default();
                 now_or_never(writer::format(&disk, &superblock)).expect("the disk takes everything");
@@ -417,6 +426,11 @@ impl Cluster {
                 IoDone::Write { number, batch, result }
             }
             Io::Prepare { segment, .. } => IoDone::Prepare { segment, result },
+            Io::Read { id, log_offset, .. } => {
+                IoDone::Read { id, log_offset, result: Err(io::Error::from(io::ErrorKind::Other)) }
+            }
+            Io::Checkpoint(superblock) => IoDone::Checkpoint { superblock, result },
+            job @ (Io::Build(_) | Io::Clear(_)) => now_or_never(perform(&node.disk, job)),
         };
         node.engine.complete(self.now, &mut self.entropy, done);
     }
@@ -633,7 +647,7 @@ impl Cluster {
     /// What was acknowledged is there, once.
     fn check_acknowledged(&self) {
         for ((node, id), (claimed, key)) in &self.claimed {
-            let row = self.nodes[*node].engine.shard().rows().get(*id);
+            let row = self.nodes[*node].fetch(|engine| engine.shard().rows().get(*id));
             let row = row.unwrap_or_else(|| panic!("the acknowledged {claimed:?} is lost"));
             let (kind, body) = self.read(*node, row.claim_at);
             let record = Record::decode(kind, &body).expect("a claim");
@@ -646,8 +660,9 @@ impl Cluster {
             assert_eq!((found, record.meta.idempotency_key), (*claimed, *key));
         }
         for (node, id, kind, key) in &self.entries {
-            let history = self.nodes[*node].engine.shard().rows().history(*id, 0, usize::MAX);
-            let (entries_at, _) = history.unwrap_or_else(|| panic!("{id} is lost"));
+            let row = self.nodes[*node].fetch(|engine| engine.shard().rows().get(*id));
+            let row = row.unwrap_or_else(|| panic!("{id} is lost"));
+            let (entries_at, _) = self.nodes[*node].fetch(|engine| engine.shard().rows().history(&row, 0, usize::MAX));
             let matches = |at: &&u64| {
                 let (number, body) = self.read(*node, **at);
                 let record = Record::decode(number, &body).expect("an entry");
@@ -678,12 +693,18 @@ impl Cluster {
                 assert!((live.durable_position..=live.position).contains(&last), "{last} is recovered of {live:?}");
                 continue;
             }
-            let (expected, found) = (State::of(&node.engine), State::of(&recovered));
+            let (expected, found) = (State::of(&node.engine, &node.disk), State::of(&recovered, &node.disk));
             let expected = State { last_position: expected.last_position + 1, ..expected };
             assert_eq!(found, expected, "recovery finds another state");
         }
         self.check_acknowledged();
     }
+}
+
+/// What an engine knows, with the blocks that it takes read from its disk.
+fn fetch<T>(engine: &Engine, disk: &Disk, ask: impl Fn(&Engine) -> Fetch<T>) -> T {
+    let read = |at| Ok(disk.read(GEOMETRY.file_offset(at), BLOCK_BYTES as usize));
+    ask_until_read(engine.shard().rows().catalog(), || ask(engine), read).expect("what is sealed is read")
 }
 
 /// What recovery must find again.
@@ -699,10 +720,12 @@ struct State {
 }
 
 impl State {
-    fn of(engine: &Engine) -> State {
+    fn of(engine: &Engine, disk: &Disk) -> State {
         let shard = engine.shard();
         let corpora = shard.registry().corpora().to_vec();
-        let rows = corpora.iter().flat_map(|corpus| shard.rows().scan(corpus.prefix, None, None, None, usize::MAX).0);
+        let scan =
+            |prefix| fetch(engine, disk, |engine| engine.shard().rows().scan(prefix, None, None, None, usize::MAX));
+        let rows = corpora.iter().flat_map(|corpus| scan(corpus.prefix).0);
         let rows = rows.map(|found| shard.view(&found)).collect();
         State {
             last_position: shard.last_position(),
@@ -718,9 +741,10 @@ impl State {
 
 fn open(disk: &Disk, superblock: &Superblock, fill_bytes: Option<u64>) -> Engine {
     let found = now_or_never(Superblock::read(disk)).expect("the superblock is whole");
-    assert_eq!(found, *superblock);
+    let of_old = Superblock { generation: superblock.generation, checkpoint: None, ..found.clone() };
+    assert_eq!(of_old, *superblock);
     let options = OpenOptions { fill_bytes, ..OpenOptions::default() };
-    now_or_never(Engine::open(disk, superblock, options)).expect("what engines wrote opens").0
+    now_or_never(Engine::open(disk, &found, options)).expect("what engines wrote opens").0
 }
 
 fn claim(occurred_at_us: i64, bytes: usize) -> Claim<'static> {

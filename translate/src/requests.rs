@@ -6,7 +6,6 @@ use claim_engine::command;
 use claim_engine::dispute::{DisputeId, Verdict};
 use claim_engine::error::{Code, Refusal};
 use claim_engine::id::EventId;
-use claim_engine::shard::event_keys::RowRef;
 use claim_protocol as wire;
 use uuid::Uuid;
 
@@ -117,7 +116,10 @@ pub fn with_operation(
         }
         Operation::Proposals => submit(Engine::Proposals),
         Operation::Configuration => submit(Engine::Configuration),
-        Operation::Find { event_key, from } => submit(Engine::Find { event_key, from: RowRef::from_bits(*from) }),
+        Operation::Find { event_key, from } => {
+            let from = Some(pages::place_of(*from)).filter(|place| *place > 0);
+            submit(Engine::Find { event_key, from })
+        }
         Operation::Totals { corpus } => submit(Engine::Totals { corpus }),
         Operation::Corpora => submit(Engine::Corpora),
         Operation::Lookup { event_id: uuid } => submit(Engine::Lookup { event_id: event_id(*uuid)? }),
@@ -126,7 +128,7 @@ pub fn with_operation(
         }
         Operation::History { correlation_id, from, .. } => {
             let correlation_id = correlation_id.map_or(0, |id| id.as_u128());
-            submit(Engine::Correlated { correlation_id, skip: pages::entry_of(*from) });
+            submit(Engine::Correlated { correlation_id, skip: pages::place_of(*from) as usize });
         }
         Operation::Scan { corpus, since_us, until_us, after, limit } => submit(Engine::Scan {
             corpus,

@@ -6,7 +6,6 @@ use crate::message::Message;
 use crate::socket::connection::{Connection, Peer};
 use claim_engine::corpus::Prefix;
 use claim_engine::error::{Code, Refusal};
-use claim_engine::shard::event_keys::RowRef;
 use claim_protocol::{self as wire, Operation};
 use claim_translate::{self as translate, pages};
 use std::rc::Rc;
@@ -119,11 +118,9 @@ impl Service {
             | Operation::Reactivate { event_id }
             | Operation::Lookup { event_id }
             | Operation::History { event_id: Some(event_id), .. } => self.shard_of_id(*event_id),
-            Operation::Find { from, .. } => match RowRef::from_bits(*from).and_then(RowRef::get) {
-                Some((prefix, _)) => Ok(self.shard_of_prefix(Prefix::new(prefix))),
-                None => self.expect_shard(pages::shard_of_rows(*from)),
-            },
-            Operation::History { event_id: None, from, .. } => self.expect_shard(pages::shard_of_entries(*from)),
+            Operation::Find { from, .. } | Operation::History { event_id: None, from, .. } => {
+                self.expect_shard(pages::shard_of(*from))
+            }
             Operation::Tail { shard, .. } | Operation::AuditCheck { shard, .. } => self.expect_shard(*shard),
         };
         let shard = match shard {

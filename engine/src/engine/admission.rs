@@ -1,6 +1,6 @@
 //! What is refused before it is decided: a shard that has stopped, a passed deadline, too much to do, a log without room.
 
-use super::{Engine, OVERLOADED_RETRY_MS};
+use super::{Engine, FULL_SEGMENTS_MAX, OVERLOADED_RETRY_MS};
 use crate::command::{Operation, Request};
 use crate::debt::Level;
 use crate::error::{Certainty, Code, Refusal};
@@ -68,6 +68,10 @@ impl Engine {
     pub(super) fn admit_to_log(&self, operation: &Operation<'_>, bytes: u64) -> Option<Refusal> {
         if !operation.is_mutation() {
             return None;
+        }
+        if self.shard.rows().frozen().len() > FULL_SEGMENTS_MAX {
+            let message = "segments fill up faster than they are sealed; try again a little later";
+            return Some(Refusal::retry_after(Code::Overloaded, OVERLOADED_RETRY_MS, message));
         }
         let has_place = self.log.prepared_bytes() >= bytes;
         if !has_place && self.log.cannot_grow() {

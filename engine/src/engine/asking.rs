@@ -1,6 +1,7 @@
 //! Questions between shards: asked and answered here, with the requests that wait for what is said.
 
 use super::parked::{OwnedRequest, Parked};
+use super::reading::{Asking, Waiter};
 use super::{Asker, Engine, OVERLOADED_RETRY_MS, Output};
 use crate::command::Request;
 use crate::corpus::Prefix;
@@ -48,11 +49,10 @@ impl Engine {
             return;
         }
         self.shard.tidy();
-        let answer = if self.log.failed().is_some() { Answer::Failed } else { self.shard.answer(&ask) };
-        self.send_answer(from, question, answer);
+        self.answer_on(Asking { from, question, ask, candidates: Vec::new(), looked_up: 0 });
     }
 
-    fn send_answer(&mut self, to: u16, question: u64, answer: Answer) {
+    pub(super) fn send_answer(&mut self, to: u16, question: u64, answer: Answer) {
         let from = self.shard.number();
         if to == from {
             self.answers.push_back((question, from, answer));
@@ -95,6 +95,7 @@ impl Engine {
             request: owned,
             debt_bytes,
             facts: Vec::new(),
+            was_told: false,
             missing: 0,
             reservation: None,
             sought: None,
@@ -118,6 +119,12 @@ impl Engine {
                 for (shard, rows) in by_shard {
                     self.ask(shard, Ask::Rows(rows), Asker::Parked(id));
                 }
+            }
+            Needs::Blocks(blocks) => {
+                if let Some(parked) = self.parked.get_mut(&id) {
+                    parked.rounds += 1;
+                }
+                self.read_blocks(blocks, Waiter::Parked(id));
             }
             Needs::Key(sought) if self.mutation.is(Mutant::ClaimWithoutReservation) => {
                 self.ask_about_key(id, sought);
@@ -150,6 +157,7 @@ impl Engine {
 
     pub(super) fn parked_answered(&mut self, now: Now, entropy: &mut Entropy, id: u64, answer: Answer) {
         let Some(parked) = self.parked.get_mut(&id) else { return };
+        parked.was_told = true;
         match answer {
             Answer::Facts(facts) => parked.facts.extend(facts),
             Answer::Reserved => {
@@ -198,20 +206,27 @@ impl Engine {
     }
 
     /// Everything that was asked has been answered: decides, or asks on.
-    fn decide_parked(&mut self, now: Now, entropy: &mut Entropy, id: u64) {
+    pub(super) fn decide_parked(&mut self, now: Now, entropy: &mut Entropy, id: u64) {
         let Some(parked) = self.parked.get(&id) else { return };
         let (request, facts, rounds) = (parked.request.clone(), parked.facts.clone(), parked.rounds);
+        let was_told = parked.was_told;
+        let facts = was_told.then_some(facts);
         let debt_bytes = parked.debt_bytes;
         if let Some(refusal) = request.with(|request| self.admit_to_log(&request.operation, debt_bytes)) {
             return self.unpark(id, Some(refusal));
         }
-        let stepped = request.with(|request| self.shard.step(now, entropy, request, Some(&facts), &mut self.log));
+        let stepped = request.with(|request| self.shard.step(now, entropy, request, facts.as_deref(), &mut self.log));
         match stepped {
             Stepped::Decided(decision) => {
                 request.with(|request| self.decided(request, decision, debt_bytes));
                 self.unpark(id, None);
             }
             Stepped::Needs(needs) if rounds < ROUNDS_MAX => self.find_out(id, needs),
+            Stepped::Pass { dry_run, pass, at_us, position } if !was_told => {
+                self.unpark(id, None);
+                self.debt.answer(debt_bytes);
+                request.with(|request| self.want_pass(request, dry_run, pass, at_us, position));
+            }
             Stepped::Needs(_) | Stepped::Pass { .. } => {
                 let message = "what this depends on changes faster than it can be found out; try again";
                 self.unpark(id, Some(Refusal::retry_after(Code::Overloaded, OVERLOADED_RETRY_MS, message)));

@@ -39,6 +39,13 @@ impl Engine {
             let global_sequence = self.shard.globals_applied() + 1;
             let verdicts = Default::default();
             let entry = Entry::DisputeStep { global_sequence, dispute, step, at_us: time_us, rows: 0, verdicts };
+            if let Err(unread) = self.shard.at_hand(&entry) {
+                if !self.reads.has_work_waiting() {
+                    self.read_for_work(unread);
+                }
+                // The order of the others stays.
+                return;
+            }
             self.shard.decide_alone(now, time_us, entry, &mut self.log);
         }
     }

@@ -33,6 +33,36 @@ impl Engine {
         self.shard.decide_alone(now, at_us, entry, &mut self.log);
     }
 
+    /// Follows shard 0 as far as what that takes is at hand.
+    pub(super) fn follow_on(&mut self, now: Now) {
+        while let Some(global) = self.following.front() {
+            if self.log.failed().is_some() {
+                return self.following.clear();
+            }
+            if let Err(unread) = self.shard.can_follow(global) {
+                if !self.reads.has_work_waiting() {
+                    self.read_for_work(unread);
+                }
+                return;
+            }
+            let Some(global) = self.following.pop_front() else { return };
+            // A gap, or a repetition, is answered with how far this shard is.
+            self.shard.follow(now, &global, &mut self.log).expect("shard 0 sends entries that apply");
+            let message = self.globals_applied();
+            self.hold_message(self.shard.last_position(), 0, message);
+        }
+    }
+
+    /// At shard 0: forgets the global entries that every shard has.
+    pub(super) fn forget_globals(&mut self) {
+        if self.shard.number() != 0 || self.peers.iter().skip(1).any(|peer| !peer.is_known || peer.has_failed) {
+            return;
+        }
+        let sent_on = self.peers.iter().skip(1).map(|peer| peer.applied).min();
+        let applied = sent_on.unwrap_or_else(|| self.shard.globals_applied());
+        self.shard.forget_globals(applied);
+    }
+
     pub(super) fn globals_applied(&self) -> PeerMessage {
         PeerMessage::GlobalsApplied {
             shard: self.shard.number(),

@@ -9,10 +9,13 @@ mod holding;
 mod opening;
 mod parked;
 mod passes;
+mod reading;
+mod sealing;
 mod status;
 
 pub use asking::PARKED_MAX;
 pub use opening::{OpenOptions, Opened};
+pub use sealing::FULL_SEGMENTS_MAX;
 pub use status::EngineStatus;
 
 use crate::command::{Outcome, PassReport, Reply, Request, Token};
@@ -20,17 +23,21 @@ use crate::debt::{Debt, Level};
 use crate::dispute::DisputeId;
 use crate::entropy::Entropy;
 use crate::error::{Certainty, Code, Refusal};
+use crate::log::entry::Merge;
 use crate::log::superblock::Superblock;
 use crate::log::writer::{Durable, Head, Io, IoDone, LogWriter};
 use crate::mutant::Mutation;
 use crate::peer::{Answer, PeerMessage};
 use crate::propagation::Propagation;
 use crate::reconcile::Pass;
-use crate::shard::{Decision, Shard, Stepped};
+use crate::shard::rows::SegmentRows;
+use crate::shard::{Decision, GlobalEntry, Shard, Stepped};
 use crate::time::Now;
 use admission::log_bytes;
 use hashbrown::HashMap;
 use parked::{OwnedRequest, Parked};
+use reading::Reads;
+use sealing::Sealing;
 use std::collections::{BTreeMap, VecDeque};
 
 /// Advice on when to try again when the log is behind.
@@ -93,6 +100,14 @@ pub struct Engine {
     resumption_waiting: Vec<Token>,
     last_report: Option<PassReport>,
     propagation: Propagation,
+    reads: Reads,
+    sealing: Sealing,
+    /// Memory of a segment that is sealed, to be cleared.
+    unused: Option<Box<SegmentRows>>,
+    /// Entries of the global order that wait for what applying them takes.
+    following: VecDeque<GlobalEntry>,
+    /// When it last looked.
+    boot_us: i64,
     mutation: Mutation,
 }
 
@@ -111,6 +126,8 @@ struct Running {
     request: Option<OwnedRequest>,
     waiting: Vec<Token>,
     missing: usize,
+    /// Merges that wait for what applying them takes.
+    merges: Option<Vec<Merge>>,
     /// It goes on when every shard has this much of the global order.
     applied: u64,
     has_failed: bool,
@@ -144,7 +161,8 @@ impl Engine {
 
     /// The log offset and the number of a batch from which on reading finds a position.
     pub fn start_for(&self, position: u64) -> (u64, u64) {
-        self.log.start_for(position)
+        let start = self.log.start_for(position).or_else(|| self.shard.rows().catalog().start_for(position));
+        start.map_or((self.superblock.geometry.first_batch(), 1), |start| (start.log_offset, start.number))
     }
 
     /// What the ledger file is.
@@ -216,10 +234,14 @@ impl Engine {
 
     /// Looks at answers until there are none, and goes on with what waited for them.
     fn work(&mut self, now: Now, entropy: &mut Entropy) {
-        let has_work = !self.answers.is_empty() || self.pass.is_some() || self.shard.disputes().open_count() > 0;
+        let has_work = !self.answers.is_empty()
+            || !self.following.is_empty()
+            || self.pass.is_some()
+            || self.shard.disputes().open_count() > 0;
         if !has_work {
             return;
         }
+        self.follow_on(now);
         while let Some((question, from, answer)) = self.answers.pop_front() {
             match self.questions.remove(&question) {
                 Some(Asker::Parked(id)) => self.parked_answered(now, entropy, id, answer),
@@ -268,10 +290,7 @@ impl Engine {
                 if self.log.failed().is_some() {
                     return self.tell_failure();
                 }
-                // A gap, or a repetition, is answered with how far this shard is.
-                self.shard.follow(now, global, &mut self.log).expect("shard 0 sends entries that apply");
-                let message = self.globals_applied();
-                self.hold_message(self.shard.last_position(), 0, message);
+                self.following.push_back(global.clone());
             }
             PeerMessage::Failed { shard } => {
                 if let Some(peer) = self.peers.get_mut(usize::from(*shard)) {
@@ -285,6 +304,10 @@ impl Engine {
                 if let Some(peer) = self.peers.get_mut(usize::from(*shard)) {
                     if !peer.is_known {
                         (peer.applied, peer.sent, peer.is_known) = (*sequence, *sequence, true);
+                        if !self.shard.has_globals_after(*sequence) {
+                            tracing::error!(shard, sequence, "the shard's file is older than the others: restore it");
+                            peer.has_failed = true;
+                        }
                     }
                     peer.applied = peer.applied.max(*sequence);
                     peer.refused.clone_from(refused);
@@ -296,13 +319,24 @@ impl Engine {
 
     /// The next piece of I/O to do, if any.
     pub fn next_io(&mut self) -> Option<Io> {
-        self.log.next_io()
+        let io = self.log.next_io();
+        io.or_else(|| self.next_sealing_io()).or_else(|| self.next_read())
     }
 
     /// Takes the result of a piece of I/O, and lets out what has become durable.
     pub fn complete(&mut self, now: Now, entropy: &mut Entropy, done: IoDone) {
-        self.log.complete(done, now.boot_us);
-        self.release();
+        self.boot_us = now.boot_us;
+        match done {
+            IoDone::Read { id, log_offset, result } => self.read_done(now, entropy, id, log_offset, result),
+            IoDone::Built(index) => self.built(*index),
+            IoDone::Cleared(rows) => self.shard.reuse(*rows),
+            IoDone::Checkpoint { superblock, result } => self.checkpointed(*superblock, result),
+            done => {
+                self.log.complete(done, now.boot_us);
+                self.release();
+            }
+        }
+        self.seal_on();
         self.work(now, entropy);
         if let Some(reason) = self.log.failed() {
             let reason = reason.to_owned();
@@ -323,7 +357,10 @@ impl Engine {
 
     /// Looks at the time: marks an idle log, tries again to grow, answers what nobody waits for any more.
     pub fn tick(&mut self, now: Now, entropy: &mut Entropy) {
+        self.boot_us = now.boot_us;
         self.log.tick(now.boot_us);
+        self.seal_on();
+        self.forget_globals();
         self.shard.tidy();
         self.propagation.tick(now.wall_us);
         let is_overloaded = self.debt.level() >= Level::Yellow;

@@ -1,13 +1,19 @@
 //! Opening a shard: recovery, the new incarnation, and the start of its clock.
 
+use super::reading::Reads;
+use super::sealing::Sealing;
 use super::{Engine, Output, Peer};
 use crate::debt::{Debt, DebtBounds};
 use crate::log::entry::{Entry, Meta, Principal, Record};
-use crate::log::recovery::{self, RecoveryError, RecoveryOptions, Visit};
-use crate::log::superblock::Superblock;
-use crate::log::writer::{BATCH_START_EVERY_BYTES, LogWriter, perform};
+use crate::log::layout::BLOCK_BYTES;
+use crate::log::record::RawRecord;
+use crate::log::recovery::{self, BatchPlace, ChainedBatch, Log, RecoveryError, RecoveryOptions};
+use crate::log::superblock::{FORMAT_VERSION, Superblock};
+use crate::log::writer::{LogEnd, LogWriter, perform};
 use crate::mutant::{Mutant, Mutation};
 use crate::propagation::Propagation;
+use crate::sealed::summary::BatchStart;
+use crate::sealed::{self, Catalog, SealError, Unread};
 use crate::shard::Shard;
 use crate::storage::Storage;
 use crate::time::Now;
@@ -32,6 +38,8 @@ pub struct OpenOptions {
     pub fill_bytes: Option<u64>,
     /// What is accepted before it has been answered.
     pub debt: DebtBounds,
+    /// For blocks of sealed segments; a least that any decision needs is taken anyhow.
+    pub cache_bytes: u64,
     /// A deliberate bug.
     pub mutation: Mutation,
 }
@@ -45,39 +53,51 @@ impl Engine {
         superblock: &Superblock,
         options: OpenOptions,
     ) -> Result<(Engine, Opened), RecoveryError> {
-        let OpenOptions { fill_bytes, debt, mutation } = options;
-        let mut shard = Shard::new(superblock);
+        let OpenOptions { fill_bytes, debt, cache_bytes, mutation } = options;
+        let sealed = read_sealed(storage, superblock).await?;
+        let (mut shard, from) = match sealed {
+            Some((shard, end)) => (shard, Some(end)),
+            None => (Shard::new(superblock), None),
+        };
+        shard.seal_segments(cache_bytes);
+        let geometry = superblock.geometry;
         let (mut batches, mut records) = (0, 0);
-        let mut starts = Vec::new();
-        let mut last_start = None;
-        let end = recovery::walk(storage, superblock, RecoveryOptions { mutation }, |visit| {
-            match visit {
-                Visit::Batch(place) => {
-                    batches += 1;
-                    let is_far = last_start.is_none_or(|at| place.log_offset >= at + BATCH_START_EVERY_BYTES);
-                    if is_far {
-                        last_start = Some(place.log_offset);
-                        starts.push((place.header.number, place.header.first_position, place.log_offset));
-                    }
-                }
-                Visit::Record(raw, log_offset) => {
-                    records += 1;
-                    shard.apply_raw(raw, log_offset)?;
-                }
+        let (mut starts, mut heads) = (Vec::new(), Vec::new());
+        let mut log = Log::open(storage, superblock, RecoveryOptions { mutation }, from).await?;
+        while let Some(ChainedBatch { place, bytes, before }) = log.next().await? {
+            batches += 1;
+            if geometry.is_first(place.log_offset) && place.log_offset > geometry.first_batch() {
+                heads.push((geometry.segment_of(place.log_offset), before));
             }
-            Ok(())
-        })
-        .await?;
+            let BatchPlace { header, log_offset, .. } = place;
+            if !header.is_sealing {
+                starts.push(BatchStart { number: header.number, first_position: header.first_position, log_offset });
+            }
+            for record in recovery::records(geometry, &place, &bytes) {
+                let (raw, log_offset) = record?;
+                records += 1;
+                apply(storage, superblock, &mut shard, &raw, log_offset).await?;
+            }
+        }
+        let end = log.end();
         if !mutation.is(Mutant::NoFlushBeforeServing) {
             storage.flush().await.map_err(|e| RecoveryError::Write(format!("the flush before serving: {e}")))?;
         }
+        let mut superblock = superblock.clone();
+        if superblock.version < FORMAT_VERSION {
+            // Before the first batch that the older format does not know.
+            tracing::info!(from = superblock.version, to = FORMAT_VERSION, "the ledger's format is brought up to date");
+            superblock.version = FORMAT_VERSION;
+            superblock.generation = superblock.generation.saturating_add(1);
+            superblock.write(storage).await.map_err(|e| RecoveryError::Write(format!("the superblock: {e}")))?;
+        }
         let opened = Opened { batches, records, cut_at: end.next_batch_at };
         let mut engine = Engine {
-            superblock: superblock.clone(),
-            log: LogWriter::new(superblock, end, fill_bytes, mutation),
+            log: LogWriter::new(&superblock, end, fill_bytes, mutation),
             held: VecDeque::new(),
             waiting_for_peers: Vec::new(),
             peers: vec![Peer::default(); usize::from(superblock.shard_count)],
+            superblock,
             out: Vec::new(),
             debt: Debt::new(debt),
             refused_overload: 0,
@@ -93,13 +113,17 @@ impl Engine {
             resumption_waiting: Vec::new(),
             last_report: None,
             propagation: Propagation::default(),
+            reads: Reads::default(),
+            sealing: Sealing::default(),
+            unused: None,
+            following: VecDeque::new(),
+            boot_us: 0,
             shard,
             mutation,
         };
         engine.shard.mutate(mutation);
-        for (number, first_position, log_offset) in starts {
-            engine.log.remember_start(number, first_position, log_offset);
-        }
+        starts.into_iter().for_each(|start| engine.log.remember_start(start));
+        heads.into_iter().for_each(|(segment, head)| engine.log.remember_head(segment, head));
         engine.write_recovery_batch(storage, end.next_batch_at).await?;
         Ok((engine, opened))
     }
@@ -139,6 +163,70 @@ impl Engine {
             self.out.push(Output::Message { to: 0, message });
         } else {
             self.peers[0] = Peer { applied: sequence, sent: sequence, is_known: true, ..Peer::default() };
+        }
+    }
+}
+
+/// What is sealed, and where the log goes on behind it; `None` where nothing is, or where the log can be replayed instead.
+async fn read_sealed(
+    storage: &impl Storage,
+    superblock: &Superblock,
+) -> Result<Option<(Shard, LogEnd)>, RecoveryError> {
+    let Some(checkpoint) = superblock.checkpoint else { return Ok(None) };
+    let whole = |reason: &dyn std::fmt::Display| {
+        tracing::warn!(%reason, "what is sealed can't be used; the log is replayed from its start");
+    };
+    let chain = match sealed::read_chain(storage, superblock, checkpoint).await {
+        Ok(chain) => chain,
+        Err(error) if superblock.first_segment == 0 => {
+            whole(&error);
+            return Ok(None);
+        }
+        Err(error) => return Err(RecoveryError::Seal(error)),
+    };
+    let mut catalog = Catalog::new(superblock.geometry, 0);
+    chain.segments.into_iter().for_each(|segment| catalog.add(segment));
+    match Shard::restore(superblock, &chain.snapshot, catalog) {
+        Ok(shard) => Ok(Some((shard, chain.last.resume.into()))),
+        Err(reason) if superblock.first_segment == 0 => {
+            whole(&reason);
+            Ok(None)
+        }
+        Err(_) => {
+            let file_offset = superblock.geometry.file_offset(checkpoint.log_offset);
+            Err(RecoveryError::Seal(SealError::Damaged { what: "the snapshot of the seal", file_offset }))
+        }
+    }
+}
+
+/// Applies a record, once what that takes is read.
+async fn apply(
+    storage: &impl Storage,
+    superblock: &Superblock,
+    shard: &mut Shard,
+    raw: &RawRecord<'_>,
+    log_offset: u64,
+) -> Result<(), RecoveryError> {
+    let geometry = superblock.geometry;
+    let error = |reason: String| RecoveryError::Record {
+        position: raw.position,
+        file_offset: geometry.file_offset(log_offset),
+        reason,
+    };
+    let record = Record::decode(raw.kind, raw.body).map_err(|e| error(e.to_string()))?;
+    loop {
+        match shard.at_hand(&record.entry) {
+            Ok(()) => return shard.apply(raw.position, log_offset, &record).map_err(error),
+            Err(Unread::Damaged(what)) => return Err(error(what)),
+            Err(Unread::Missing(blocks)) => {
+                for block in blocks {
+                    let at = block * BLOCK_BYTES;
+                    let file_offset = geometry.file_offset(at);
+                    let read = storage.read_at(file_offset, BLOCK_BYTES as usize).await;
+                    let bytes = read.map_err(|source| RecoveryError::Read { file_offset, source })?;
+                    shard.rows().catalog().put(at, &bytes);
+                }
+            }
         }
     }
 }

@@ -1,9 +1,12 @@
-//! Requests that wait for what other shards say. They own what they were made of.
+//! Requests that wait for what other shards say, or for what lies on disk. They own what they were made of.
 
 use crate::command::{Claim, Fact, Operation, Request, Token};
+use crate::dispute::{DisputeId, Verdict};
 use crate::id::EventId;
 use crate::log::entry::Principal;
 use crate::peer::Sought;
+use crate::policy::Role;
+use crate::row::ReasonCode;
 
 /// A request that owns its parts; only those that may need to wait can be made into one.
 #[derive(Debug, Clone)]
@@ -23,10 +26,30 @@ pub struct OwnedRequest {
 
 #[derive(Debug, Clone)]
 enum OwnedOperation {
-    Claim { corpus: String, claim: Box<OwnedClaim>, unless_within_us: i64 },
+    Onboard { name: String, notes: String },
+    Claim { corpus: String, items: Vec<OwnedClaim>, unless_within_us: Option<i64> },
     Reference { corpus: String, items: Vec<(u16, EventId)> },
+    Retract { corpus: String, event_id: EventId, reason_code: ReasonCode },
+    Reactivate { event_id: EventId },
+    ConfirmClock,
+    Decommission { name: String, dry_run: bool },
+    Freeze { corpus: String, frozen: bool },
+    Cap { corpus: String, claims_per_minute: u32 },
+    ProposeSlots { corpus: String, slots: u64 },
+    SignOff { proposal: u64, role: Role },
+    Incident { active: bool },
+    Barrier,
+    Configure { toml: String },
     Dispute { corpus: String, event_ids: Vec<EventId> },
+    Respond { corpus: String, dispute: DisputeId },
+    Arbitrate { dispute: DisputeId, verdicts: Vec<(EventId, Verdict)> },
+    Escalate { dispute: DisputeId },
     Reconcile { dry_run: bool },
+    Find { event_key: String, from: Option<u64> },
+    Correlated { correlation_id: u128, skip: usize },
+    Lookup { event_id: EventId },
+    History { event_id: EventId, skip: usize },
+    Scan { corpus: String, since_us: Option<i64>, until_us: Option<i64>, after: Option<EventId>, limit: usize },
 }
 
 #[derive(Debug, Clone)]
@@ -40,31 +63,138 @@ struct OwnedClaim {
     metadata: Vec<u8>,
 }
 
-impl OwnedRequest {
-    /// `None` for operations that never wait.
-    pub fn new(request: &Request<'_>) -> Option<OwnedRequest> {
-        let operation = match request.operation {
-            Operation::Claim { corpus, items: [item], unless_within_us: Some(unless_within_us) } => {
-                let claim = Box::new(OwnedClaim {
-                    event_key: item.event_key.to_owned(),
-                    occurred_at_us: item.occurred_at_us,
-                    owning_corpus: item.owning_corpus.to_owned(),
-                    hosting_corpus: item.hosting_corpus.to_owned(),
-                    category: item.category.to_owned(),
-                    taxonomy_version: item.taxonomy_version,
-                    metadata: item.metadata.to_vec(),
-                });
-                OwnedOperation::Claim { corpus: corpus.to_owned(), claim, unless_within_us }
+impl OwnedClaim {
+    fn new(claim: &Claim<'_>) -> OwnedClaim {
+        OwnedClaim {
+            event_key: claim.event_key.to_owned(),
+            occurred_at_us: claim.occurred_at_us,
+            owning_corpus: claim.owning_corpus.to_owned(),
+            hosting_corpus: claim.hosting_corpus.to_owned(),
+            category: claim.category.to_owned(),
+            taxonomy_version: claim.taxonomy_version,
+            metadata: claim.metadata.to_vec(),
+        }
+    }
+
+    fn lend(&self) -> Claim<'_> {
+        Claim {
+            event_key: &self.event_key,
+            occurred_at_us: self.occurred_at_us,
+            owning_corpus: &self.owning_corpus,
+            hosting_corpus: &self.hosting_corpus,
+            category: &self.category,
+            taxonomy_version: self.taxonomy_version,
+            metadata: &self.metadata,
+        }
+    }
+}
+
+impl OwnedOperation {
+    fn new(operation: &Operation<'_>) -> Option<OwnedOperation> {
+        Some(match *operation {
+            Operation::Onboard { name, notes } => {
+                OwnedOperation::Onboard { name: name.to_owned(), notes: notes.to_owned() }
+            }
+            Operation::Claim { corpus, items, unless_within_us } => {
+                let items = items.iter().map(OwnedClaim::new).collect();
+                OwnedOperation::Claim { corpus: corpus.to_owned(), items, unless_within_us }
             }
             Operation::Reference { corpus, items } => {
                 OwnedOperation::Reference { corpus: corpus.to_owned(), items: items.to_vec() }
             }
+            Operation::Retract { corpus, event_id, reason_code } => {
+                OwnedOperation::Retract { corpus: corpus.to_owned(), event_id, reason_code }
+            }
+            Operation::Reactivate { event_id } => OwnedOperation::Reactivate { event_id },
+            Operation::ConfirmClock => OwnedOperation::ConfirmClock,
+            Operation::Decommission { name, dry_run } => {
+                OwnedOperation::Decommission { name: name.to_owned(), dry_run }
+            }
+            Operation::Freeze { corpus, frozen } => OwnedOperation::Freeze { corpus: corpus.to_owned(), frozen },
+            Operation::Cap { corpus, claims_per_minute } => {
+                OwnedOperation::Cap { corpus: corpus.to_owned(), claims_per_minute }
+            }
+            Operation::ProposeSlots { corpus, slots } => {
+                OwnedOperation::ProposeSlots { corpus: corpus.to_owned(), slots }
+            }
+            Operation::SignOff { proposal, role } => OwnedOperation::SignOff { proposal, role },
+            Operation::Incident { active } => OwnedOperation::Incident { active },
+            Operation::Barrier => OwnedOperation::Barrier,
+            Operation::Configure { toml } => OwnedOperation::Configure { toml: toml.to_owned() },
             Operation::Dispute { corpus, event_ids } => {
                 OwnedOperation::Dispute { corpus: corpus.to_owned(), event_ids: event_ids.to_vec() }
             }
+            Operation::Respond { corpus, dispute } => OwnedOperation::Respond { corpus: corpus.to_owned(), dispute },
+            Operation::Arbitrate { dispute, verdicts } => {
+                OwnedOperation::Arbitrate { dispute, verdicts: verdicts.to_vec() }
+            }
+            Operation::Escalate { dispute } => OwnedOperation::Escalate { dispute },
             Operation::Reconcile { dry_run } => OwnedOperation::Reconcile { dry_run },
-            _ => return None,
-        };
+            Operation::Find { event_key, from } => OwnedOperation::Find { event_key: event_key.to_owned(), from },
+            Operation::Correlated { correlation_id, skip } => OwnedOperation::Correlated { correlation_id, skip },
+            Operation::Lookup { event_id } => OwnedOperation::Lookup { event_id },
+            Operation::History { event_id, skip } => OwnedOperation::History { event_id, skip },
+            Operation::Scan { corpus, since_us, until_us, after, limit } => {
+                OwnedOperation::Scan { corpus: corpus.to_owned(), since_us, until_us, after, limit }
+            }
+            // These are answered from what every shard has in memory.
+            Operation::DisputeLookup { .. }
+            | Operation::Disputes { .. }
+            | Operation::Proposals
+            | Operation::Configuration
+            | Operation::Totals { .. }
+            | Operation::Usage { .. }
+            | Operation::ReadAll
+            | Operation::Status
+            | Operation::Corpora => return None,
+        })
+    }
+
+    fn with<T>(&self, use_it: impl FnOnce(Operation<'_>) -> T) -> T {
+        let items: Vec<_>;
+        use_it(match self {
+            OwnedOperation::Onboard { name, notes } => Operation::Onboard { name, notes },
+            OwnedOperation::Claim { corpus, items: owned, unless_within_us } => {
+                items = owned.iter().map(OwnedClaim::lend).collect();
+                Operation::Claim { corpus, items: &items, unless_within_us: *unless_within_us }
+            }
+            OwnedOperation::Reference { corpus, items } => Operation::Reference { corpus, items },
+            OwnedOperation::Retract { corpus, event_id, reason_code } => {
+                Operation::Retract { corpus, event_id: *event_id, reason_code: *reason_code }
+            }
+            OwnedOperation::Reactivate { event_id } => Operation::Reactivate { event_id: *event_id },
+            OwnedOperation::ConfirmClock => Operation::ConfirmClock,
+            OwnedOperation::Decommission { name, dry_run } => Operation::Decommission { name, dry_run: *dry_run },
+            OwnedOperation::Freeze { corpus, frozen } => Operation::Freeze { corpus, frozen: *frozen },
+            OwnedOperation::Cap { corpus, claims_per_minute } => {
+                Operation::Cap { corpus, claims_per_minute: *claims_per_minute }
+            }
+            OwnedOperation::ProposeSlots { corpus, slots } => Operation::ProposeSlots { corpus, slots: *slots },
+            OwnedOperation::SignOff { proposal, role } => Operation::SignOff { proposal: *proposal, role: *role },
+            OwnedOperation::Incident { active } => Operation::Incident { active: *active },
+            OwnedOperation::Barrier => Operation::Barrier,
+            OwnedOperation::Configure { toml } => Operation::Configure { toml },
+            OwnedOperation::Dispute { corpus, event_ids } => Operation::Dispute { corpus, event_ids },
+            OwnedOperation::Respond { corpus, dispute } => Operation::Respond { corpus, dispute: *dispute },
+            OwnedOperation::Arbitrate { dispute, verdicts } => Operation::Arbitrate { dispute: *dispute, verdicts },
+            OwnedOperation::Escalate { dispute } => Operation::Escalate { dispute: *dispute },
+            OwnedOperation::Reconcile { dry_run } => Operation::Reconcile { dry_run: *dry_run },
+            OwnedOperation::Find { event_key, from } => Operation::Find { event_key, from: *from },
+            OwnedOperation::Correlated { correlation_id, skip } => {
+                Operation::Correlated { correlation_id: *correlation_id, skip: *skip }
+            }
+            OwnedOperation::Lookup { event_id } => Operation::Lookup { event_id: *event_id },
+            OwnedOperation::History { event_id, skip } => Operation::History { event_id: *event_id, skip: *skip },
+            OwnedOperation::Scan { corpus, since_us, until_us, after, limit } => {
+                Operation::Scan { corpus, since_us: *since_us, until_us: *until_us, after: *after, limit: *limit }
+            }
+        })
+    }
+}
+
+impl OwnedRequest {
+    /// `None` for operations that never wait.
+    pub fn new(request: &Request<'_>) -> Option<OwnedRequest> {
         Some(OwnedRequest {
             token: request.token,
             deadline_boot_us: request.deadline_boot_us,
@@ -74,41 +204,25 @@ impl OwnedRequest {
             correlation_id: request.correlation_id,
             rationale: request.rationale.to_owned(),
             at_us: request.at_us,
-            operation,
+            operation: OwnedOperation::new(&request.operation)?,
         })
     }
 
     /// Lends it as the request that it was. What it asked to be answered from, it was.
     pub fn with<T>(&self, use_it: impl FnOnce(&Request<'_>) -> T) -> T {
-        let items;
-        let operation = match &self.operation {
-            OwnedOperation::Claim { corpus, claim, unless_within_us } => {
-                items = [Claim {
-                    event_key: &claim.event_key,
-                    occurred_at_us: claim.occurred_at_us,
-                    owning_corpus: &claim.owning_corpus,
-                    hosting_corpus: &claim.hosting_corpus,
-                    category: &claim.category,
-                    taxonomy_version: claim.taxonomy_version,
-                    metadata: &claim.metadata,
-                }];
-                Operation::Claim { corpus, items: &items, unless_within_us: Some(*unless_within_us) }
-            }
-            OwnedOperation::Reference { corpus, items } => Operation::Reference { corpus, items },
-            OwnedOperation::Dispute { corpus, event_ids } => Operation::Dispute { corpus, event_ids },
-            OwnedOperation::Reconcile { dry_run } => Operation::Reconcile { dry_run: *dry_run },
-        };
-        use_it(&Request {
-            token: self.token,
-            principal: self.principal,
-            user: &self.user,
-            idempotency_key: self.idempotency_key,
-            correlation_id: self.correlation_id,
-            rationale: &self.rationale,
-            at_us: self.at_us,
-            deadline_boot_us: self.deadline_boot_us,
-            at_least: &[],
-            operation,
+        self.operation.with(|operation| {
+            use_it(&Request {
+                token: self.token,
+                principal: self.principal,
+                user: &self.user,
+                idempotency_key: self.idempotency_key,
+                correlation_id: self.correlation_id,
+                rationale: &self.rationale,
+                at_us: self.at_us,
+                deadline_boot_us: self.deadline_boot_us,
+                at_least: &[],
+                operation,
+            })
         })
     }
 }
@@ -122,6 +236,8 @@ pub struct Parked {
     pub debt_bytes: u64,
     /// What was said so far.
     pub facts: Vec<Fact>,
+    /// Something was asked, and answered.
+    pub was_told: bool,
     /// Answers that are missing.
     pub missing: usize,
     /// The event key that is reserved for it, or will be: its home shard, the question, the hash.

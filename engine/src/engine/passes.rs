@@ -74,6 +74,7 @@ impl Engine {
             request,
             waiting,
             missing: 0,
+            merges: None,
             applied: 0,
             has_failed: false,
         });
@@ -92,7 +93,9 @@ impl Engine {
                 return self.abandon_pass("a shard has stopped");
             }
             let Some(mut running) = self.pass.take() else { return };
-            let todo = {
+            let todo = if let Some(merges) = running.merges.take() {
+                Todo::Merge(merges)
+            } else {
                 let shard_of = |prefix| self.shard_of(prefix);
                 let is_dismissed = |a, b| self.shard.disputes().is_dismissed_pair(a, b);
                 running.pass.next(&shard_of, &is_dismissed)
@@ -111,6 +114,14 @@ impl Engine {
                     self.pass = Some(running);
                 }
                 Todo::Merge(merges) => {
+                    if let Err(unread) = self.shard.rows_at_hand(merges.iter().map(|merge| merge.alias)) {
+                        running.merges = Some(merges);
+                        self.pass = Some(running);
+                        if !self.reads.has_work_waiting() {
+                            self.read_for_work(unread);
+                        }
+                        return;
+                    }
                     for chunk in merges.chunks(MERGES_MAX) {
                         self.log_pass(now, &running.pass.report, PassPhase::Merge, chunk);
                     }
@@ -161,7 +172,7 @@ impl Engine {
             let pass = Pass::resumed(self.superblock.shard_count, mark.pass, mark.at_us, tolerance_us);
             let (request, waiting) = (None, std::mem::take(&mut self.resumption_waiting));
             let applied = self.shard.globals_applied();
-            self.pass = Some(Running { pass, request, waiting, missing: 0, applied, has_failed: false });
+            self.pass = Some(Running { pass, request, waiting, missing: 0, merges: None, applied, has_failed: false });
             return;
         }
         let time_us = self.shard.time_us(now);

@@ -25,6 +25,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"claimBAT");
 const FLAG_RECOVERY: u16 = 1;
+const FLAG_SEALING: u16 = 2;
 /// Bytes of the header.
 pub const BATCH_HEADER_BYTES: usize = 128;
 const HASH_AT: usize = 96;
@@ -57,6 +58,8 @@ pub struct BatchHeader {
     pub shard: u16,
     /// First batch of a new incarnation.
     pub is_recovery: bool,
+    /// A part of a segment's index or its seal: it has no records.
+    pub is_sealing: bool,
     /// Number of records.
     pub record_count: u32,
     /// Consecutive from 1.
@@ -92,7 +95,7 @@ pub fn seal(batch: &mut Vec<u8>, key: &Hash, header: &BatchHeader, mutation: Mut
     let raw = RawHeader {
         magic: MAGIC.into(),
         shard: header.shard.into(),
-        flags: if header.is_recovery { FLAG_RECOVERY } else { 0 }.into(),
+        flags: (u16::from(header.is_recovery) * FLAG_RECOVERY | u16::from(header.is_sealing) * FLAG_SEALING).into(),
         record_count: header.record_count.into(),
         number: header.number.into(),
         incarnation: header.incarnation.into(),
@@ -151,6 +154,23 @@ pub fn claimed_bytes(block: &[u8], batch_bytes_max: u64) -> Option<u64> {
     plausible.then_some(total)
 }
 
+/// What a batch at the start of `bytes` says about itself, unverified.
+#[derive(Debug, Clone, Copy)]
+pub struct Peeked {
+    /// With padding.
+    pub total_bytes: u64,
+    /// It has no records.
+    pub is_sealing: bool,
+}
+
+/// Looks at what may be a batch; `None` where it does not begin as one.
+pub fn peek(bytes: &[u8]) -> Option<Peeked> {
+    let (raw, _) = RawHeader::read_from_prefix(bytes).ok()?;
+    let total_bytes = u64::from(raw.total_bytes.get());
+    let is_batch = raw.magic.get() == MAGIC && total_bytes >= BLOCK_BYTES;
+    is_batch.then_some(Peeked { total_bytes, is_sealing: raw.flags.get() & FLAG_SEALING != 0 })
+}
+
 /// Verifies the batch at the start of `bytes`. The slice may be longer than the batch, or cut short.
 pub fn find(bytes: &[u8], key: &Hash, shard: u16, batch_bytes_max: u64, mutation: Mutation) -> Found {
     if is_zero(&bytes[..bytes.len().min(BLOCK_BYTES as usize)]) {
@@ -171,6 +191,7 @@ pub fn find(bytes: &[u8], key: &Hash, shard: u16, batch_bytes_max: u64, mutation
     let header = BatchHeader {
         shard: raw.shard.get(),
         is_recovery: raw.flags.get() & FLAG_RECOVERY != 0,
+        is_sealing: raw.flags.get() & FLAG_SEALING != 0,
         record_count: raw.record_count.get(),
         number: raw.number.get(),
         incarnation: raw.incarnation.get(),
@@ -205,6 +226,7 @@ mod tests {
         BatchHeader {
             shard: 3,
             is_recovery: false,
+            is_sealing: false,
             record_count: 2,
             number: 7,
             incarnation: 1,

@@ -78,6 +78,11 @@ impl Geometry {
         segment * self.segment_bytes
     }
 
+    /// Whether a batch at this log offset is the first of its segment.
+    pub const fn is_first(self, log_offset: u64) -> bool {
+        log_offset % self.segment_bytes == SEGMENT_HEADER_BYTES
+    }
+
     /// Where the batch after one of `bytes` (padded) at `log_offset` goes. A segment is left as soon as it might not
     /// take the largest batch, so that this depends on nothing but offsets, and recovery walks the same way.
     pub const fn next_batch(self, log_offset: u64, bytes: u64) -> u64 {

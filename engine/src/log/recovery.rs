@@ -9,6 +9,7 @@ use super::record::{self, RawRecord};
 use super::superblock::{Superblock, is_segment_header};
 use super::writer::LogEnd;
 use crate::mutant::{Mutant, Mutation};
+use crate::sealed::SealError;
 use crate::storage::Storage;
 use std::io;
 
@@ -143,15 +144,18 @@ pub enum RecoveryError {
         /// Bytes that it had at least.
         expected_bytes: u64,
     },
-    /// The first segment has no header: it got one before the superblock was written.
+    /// The first segment, or the first that is not sealed, has no header: it got one before anything led there.
     #[error(
-        "the header of the first segment, at file offset {file_offset}, is damaged. `claimd verify` names what is concerned, \
+        "the header of the segment at which the log begins or goes on, at file offset {file_offset}, is damaged. `claimd verify` names what is concerned, \
          `claimd repair` makes it anew"
     )]
     NoFirstSegment {
         /// Where it stands.
         file_offset: u64,
     },
+    /// What is sealed can't be read, and the segments before it are gone: the log can't be replayed instead.
+    #[error("{0}; restore the file from a backup")]
+    Seal(SealError),
     /// The flush or the recovery batch failed.
     #[error("writing the recovery batch failed: {0}")]
     Write(String),
@@ -195,26 +199,65 @@ pub async fn walk<S: Storage>(
     options: RecoveryOptions,
     mut visit: impl FnMut(Visit<'_>) -> Result<(), String>,
 ) -> Result<LogEnd, RecoveryError> {
-    let mut walker = Walker::new(storage, superblock, options).await?;
-    loop {
-        let at = walker.end.next_batch_at;
-        let (here, found) = walker.look_here().await?;
-        if here == Here::Chained {
-            let place = found.expect("a chained batch was found");
-            let total = place.header.total_bytes;
-            let bytes = walker.reader.bytes(at, total as usize).await?;
-            replay(superblock.geometry, &place, bytes, &mut visit)?;
-            walker.advance(&place);
-            continue;
-        }
-        let (beyond, witness) = walker.look_beyond().await?;
-        match verdict(here, beyond) {
-            Verdict::Replay => unreachable!("only a chained batch is replayed"),
-            Verdict::Cut => match witness.filter(|_| options.mutation.is(Mutant::ReplayPastHole)) {
-                Some(place) => walker.skip_to(&place),
-                None => return Ok(walker.end),
-            },
-            Verdict::Corrupt => return Err(walker.damage(here, witness.or(found))),
+    let mut log = Log::open(storage, superblock, options, None).await?;
+    while let Some(batch) = log.next().await? {
+        replay(superblock.geometry, &batch.place, &batch.bytes, &mut visit)?;
+    }
+    Ok(log.end())
+}
+
+/// A batch that continues the chain.
+#[derive(Debug)]
+pub struct ChainedBatch {
+    /// Where it lies.
+    pub place: BatchPlace,
+    /// All of it.
+    pub bytes: Vec<u8>,
+    /// The log's end before it.
+    pub before: LogEnd,
+}
+
+/// A log that is gone over batch by batch, from its start or from behind a sealed segment.
+pub struct Log<'a, S>(Walker<'a, S>);
+
+impl<'a, S: Storage> Log<'a, S> {
+    /// Begins at the log's start, or where a seal says that it goes on.
+    pub async fn open(
+        storage: &'a S,
+        superblock: &'a Superblock,
+        options: RecoveryOptions,
+        from: Option<LogEnd>,
+    ) -> Result<Log<'a, S>, RecoveryError> {
+        Walker::new(storage, superblock, options, from).await.map(Log)
+    }
+
+    /// The end of what was gone over; once there is no next batch, the log's.
+    pub fn end(&self) -> LogEnd {
+        self.0.end
+    }
+
+    /// The next batch of the chain; `None` where the log ends.
+    pub async fn next(&mut self) -> Result<Option<ChainedBatch>, RecoveryError> {
+        let walker = &mut self.0;
+        loop {
+            let at = walker.end.next_batch_at;
+            let (here, found) = walker.look_here().await?;
+            if here == Here::Chained {
+                let place = found.expect("a chained batch was found");
+                let bytes = walker.reader.bytes(at, place.header.total_bytes as usize).await?.to_vec();
+                let before = walker.end;
+                walker.advance(&place);
+                return Ok(Some(ChainedBatch { place, bytes, before }));
+            }
+            let (beyond, witness) = walker.look_beyond().await?;
+            match verdict(here, beyond) {
+                Verdict::Replay => unreachable!("only a chained batch is replayed"),
+                Verdict::Cut => match witness.filter(|_| walker.options.mutation.is(Mutant::ReplayPastHole)) {
+                    Some(place) => walker.skip_to(&place),
+                    None => return Ok(None),
+                },
+                Verdict::Corrupt => return Err(walker.damage(here, witness.or(found))),
+            }
         }
     }
 }
@@ -240,24 +283,48 @@ fn replay(
         reason,
     };
     visit(Visit::Batch(place)).map_err(|reason| error(place.header.first_position, place.log_offset, reason))?;
-    let range = batch::records(bytes, &place.header);
+    for record in records(geometry, place, bytes) {
+        let (raw, log_offset) = record?;
+        visit(Visit::Record(raw, log_offset)).map_err(|reason| error(raw.position, log_offset, reason))?;
+    }
+    Ok(())
+}
+
+/// The records of a batch that verifies, each with its log offset.
+pub fn records<'b>(
+    geometry: Geometry,
+    place: &BatchPlace,
+    bytes: &'b [u8],
+) -> impl Iterator<Item = Result<(RawRecord<'b>, u64), RecoveryError>> {
+    let BatchPlace { header, log_offset: start, .. } = *place;
+    let error = move |position, log_offset, reason| RecoveryError::Record {
+        position,
+        file_offset: geometry.file_offset(log_offset),
+        reason,
+    };
+    // The parts of a segment's index have no records.
+    let range = if header.is_sealing { 0..0 } else { batch::records(bytes, &header) };
     let mut at = range.start;
-    for i in 0..place.header.record_count {
-        let log_offset = place.log_offset + at as u64;
-        let position = place.header.first_position + u64::from(i);
-        let (raw, length) =
-            record::read(&bytes[at..range.end]).map_err(|e| error(position, log_offset, e.to_string()))?;
-        if raw.position != position {
-            return Err(error(position, log_offset, format!("it says that its position is {}", raw.position)));
+    let mut next = 0;
+    std::iter::from_fn(move || {
+        let log_offset = start + at as u64;
+        if next == header.record_count {
+            let is_over = at == range.end;
+            at = range.end;
+            return (!is_over).then(|| Err(error(header.next_position(), start, "bytes left over".into())));
         }
-        visit(Visit::Record(raw, log_offset)).map_err(|reason| error(position, log_offset, reason))?;
-        at += length;
-    }
-    if at == range.end {
-        Ok(())
-    } else {
-        Err(error(place.header.next_position(), place.log_offset, "bytes left over".into()))
-    }
+        let position = header.first_position + u64::from(next);
+        next += 1;
+        let read = record::read(&bytes[at..range.end]);
+        Some(match read {
+            Ok((raw, length)) if raw.position == position => {
+                at += length;
+                Ok((raw, log_offset))
+            }
+            Ok((raw, _)) => Err(error(position, log_offset, format!("it says that its position is {}", raw.position))),
+            Err(why) => Err(error(position, log_offset, why.to_string())),
+        })
+    })
 }
 
 struct Walker<'a, S> {
@@ -272,12 +339,14 @@ impl<'a, S: Storage> Walker<'a, S> {
         storage: &'a S,
         superblock: &'a Superblock,
         options: RecoveryOptions,
+        from: Option<LogEnd>,
     ) -> Result<Walker<'a, S>, RecoveryError> {
         let geometry = superblock.geometry;
         let mut reader = Reader::new(storage, geometry).await?;
+        let first = from.map_or(0, |end| geometry.segment_of(end.next_batch_at));
         // Segments are prepared one after the other; one beyond a damaged header shows how long the file was all the same.
-        let (mut segments_prepared, mut segments_seen) = (0, 1);
-        for segment in 0..reader.log_bytes.div_ceil(geometry.segment_bytes) {
+        let (mut segments_prepared, mut segments_seen) = (first, first + 1);
+        for segment in first..reader.log_bytes.div_ceil(geometry.segment_bytes) {
             let block = reader.peek(geometry.segment_start(segment), BLOCK_BYTES as usize).await?;
             if segment > segments_seen + LATER_SEGMENTS_MAX {
                 break;
@@ -292,15 +361,13 @@ impl<'a, S: Storage> Walker<'a, S> {
         if found_bytes < expected_bytes {
             return Err(RecoveryError::CutShort { found_bytes, expected_bytes });
         }
-        if segments_prepared == 0 {
-            return Err(RecoveryError::NoFirstSegment { file_offset: geometry.file_offset(0) });
+        if segments_prepared == first {
+            return Err(RecoveryError::NoFirstSegment {
+                file_offset: geometry.file_offset(geometry.segment_start(first)),
+            });
         }
-        Ok(Walker {
-            superblock,
-            options,
-            reader,
-            end: LogEnd::of_empty(superblock, segments_prepared, options.mutation),
-        })
+        let start = from.unwrap_or_else(|| LogEnd::of_empty(superblock, 0, options.mutation));
+        Ok(Walker { superblock, options, reader, end: LogEnd { segments_prepared, ..start } })
     }
 
     async fn find(&mut self, at: u64) -> Result<Found, RecoveryError> {

@@ -13,6 +13,7 @@
 
 use super::batch::Hash;
 use super::layout::{BLOCK_BYTES, Geometry};
+use crate::sealed::Checkpoint;
 use crate::storage::{Durability, Storage};
 use crate::time::TIME_US_MAX;
 use uuid::Uuid;
@@ -20,8 +21,10 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"claimdSB");
-/// The format that this build reads and writes.
-pub const FORMAT_VERSION: u32 = 1;
+/// The format that this build writes.
+pub const FORMAT_VERSION: u32 = 2;
+/// The oldest format that this build reads: without sealed segments. Opening such a ledger makes it one of the present format.
+pub const FORMAT_VERSION_MIN: u32 = 1;
 /// Number of copies.
 pub const COPIES: u64 = 4;
 /// From one copy to the next.
@@ -63,6 +66,10 @@ pub struct Superblock {
     pub formatted_at_us: i64,
     /// The first segment that is still part of the log.
     pub first_segment: u64,
+    /// The last seal: everything before its segment's end is known from there.
+    pub checkpoint: Option<Checkpoint>,
+    /// Of the format that it was written in.
+    pub version: u32,
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -82,6 +89,9 @@ struct Raw {
     batch_bytes_max: U64,
     formatted_at_us: U64,
     first_segment: U64,
+    checkpoint_at: U64,
+    checkpoint_number: U64,
+    checkpoint_hash: Hash,
 }
 
 /// Why a file is not a ledger that can be opened.
@@ -95,7 +105,8 @@ pub enum SuperblockError {
     NoCopy,
     /// Another build's format.
     #[error(
-        "the ledger has format version {found}, this build reads version {FORMAT_VERSION}; use a build that reads it"
+        "the ledger has format version {found}, this build reads versions {FORMAT_VERSION_MIN} to {FORMAT_VERSION}; use a \
+         build that reads it"
     )]
     Version {
         /// The version in the file.
@@ -124,7 +135,7 @@ impl Superblock {
     fn encode(&self) -> Vec<u8> {
         let raw = Raw {
             magic: MAGIC.into(),
-            version: FORMAT_VERSION.into(),
+            version: self.version.into(),
             reserved_1: 0.into(),
             generation: self.generation.into(),
             ledger: *self.ledger.as_bytes(),
@@ -140,6 +151,9 @@ impl Superblock {
             batch_bytes_max: self.geometry.batch_bytes_max.into(),
             formatted_at_us: (self.formatted_at_us as u64).into(),
             first_segment: self.first_segment.into(),
+            checkpoint_at: self.checkpoint.map_or(0, |checkpoint| checkpoint.log_offset).into(),
+            checkpoint_number: self.checkpoint.map_or(0, |checkpoint| checkpoint.number).into(),
+            checkpoint_hash: self.checkpoint.map_or([0; 32], |checkpoint| checkpoint.hash),
         };
         let mut block = vec![0; BLOCK_BYTES as usize];
         block[..size_of::<Raw>()].copy_from_slice(raw.as_bytes());
@@ -155,7 +169,7 @@ impl Superblock {
         if raw.magic.get() != MAGIC || blake3::hash(&block[..CHECKSUM_AT]).as_bytes()[..] != block[CHECKSUM_AT..] {
             return Ok(None);
         }
-        if raw.version.get() != FORMAT_VERSION {
+        if !(FORMAT_VERSION_MIN..=FORMAT_VERSION).contains(&raw.version.get()) {
             return Err(SuperblockError::Version { found: raw.version.get() });
         }
         let clock = match raw.clock {
@@ -173,6 +187,13 @@ impl Superblock {
             geometry: Geometry { segment_bytes: raw.segment_bytes.get(), batch_bytes_max: raw.batch_bytes_max.get() },
             formatted_at_us: raw.formatted_at_us.get() as i64,
             first_segment: raw.first_segment.get(),
+            // No batch lies at the log's very start, which is a segment's header.
+            checkpoint: (raw.checkpoint_at.get() != 0).then(|| Checkpoint {
+                log_offset: raw.checkpoint_at.get(),
+                number: raw.checkpoint_number.get(),
+                hash: raw.checkpoint_hash,
+            }),
+            version: raw.version.get(),
         };
         superblock.check().map(Some)
     }
@@ -185,6 +206,10 @@ impl Superblock {
         }
         if self.shard >= self.shard_count {
             return refuse("shard", format!("{} of {}", self.shard, self.shard_count));
+        }
+        let log_bytes_max = u64::MAX >> 1;
+        if self.checkpoint.is_some_and(|at| at.log_offset % BLOCK_BYTES != 0 || at.log_offset > log_bytes_max) {
+            return refuse("checkpoint", format!("{:?}", self.checkpoint));
         }
         if !(0..=TIME_US_MAX).contains(&self.formatted_at_us) {
             return refuse("time of formatting", format!("{} us", self.formatted_at_us));
@@ -282,6 +307,8 @@ mod tests {
             geometry: Geometry::DEFAULT,
             formatted_at_us: 1_700_000_000_000_000,
             first_segment: 0,
+            checkpoint: Some(Checkpoint { log_offset: 81_920, number: 7, hash: [3; 32] }),
+            version: FORMAT_VERSION,
         }
     }
 

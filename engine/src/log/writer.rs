@@ -13,6 +13,9 @@ use super::record;
 use super::recovery::BatchPlace;
 use super::superblock::{Superblock, encode_segment_header};
 use crate::mutant::{Mutant, Mutation};
+use crate::sealed::summary::{BatchStart, STARTS_EVERY_BYTES};
+use crate::sealed::{Checkpoint, Index};
+use crate::shard::rows::{IndexJob, SegmentRows};
 use crate::storage::{Durability, Storage};
 use std::collections::VecDeque;
 use std::io;
@@ -63,6 +66,23 @@ pub enum Io {
         /// Its header block.
         header: Vec<u8>,
     },
+    /// Read blocks that a decision needs.
+    Read {
+        /// Names the read.
+        id: u64,
+        /// Where in the log.
+        log_offset: u64,
+        /// Where in the file.
+        file_offset: u64,
+        /// How many.
+        bytes: u64,
+    },
+    /// Make a segment's index: work for a processor, in whatever thread.
+    Build(Box<IndexJob>),
+    /// Clear the memory of a segment that is sealed: work for a processor, in whatever thread.
+    Clear(Box<SegmentRows>),
+    /// Write the superblock, which names the last seal.
+    Checkpoint(Box<Superblock>),
 }
 
 /// How an [`Io`] ended.
@@ -84,6 +104,26 @@ pub enum IoDone {
         /// How it ended.
         result: io::Result<()>,
     },
+    /// Blocks were read, or not.
+    Read {
+        /// As it was named.
+        id: u64,
+        /// Where in the log.
+        log_offset: u64,
+        /// The blocks.
+        result: io::Result<Vec<u8>>,
+    },
+    /// An index is made.
+    Built(Box<Index>),
+    /// The memory is clear.
+    Cleared(Box<SegmentRows>),
+    /// The superblock was written, or not.
+    Checkpoint {
+        /// It.
+        superblock: Box<Superblock>,
+        /// How it ended.
+        result: io::Result<()>,
+    },
 }
 
 /// Does one piece of work.
@@ -96,6 +136,19 @@ pub async fn perform(storage: &impl Storage, io: Io) -> IoDone {
         Io::Prepare { segment, file_offset, bytes, header } => {
             let result = prepare(storage, file_offset, bytes, &header).await;
             IoDone::Prepare { segment, result }
+        }
+        Io::Read { id, log_offset, file_offset, bytes } => {
+            let result = storage.read_at(file_offset, bytes as usize).await;
+            IoDone::Read { id, log_offset, result }
+        }
+        Io::Build(job) => IoDone::Built(Box::new(job.run())),
+        Io::Clear(mut rows) => {
+            rows.clear();
+            IoDone::Cleared(rows)
+        }
+        Io::Checkpoint(superblock) => {
+            let result = superblock.write(storage).await;
+            IoDone::Checkpoint { superblock, result }
         }
     }
 }
@@ -202,6 +255,7 @@ struct Batch {
     first_position: u64,
     record_count: u32,
     is_recovery: bool,
+    is_sealing: bool,
     is_mark: bool,
 }
 
@@ -210,9 +264,17 @@ struct InFlight {
     number: u64,
     last_position: u64,
     is_mark: bool,
+    is_sealing: bool,
     done: bool,
     durability: Durability,
     hash: Hash,
+}
+
+/// A batch that belongs to a segment's index, on its way.
+#[derive(Debug, Clone, Copy)]
+struct Sealing {
+    place: Checkpoint,
+    is_durable: bool,
 }
 
 /// The end of the chain as far as it is durable.
@@ -225,17 +287,6 @@ pub struct Head {
     /// Its hash.
     pub hash: Hash,
 }
-
-/// Where a batch starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct BatchStart {
-    number: u64,
-    first_position: u64,
-    log_offset: u64,
-}
-
-/// A batch's start is remembered once in so many bytes of log: what lies between is read.
-pub const BATCH_START_EVERY_BYTES: u64 = 256 << 10;
 
 /// See the module.
 #[derive(Debug)]
@@ -250,10 +301,16 @@ pub struct LogWriter {
     full: VecDeque<Batch>,
     in_flight: VecDeque<InFlight>,
     pool: Vec<Vec<u8>>,
+    buffers: usize,
     durable: Durable,
     durable_hash: Hash,
-    /// Some batches' starts, in log order.
-    starts: Vec<BatchStart>,
+    /// Some batches' starts of segments that are not sealed, in log order.
+    starts: VecDeque<BatchStart>,
+    /// For segments that are not sealed and behind one that is full: the log's end where each begins.
+    heads: VecDeque<(u64, LogEnd)>,
+    /// Of the last batch.
+    last_incarnation: u64,
+    sealing: Option<Sealing>,
     /// The last batch is a mark, or nothing has been written: the log need not be marked.
     is_marked: bool,
     last_activity_us: i64,
@@ -296,9 +353,13 @@ impl LogWriter {
             full: VecDeque::new(),
             in_flight: VecDeque::new(),
             pool: (0..buffers).map(|_| Vec::with_capacity(buffer_bytes)).collect(),
+            buffers: buffers as usize,
             durable: Durable { position: end.next_position - 1, batch: end.next_number - 1 },
             durable_hash: end.previous_hash,
-            starts: Vec::new(),
+            starts: VecDeque::new(),
+            heads: VecDeque::new(),
+            last_incarnation: end.incarnation,
+            sealing: None,
             is_marked: true,
             last_activity_us: 0,
             segments_prepared: end.segments_prepared,
@@ -366,21 +427,82 @@ impl LogWriter {
         Head { batch: self.durable.batch, position: self.durable.position, hash: self.durable_hash }
     }
 
-    /// The log offset and the number of a batch from which on reading finds a position.
-    pub fn start_for(&self, position: u64) -> (u64, u64) {
+    /// The last batch whose start is remembered from which on reading finds a position; `None` where that is in a sealed
+    /// segment.
+    pub fn start_for(&self, position: u64) -> Option<BatchStart> {
         let after = self.starts.partition_point(|start| start.first_position <= position);
-        match after.checked_sub(1).and_then(|at| self.starts.get(at)) {
-            Some(start) => (start.log_offset, start.number),
-            None => (self.geometry().first_batch(), 1),
-        }
+        after.checked_sub(1).and_then(|at| self.starts.get(at)).copied()
     }
 
     /// Remembers where a batch starts, if that is worth remembering.
-    pub fn remember_start(&mut self, number: u64, first_position: u64, log_offset: u64) {
-        let last = self.starts.last().map_or(0, |start| start.log_offset);
-        if self.starts.is_empty() || log_offset >= last + BATCH_START_EVERY_BYTES {
-            self.starts.push(BatchStart { number, first_position, log_offset });
+    pub fn remember_start(&mut self, start: BatchStart) {
+        let last = self.starts.back().map_or(0, |last| last.log_offset);
+        let is_other_segment = self.geometry().segment_of(start.log_offset) > self.geometry().segment_of(last);
+        if self.starts.is_empty() || is_other_segment || start.log_offset >= last + STARTS_EVERY_BYTES {
+            self.starts.push_back(start);
         }
+    }
+
+    /// The starts that are remembered of a segment.
+    pub fn starts_of(&self, segment: u64) -> Vec<BatchStart> {
+        let geometry = self.geometry();
+        self.starts.iter().filter(|start| geometry.segment_of(start.log_offset) == segment).copied().collect()
+    }
+
+    /// Remembers the log's end where a segment begins.
+    pub fn remember_head(&mut self, segment: u64, head: LogEnd) {
+        if self.heads.back().is_none_or(|(last, _)| *last < segment) {
+            self.heads.push_back((segment, head));
+        }
+    }
+
+    /// The log's end where a segment begins, once its first batch is on its way.
+    pub fn head_of(&self, segment: u64) -> Option<LogEnd> {
+        self.heads.iter().find(|(number, _)| *number == segment).map(|(_, head)| *head)
+    }
+
+    /// A segment is sealed, and all before it: what is remembered of them is known from there.
+    pub fn forget_segment(&mut self, segment: u64) {
+        let geometry = self.geometry();
+        while self.starts.front().is_some_and(|start| geometry.segment_of(start.log_offset) <= segment) {
+            self.starts.pop_front();
+        }
+        while self.heads.front().is_some_and(|(number, _)| *number <= segment) {
+            self.heads.pop_front();
+        }
+    }
+
+    /// Whether a batch of a segment's index may be written now: none is on its way, and the log has room for it and for what
+    /// requests add.
+    pub fn takes_sealing(&self) -> bool {
+        let room_bytes = 2 * self.geometry().batch_bytes_max;
+        self.failed.is_none() && self.sealing.is_none() && self.prepared_bytes() >= room_bytes
+    }
+
+    /// Takes a batch of a segment's index: header space and content. Returns its log offset.
+    pub fn append_sealing(&mut self, content: Vec<u8>) -> u64 {
+        debug_assert!(self.sealing.is_none() && content.len() as u64 <= self.geometry().batch_bytes_max);
+        self.close_batch();
+        let log_offset = self.next_batch_at;
+        self.next_batch_at = self.geometry().next_batch(log_offset, pad_to_block(content.len() as u64));
+        self.full.push_back(Batch {
+            buffer: content,
+            log_offset,
+            first_position: self.next_position,
+            record_count: 0,
+            is_recovery: false,
+            is_sealing: true,
+            is_mark: false,
+        });
+        self.sealing = Some(Sealing { place: Checkpoint { log_offset, number: 0, hash: [0; 32] }, is_durable: false });
+        log_offset
+    }
+
+    /// The batch of a segment's index that has become durable.
+    pub fn take_sealing(&mut self) -> Option<Checkpoint> {
+        let place = self.sealing.filter(|sealing| sealing.is_durable)?.place;
+        self.sealing = None;
+        Some(place)
     }
 
     /// The last position handed out.
@@ -422,6 +544,7 @@ impl LogWriter {
                 first_position: self.next_position,
                 record_count: 0,
                 is_recovery: false,
+                is_sealing: false,
                 is_mark: false,
             });
         }
@@ -517,6 +640,7 @@ impl LogWriter {
         let header = BatchHeader {
             shard: self.superblock.shard,
             is_recovery: batch.is_recovery,
+            is_sealing: batch.is_sealing,
             record_count: batch.record_count,
             number,
             incarnation: self.incarnation,
@@ -530,13 +654,31 @@ impl LogWriter {
         if self.mutation.is(Mutant::ReuseOfAckedBlock) {
             self.last = Some(Last { content: batch.buffer.clone(), header, log_offset: batch.log_offset });
         }
+        let before = LogEnd {
+            next_batch_at: batch.log_offset,
+            next_number: number,
+            next_position: header.first_position,
+            previous_hash: self.previous_hash,
+            incarnation: self.last_incarnation,
+            segments_prepared: 0,
+        };
+        self.last_incarnation = self.incarnation;
         self.previous_hash = batch::seal(&mut batch.buffer, &self.superblock.key, &header, self.mutation);
-        self.remember_start(number, header.first_position, batch.log_offset);
+        if segment > 0 && self.geometry().is_first(batch.log_offset) {
+            self.remember_head(segment, before);
+        }
+        if !batch.is_sealing {
+            let (first_position, log_offset) = (header.first_position, batch.log_offset);
+            self.remember_start(BatchStart { number, first_position, log_offset });
+        } else if let Some(sealing) = &mut self.sealing {
+            (sealing.place.number, sealing.place.hash) = (number, self.previous_hash);
+        }
         let durability = self.durability_of_next(header.is_recovery);
         self.in_flight.push_back(InFlight {
             number,
             last_position: header.next_position() - 1,
             is_mark: batch.is_mark,
+            is_sealing: batch.is_sealing,
             done: false,
             durability,
             hash: self.previous_hash,
@@ -576,6 +718,7 @@ impl LogWriter {
                 first_position: last.header.first_position,
                 record_count: last.header.record_count,
                 is_recovery: false,
+                is_sealing: false,
                 is_mark: false,
             });
         }
@@ -639,11 +782,13 @@ impl LogWriter {
                     }
                 }
             }
+            // Not the log's.
+            IoDone::Read { .. } | IoDone::Built(_) | IoDone::Cleared(_) | IoDone::Checkpoint { .. } => {}
         }
     }
 
     fn recycle(&mut self, batch: Vec<u8>) {
-        if batch.capacity() as u64 >= self.geometry().batch_bytes_max {
+        if batch.capacity() as u64 >= self.geometry().batch_bytes_max && self.pool.len() < self.buffers {
             self.pool.push(batch);
         }
     }
@@ -665,6 +810,9 @@ impl LogWriter {
                 self.durable = Durable { position: batch.last_position, batch: batch.number };
                 self.durable_hash = batch.hash;
                 self.is_marked = batch.is_mark;
+                if let Some(sealing) = self.sealing.as_mut().filter(|_| batch.is_sealing) {
+                    sealing.is_durable = true;
+                }
             }
         }
     }

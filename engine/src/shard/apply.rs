@@ -13,6 +13,7 @@ use crate::log::entry::{self, Entry, Meta, PassPhase, Record};
 use crate::log::record::RawRecord;
 use crate::policy::Policy;
 use crate::row::RowOperation;
+use crate::sealed::{self, Fetch};
 use crate::time::{DAY_US, HOUR_US, TIME_US_MAX};
 
 /// How far an id may be ahead of its claim's time: tens of millions of ids use up one millisecond.
@@ -41,10 +42,12 @@ impl Shard {
         if meta.idempotency_key != 0 && meta.fingerprint as u8 != record.entry.keyed_as() {
             return Err(format!("the fingerprint of a {} is another operation's", record.entry.operation()));
         }
+        self.enter_segment(log_offset);
         self.last_position = position;
         self.advance_time(meta.timestamp_us);
+        self.rows.open_mut().record(position, meta.timestamp_us);
         if meta.correlation_id != 0 {
-            self.correlated.entry(meta.correlation_id).or_default().push(log_offset);
+            self.rows.open_mut().correlate(meta.correlation_id, log_offset);
         }
         let happened = Happened { at_us: meta.timestamp_us, log_offset, position };
         let effect = match record.entry {
@@ -63,7 +66,7 @@ impl Shard {
                 };
                 let index = self.rows.add(row, self.quarter.0)?;
                 self.budget_mut(claim.event_id.prefix()).claimed(meta.timestamp_us);
-                self.keep(record, position, index);
+                self.keep(record, position, log_offset, index);
                 return Ok(());
             }
             Entry::Reference { event_id, canonical_id } => {
@@ -76,7 +79,7 @@ impl Shard {
             }
             Entry::Reactivate { event_id } => {
                 self.rows.transit(event_id, RowOperation::Reactivate, With::Nothing, happened)?;
-                self.changed(event_id, position);
+                self.changed(event_id, position)?;
                 Some(Effect::Reactivated(event_id, meta.timestamp_us))
             }
             Entry::Alarm { kind, .. } => {
@@ -114,10 +117,46 @@ impl Shard {
             }
         };
         if let Some(effect) = effect {
-            self.effects.push(effect);
-            self.keep(record, position, self.effects.len() as u64 - 1);
+            let effect = self.rows.open_mut().keep_effect(effect);
+            self.keep(record, position, log_offset, effect);
         }
         Ok(())
+    }
+
+    /// A record in another segment than the one before it ends that one.
+    fn enter_segment(&mut self, log_offset: u64) {
+        let segment = self.rows.segment_of(log_offset);
+        while self.rows.segment() < segment {
+            if self.seals {
+                let snapshot = self.snapshot();
+                self.snapshots.push_back(snapshot);
+            }
+            self.rows.freeze();
+        }
+    }
+
+    /// Whether everything that changing these rows takes is at hand.
+    pub fn rows_at_hand(&self, event_ids: impl Iterator<Item = EventId>) -> Fetch<()> {
+        sealed::all(event_ids.map(|id| self.rows.is_at_hand(id))).map(|_| ())
+    }
+
+    /// Whether everything that applying an entry takes is at hand.
+    pub fn at_hand(&self, entry: &Entry<'_>) -> Fetch<()> {
+        let rows = |ids: &[EventId]| self.rows_at_hand(ids.iter().copied());
+        match entry {
+            Entry::Reference { event_id, .. } | Entry::Tombstone { event_id, .. } | Entry::Reactivate { event_id } => {
+                rows(&[*event_id])
+            }
+            Entry::Dispute { sides, .. } => rows(sides.ids()),
+            Entry::DisputeStep { dispute, .. } => match self.disputes.get(*dispute) {
+                Some(dispute) => rows(dispute.sides.ids()),
+                None => Ok(()),
+            },
+            Entry::Reconcile { merges, .. } => {
+                rows(&entry::merges(merges).map(|merge| merge.alias).collect::<Vec<_>>())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// An entry that every shard keeps.
@@ -205,7 +244,7 @@ impl Shard {
                     global_sequence: sequence,
                     steps: Vec::new(),
                 })?;
-                sides.ids().iter().for_each(|id| self.rows.concern(*id, happened.log_offset));
+                sides.ids().iter().try_for_each(|id| self.rows.concern(*id, happened.log_offset))?;
                 Some(Effect::Dispute(dispute, DisputeState::Detect, 0, sequence))
             }
             Entry::DisputeStep { dispute, step, at_us, rows, verdicts, .. } => {
@@ -239,7 +278,11 @@ impl Shard {
                 self.rows.alias_named(canonical, *event_id);
             }
             if rows & (1 << index) == 0 {
-                self.rows.concern(*event_id, happened.log_offset);
+                let corpus = self.registry.of_prefix(event_id.prefix());
+                if step == DisputeStep::Quarantine && corpus.is_some_and(|corpus| corpus.shard == self.number) {
+                    self.disputes.not_flagged(dispute.id);
+                }
+                self.rows.concern(*event_id, happened.log_offset)?;
                 continue;
             }
             match step {
@@ -248,12 +291,12 @@ impl Shard {
                 }
                 DisputeStep::Void => {
                     self.rows.transit(*event_id, RowOperation::Void, With::Nothing, happened)?;
-                    self.changed(*event_id, happened.position);
+                    self.changed(*event_id, happened.position)?;
                 }
                 DisputeStep::Arbitrate => {
                     let verdict = verdict.ok_or_else(|| format!("no verdict on {event_id}"))?;
                     self.rows.settle(*event_id, verdict, dispute.canonical(), happened)?;
-                    self.changed(*event_id, happened.position);
+                    self.changed(*event_id, happened.position)?;
                 }
                 _ => return Err(format!("{} changes no row", step.operation())),
             }
@@ -261,10 +304,11 @@ impl Shard {
         Ok(())
     }
 
-    fn changed(&mut self, event_id: EventId, position: u64) {
-        if let Some(found) = self.rows.get(event_id) {
+    fn changed(&mut self, event_id: EventId, position: u64) -> Result<(), String> {
+        if let Some(found) = self.rows.get(event_id).map_err(|unread| unread.to_string())? {
             self.passes.changed(&found, position);
         }
+        Ok(())
     }
 
     fn budget_mut(&mut self, prefix: Prefix) -> &mut Budget {
@@ -298,18 +342,18 @@ impl Shard {
         if self.number == 0 {
             let mut body = Vec::new();
             record.encode(&mut body);
-            self.globals.push(GlobalEntry { sequence, position, kind: record.entry.kind(), body });
+            self.globals.push_back(GlobalEntry { sequence, position, kind: record.entry.kind(), body });
         }
         Ok(())
     }
 
-    fn keep(&mut self, record: &Record<'_>, position: u64, effect: u64) {
+    fn keep(&mut self, record: &Record<'_>, position: u64, log_offset: u64, effect: u64) {
         let meta = &record.meta;
         // The key of a global entry counts at shard 0, where the request was decided.
         let is_copy = record.entry.global_sequence().is_some() && self.number != 0;
         if self.keeps_keys && meta.idempotency_key != 0 && !is_copy {
-            let id = KeyId::new(meta.corpus.map_or(0, Prefix::get), meta.idempotency_key, meta.item);
-            self.keys.keep(id, Kept { fingerprint: meta.fingerprint, position, effect });
+            let kept = Kept { fingerprint: meta.fingerprint, position, effect };
+            self.rows.keep_key(KeyId::of(meta), kept, log_offset);
         }
     }
 
@@ -318,7 +362,7 @@ impl Shard {
         if !self.quarter.1.contains(&to_us) {
             self.quarter = quarter_of(to_us);
         }
-        self.keys.forget_before(to_us);
+        self.rows.open_mut().forget_keys_before(to_us);
     }
 }
 
@@ -327,7 +371,7 @@ mod tests {
     use super::*;
     use crate::log::entry::{ClaimEntry, Principal};
     use crate::log::layout::Geometry;
-    use crate::log::superblock::{ClockMode, Superblock};
+    use crate::log::superblock::{ClockMode, FORMAT_VERSION, Superblock};
     use uuid::Uuid;
 
     const AT_US: i64 = 1_767_225_600_000_000;
@@ -375,6 +419,8 @@ mod tests {
             geometry: Geometry::DEFAULT,
             formatted_at_us: AT_US,
             first_segment: 0,
+            checkpoint: None,
+            version: FORMAT_VERSION,
         });
         let entry = Entry::PrefixAllocation { global_sequence: 1, minted_to: 100 };
         shard.apply(1, 0, &Record { meta: meta(AT_US, 0, 0), entry }).unwrap();

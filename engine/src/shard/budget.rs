@@ -2,6 +2,7 @@
 
 use crate::log::entry::AlarmKind;
 use crate::time::{DAY_US, HOUR_US, Quarter, SECOND_US};
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 /// A minute, which caps count by.
@@ -14,7 +15,7 @@ const HIGH_HOURS: i64 = 3;
 const HISTORY_HOURS_MIN: i64 = 7 * 24;
 
 /// See the module.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Budget {
     minute: i64,
     minute_claims: u32,

@@ -1,6 +1,7 @@
 //! Decisions: from a request and the present state to a refusal, or to records. Here those about rows of this shard.
 
-use super::keys::{Kept, KeyId, KeyState};
+use super::idempotency::{KeyState, KeyStop, Known};
+use super::keys::KeyId;
 use super::{Decision, Effect, Needs, Shard, Stepped, check};
 use crate::command::{Claim, Claimed, Fact, Operation, Outcome, Request, RowFact};
 use crate::corpus::Prefix;
@@ -13,6 +14,7 @@ use crate::log::writer::LogWriter;
 use crate::mutant::Mutant;
 use crate::peer::Sought;
 use crate::row::{ReasonCode, RowOperation, RowState, transition};
+use crate::sealed::{self, Fetch, Unread};
 use crate::shard::budget::MINUTE_US;
 use crate::shard::rows::Found;
 use crate::time::{DAY_US, Now, Quarter};
@@ -48,9 +50,25 @@ pub(super) enum Stop {
     Needs(Needs),
 }
 
-impl From<(Refusal, u64)> for Stop {
-    fn from((refusal, position): (Refusal, u64)) -> Stop {
-        Stop::Refused(refusal, position)
+impl From<Unread> for Stop {
+    fn from(unread: Unread) -> Stop {
+        match unread {
+            Unread::Missing(blocks) => Stop::Needs(Needs::Blocks(blocks)),
+            Unread::Damaged(what) => {
+                tracing::error!(what, "a read of the ledger failed");
+                let message = format!("{what}: the ledger's storage is damaged or failing; see the daemon's log");
+                Stop::Refused(Refusal::new(Code::ShardFailed, message), 0)
+            }
+        }
+    }
+}
+
+impl From<KeyStop> for Stop {
+    fn from(stop: KeyStop) -> Stop {
+        match stop {
+            KeyStop::Refused(refusal, position) => Stop::Refused(refusal, position),
+            KeyStop::Unread(unread) => unread.into(),
+        }
     }
 }
 
@@ -130,7 +148,7 @@ impl Step<'_, '_, '_> {
     }
 
     pub(super) fn row(&self, event_id: EventId) -> Decided<Found> {
-        match self.shard.rows.get(event_id) {
+        match self.shard.rows.get(event_id)? {
             Some(found) => Ok(found),
             None => refuse(Refusal::retry_after(
                 Code::NotVisible,
@@ -162,19 +180,35 @@ impl Step<'_, '_, '_> {
         time_us: i64,
     ) -> Decided<KeyState> {
         let id = KeyId::new(scope.map_or(0, Prefix::get), request.idempotency_key, item);
-        match self.shard.keys.check(id, fingerprint, time_us) {
-            Ok(KeyState::Done(kept)) => Ok(KeyState::Done(kept)),
-            Err((refusal, position)) if refusal.code == Code::KeyReused => Err((refusal, position).into()),
-            other => {
+        match self.shard.key_state(id, fingerprint, time_us) {
+            Ok(KeyState::Done(known)) => Ok(KeyState::Done(known)),
+            Err(KeyStop::Unread(unread)) => Err(unread.into()),
+            Err(KeyStop::Refused(refusal, position)) if refusal.code == Code::KeyReused => {
+                Err(Stop::Refused(refusal, position))
+            }
+            Ok(KeyState::New) => {
                 self.believe_clock()?;
-                Ok(other?)
+                Ok(KeyState::New)
+            }
+            Err(KeyStop::Refused(refusal, position)) => {
+                self.believe_clock()?;
+                Err(Stop::Refused(refusal, position))
             }
         }
     }
 
-    /// The effect that a key's operation had, other than a claim's.
-    pub(super) fn effect(&self, kept: Kept) -> Effect {
-        self.shard.effects[kept.effect as usize]
+    /// Whether what it takes to know the keys of a request's items is at hand: everything that is missing is named at once.
+    fn keys_at_hand(&self, request: &Request<'_>, scope: Prefix, items: impl Iterator<Item = u16>) -> Decided<()> {
+        let key = |item| KeyId::new(scope.get(), request.idempotency_key, item);
+        if !self.shard.rows.catalog().may_have_key_of(key(0).ms()) {
+            return Ok(());
+        }
+        Ok(sealed::all(items.map(|item| self.shard.kept(key(item)))).map(|_| ())?)
+    }
+
+    /// The effect that a key's operation had.
+    pub(super) fn effect(&self, known: Known) -> Effect {
+        known.effect
     }
 
     pub(super) fn append(
@@ -248,6 +282,7 @@ impl Step<'_, '_, '_> {
         time_us: i64,
     ) -> Decided<Decision> {
         let prefix = self.own_corpus(corpus)?;
+        self.keys_at_hand(request, prefix, 0..items.len() as u16)?;
         if let [item] = items {
             let (claimed, position) = self.claim_item(request, prefix, 0, item, unless_within_us, time_us)?;
             return Ok(Decision::now(Outcome::Claimed(claimed), position));
@@ -292,14 +327,10 @@ impl Step<'_, '_, '_> {
                 number(out, within_us as u64);
             }
         });
-        if let KeyState::Done(kept) = self.key(request, Some(prefix), item, fingerprint, time_us)? {
-            let row = self.shard.rows.at(prefix, kept.effect).expect("a kept claim has its row");
-            let claimed = Claimed {
-                event_id: row.event_id,
-                claim_timestamp_us: row.claim_timestamp_us,
-                claim_sequence: row.claim_sequence,
-            };
-            return Ok((claimed, kept.position));
+        if let KeyState::Done(known) = self.key(request, Some(prefix), item, fingerprint, time_us)?
+            && let Effect::Claimed(claimed) = known.effect
+        {
+            return Ok((claimed, known.position));
         }
         self.not_closed(prefix)?;
         self.not_stopped(prefix)?;
@@ -340,7 +371,7 @@ impl Step<'_, '_, '_> {
             occurred_to_us: claim.occurred_at_us + within_us,
         };
         let Some(facts) = self.facts else { return Err(Stop::Needs(Needs::Key(sought))) };
-        let own = self.shard.registered(&sought);
+        let own = self.shard.registered(&sought)?;
         let is_same = |fact: &&Fact| {
             fact.row.is_some_and(|row| {
                 row.state == RowState::Registered
@@ -414,7 +445,9 @@ impl Step<'_, '_, '_> {
     ) -> Decided<Decision> {
         let prefix = self.corpus(corpus)?;
         // Before anything is logged.
-        let unknown: Vec<_> = items.iter().filter_map(|(_, id)| self.follow_aliases(*id).err()).collect();
+        self.keys_at_hand(request, prefix, items.iter().map(|(item, _)| *item))?;
+        let followed = sealed::all(items.iter().map(|(_, id)| self.follow_aliases(*id)))?;
+        let unknown: Vec<_> = followed.into_iter().filter_map(Result::err).collect();
         if !unknown.is_empty() {
             return Err(Stop::Needs(Needs::Rows(unknown)));
         }
@@ -434,24 +467,24 @@ impl Step<'_, '_, '_> {
 
     /// The end of the aliases that start at a row, with what is known of it; the error is a row that another shard knows.
     /// A row that is nowhere has `None`.
-    fn follow_aliases(&self, event_id: EventId) -> Result<(EventId, Option<RowFact>), EventId> {
+    fn follow_aliases(&self, event_id: EventId) -> Fetch<Result<(EventId, Option<RowFact>), EventId>> {
         let mut at = event_id;
         for _ in 0..ALIASES_FOLLOWED_MAX {
             let lives_here = self.shard.registry.of_prefix(at.prefix()).is_none_or(|c| c.shard == self.shard.number);
             let fact = match lives_here {
-                true => Some(self.shard.fact(at)),
+                true => Some(self.shard.fact(at)?),
                 false => self.facts.unwrap_or_default().iter().find(|fact| fact.event_id == at).copied(),
             };
-            let Some(Fact { row, .. }) = fact else { return Err(at) };
+            let Some(Fact { row, .. }) = fact else { return Ok(Err(at)) };
             match row.and_then(|row| row.canonical_id) {
                 Some(canonical_id) if self.shard.mutation.is(Mutant::AliasFollowedOnce) => {
-                    return Ok((canonical_id, row.map(|row| RowFact { state: RowState::Registered, ..row })));
+                    return Ok(Ok((canonical_id, row.map(|row| RowFact { state: RowState::Registered, ..row }))));
                 }
                 Some(canonical_id) => at = canonical_id,
-                None => return Ok((at, row)),
+                None => return Ok(Ok((at, row))),
             }
         }
-        Ok((at, None))
+        Ok(Ok((at, None)))
     }
 
     fn reference_item(
@@ -487,7 +520,7 @@ impl Step<'_, '_, '_> {
         }
         self.not_expired(&found, time_us)?;
         self.expect_allowed(&found, RowOperation::Reference)?;
-        let (canonical_id, row) = self.follow_aliases(event_id).map_err(|id| Stop::Needs(Needs::Rows(vec![id])))?;
+        let (canonical_id, row) = self.follow_aliases(event_id)?.map_err(|id| Stop::Needs(Needs::Rows(vec![id])))?;
         match row {
             Some(row) if row.expires_at_us <= time_us => {
                 let message = format!("{event_id} is an alias of {canonical_id}, which is past its retention");

@@ -1,7 +1,7 @@
 //! Decisions about disputes. Shard 0 takes them; what rows of other shards are, it asks before.
 
 use super::decide::{Decided, Keyed, Step, Stop, number, refuse};
-use super::keys::KeyState;
+use super::idempotency::KeyState;
 use super::{Decision, Effect, Needs};
 use crate::command::{Fact, Outcome, Request};
 use crate::corpus::Prefix;
@@ -13,6 +13,7 @@ use crate::id::EventId;
 use crate::log::entry::Entry;
 use crate::policy::Action;
 use crate::row::{RowOperation, transition};
+use crate::sealed;
 
 /// Advice on when to try again for a corpus that has as many open disputes as it may.
 const BAD_FAITH_RETRY_MS: u32 = 60_000;
@@ -74,7 +75,7 @@ impl Step<'_, '_, '_> {
         }
         let dispute = self.new_dispute_id(time_us);
         let entry = Entry::Dispute { global_sequence: self.next_global(), dispute, opened_at_us: time_us, sides };
-        let position = self.global(request, Some(prefix), fingerprint, time_us, entry);
+        let position = self.global(request, Some(prefix), fingerprint, time_us, entry)?;
         self.dispute_now(dispute, position, 0)
     }
 
@@ -103,9 +104,11 @@ impl Step<'_, '_, '_> {
             return Err(Stop::Needs(Needs::Rows(elsewhere)));
         }
         let last_position = self.shard.last_position;
+        let own = sides.ids().iter().filter(|id| lives_here(id));
+        let own: Vec<Fact> = sealed::all(own.map(|id| self.shard.fact(*id)))?;
         for event_id in sides.ids() {
             let fact = match lives_here(event_id) {
-                true => Some(self.shard.fact(*event_id)),
+                true => own.iter().find(|fact| fact.event_id == *event_id).copied(),
                 false => self.facts.unwrap_or_default().iter().find(|fact| fact.event_id == *event_id).copied(),
             };
             let Some(Fact { row: Some(row), .. }) = fact else {
@@ -186,7 +189,7 @@ impl Step<'_, '_, '_> {
     ) -> Decided<Decision> {
         let global_sequence = self.next_global();
         let entry = Entry::DisputeStep { global_sequence, dispute, step, at_us: time_us, rows: 0, verdicts };
-        let position = self.global(request, scope, fingerprint, time_us, entry);
+        let position = self.global(request, scope, fingerprint, time_us, entry)?;
         self.dispute_now(dispute, position, if step == DisputeStep::Arbitrate { global_sequence } else { 0 })
     }
 

@@ -2,7 +2,8 @@
 //! takes them, and every shard follows.
 
 use super::decide::{Decided, FROZEN_RETRY_MS, Keyed, Step, Stop, number, refuse, text};
-use super::keys::{KeyId, KeyState};
+use super::idempotency::{KeyState, KeyStop};
+use super::keys::KeyId;
 use super::registry::{OPEN_PROPOSALS_MAX, SIGNING_ROLES, SLOTS_MAX};
 use super::{Decision, Effect, Stepped};
 use crate::command::{Corpus, DISPUTES_LISTED_MAX, Operation, Outcome, Request};
@@ -80,6 +81,18 @@ impl Step<'_, '_, '_> {
 
     /// Appends an entry of the global order; it is answered when every shard has it.
     pub(super) fn global(
+        &mut self,
+        request: &Request<'_>,
+        scope: Option<Prefix>,
+        fingerprint: u64,
+        time_us: i64,
+        entry: Entry<'_>,
+    ) -> Decided<u64> {
+        self.shard.at_hand(&entry)?;
+        Ok(self.append_global(request, scope, fingerprint, time_us, entry))
+    }
+
+    fn append_global(
         &mut self,
         request: &Request<'_>,
         scope: Option<Prefix>,
@@ -181,7 +194,8 @@ impl Step<'_, '_, '_> {
         };
         // Not through `key`: this is what one does about a clock that is not believed.
         let id = KeyId::new(0, request.idempotency_key, 0);
-        if let KeyState::Done(kept) = self.shard.keys.check(id, fingerprint, time_us)?
+        let state = self.shard.key_state(id, fingerprint, time_us).map_err(Stop::from)?;
+        if let KeyState::Done(kept) = state
             && let Effect::ClockConfirmed(confirmed_at_us, global_sequence) = self.effect(kept)
         {
             let outcome = Outcome::ClockConfirmed { confirmed_at_us };
@@ -218,7 +232,7 @@ impl Step<'_, '_, '_> {
                 if !dry_run {
                     global_sequence = self.next_global();
                     let entry = Entry::Decommission { global_sequence, prefix, at_us: time_us };
-                    position = self.global(request, None, fingerprint, time_us, entry);
+                    position = self.global(request, None, fingerprint, time_us, entry)?;
                 }
                 prefix
             }
@@ -255,7 +269,7 @@ impl Step<'_, '_, '_> {
         }
         let global_sequence = self.next_global();
         let entry = Entry::Freeze { global_sequence, prefix, frozen, at_us: time_us };
-        let position = self.global(request, None, fingerprint, time_us, entry);
+        let position = self.global(request, None, fingerprint, time_us, entry)?;
         Ok(Decision { outcome: outcome(frozen, time_us), position, global_sequence })
     }
 
@@ -274,7 +288,7 @@ impl Step<'_, '_, '_> {
         self.not_closed(prefix)?;
         let global_sequence = self.next_global();
         let entry = Entry::Cap { global_sequence, prefix, claims_per_minute };
-        let position = self.global(request, None, fingerprint, time_us, entry);
+        let position = self.global(request, None, fingerprint, time_us, entry)?;
         Ok(Decision { outcome: outcome(time_us), position, global_sequence })
     }
 
@@ -322,7 +336,7 @@ impl Step<'_, '_, '_> {
         }
         let global_sequence = self.next_global();
         let entry = Entry::SlotIncrease { global_sequence, prefix, slots, at_us: time_us };
-        let position = self.global(request, None, fingerprint, time_us, entry);
+        let position = self.global(request, None, fingerprint, time_us, entry)?;
         self.proposal(global_sequence, 0, position, global_sequence)
     }
 
@@ -381,7 +395,7 @@ impl Step<'_, '_, '_> {
         let effective_from_us = if is_last { Quarter::of(time_us).end_us() } else { 0 };
         let global_sequence = self.next_global();
         let entry = Entry::SignOff { global_sequence, proposal: number_, role, effective_from_us, at_us: time_us };
-        let position = self.global(request, None, fingerprint, time_us, entry);
+        let position = self.global(request, None, fingerprint, time_us, entry)?;
         self.proposal(number_, usize::MAX, position, global_sequence)
     }
 
@@ -395,7 +409,7 @@ impl Step<'_, '_, '_> {
         }
         let global_sequence = self.next_global();
         let entry = Entry::Incident { global_sequence, active };
-        let position = self.global(request, None, fingerprint, time_us, entry);
+        let position = self.global(request, None, fingerprint, time_us, entry)?;
         Ok(Decision { outcome: Outcome::IncidentSet { active, at_us: time_us }, position, global_sequence })
     }
 
@@ -412,7 +426,7 @@ impl Step<'_, '_, '_> {
         }
         let global_sequence = self.next_global();
         let entry = Entry::Barrier { global_sequence, at_us: time_us };
-        let position = self.global(request, None, fingerprint, time_us, entry);
+        let position = self.global(request, None, fingerprint, time_us, entry)?;
         Ok(Decision { outcome: Outcome::BarrierRaised { at_us: time_us }, position, global_sequence })
     }
 
@@ -423,19 +437,22 @@ impl Step<'_, '_, '_> {
         }
         let id = KeyId::new(0, request.idempotency_key, 0);
         // Whatever the clocks say: the daemon makes the key as it asks.
-        match self.shard.keys.check(id, fingerprint, time_us) {
+        match self.shard.key_state(id, fingerprint, time_us) {
             Ok(KeyState::Done(kept)) => {
                 if let Effect::Configured(at_us, global_sequence) = self.effect(kept) {
                     let outcome = Outcome::Configured { at_us };
                     return Ok(Decision { outcome, position: kept.position, global_sequence });
                 }
             }
-            Err((refusal, position)) if refusal.code == Code::KeyReused => return Err((refusal, position).into()),
+            Err(KeyStop::Refused(refusal, position)) if refusal.code == Code::KeyReused => {
+                return Err(Stop::Refused(refusal, position));
+            }
+            Err(KeyStop::Unread(unread)) => return Err(unread.into()),
             _ => {}
         }
         let global_sequence = self.next_global();
         let entry = Entry::Configuration { global_sequence, at_us: time_us, toml };
-        let position = self.global(request, None, fingerprint, time_us, entry);
+        let position = self.global(request, None, fingerprint, time_us, entry)?;
         Ok(Decision { outcome: Outcome::Configured { at_us: time_us }, position, global_sequence })
     }
 
@@ -469,6 +486,6 @@ impl Step<'_, '_, '_> {
         };
         // This shard may have gone on since it was asked for its time.
         let time_us = self.shard.clock.time_us(self.now, self.shard.last_us).max(at_us);
-        self.global(request, None, fingerprint, time_us, entry)
+        self.append_global(request, None, fingerprint, time_us, entry)
     }
 }

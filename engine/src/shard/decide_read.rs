@@ -9,6 +9,7 @@ use crate::corpus::Prefix;
 use crate::id::EventId;
 use crate::log::entry::AlarmKind;
 use crate::policy::Action;
+use crate::sealed::Fetch;
 use crate::shard::rows::Found;
 use crate::time::Quarter;
 
@@ -37,8 +38,8 @@ impl Step<'_, '_, '_> {
             }
             Operation::History { event_id, skip } => {
                 let found = self.row(event_id)?;
-                let (entries_at, more) = shard.rows.history(event_id, skip, HISTORY_ENTRIES_MAX).unwrap_or_default();
-                let related = shard.related(&found);
+                let (entries_at, more) = shard.rows.history(&found, skip, HISTORY_ENTRIES_MAX)?;
+                let related = shard.related(&found)?;
                 // References and steps of disputes don't all move the row's own position, but they are entries of its
                 // history; nor do the disputes and aliases that are named beside it.
                 Ok(Decision::now(Outcome::History { entries_at, more, related }, shard.last_position))
@@ -46,25 +47,19 @@ impl Step<'_, '_, '_> {
             Operation::Scan { corpus, since_us, until_us, after, limit } => {
                 let prefix = self.corpus(corpus)?;
                 let limit = if limit == 0 { SCAN_ROWS_MAX } else { limit.min(SCAN_ROWS_MAX) };
-                let (found, more) = shard.rows.scan(prefix, since_us, until_us, after, limit);
+                let (found, more) = shard.rows.scan(prefix, since_us, until_us, after, limit)?;
                 // A pass changes what a row says about itself, and a policy when it expires.
                 let rows = found.iter().map(|f| shard.view_at(f, time_us)).collect();
                 Ok(Decision::now(Outcome::Rows { rows, more }, shard.last_position))
             }
             Operation::Find { event_key, from } => {
-                let first = from.unwrap_or_else(|| shard.rows.last_with_key(shard.key_hash(event_key)));
-                let mut chain = shard.rows.with_key_from(first);
-                let looked_at = chain.by_ref().take(FIND_ROWS_MAX);
-                let readable = looked_at.filter(|(_, row)| may_read(row.event_id.prefix()));
-                let rows = readable.map(|(place, row)| (place, shard.view_at(&row, time_us))).collect();
-                let next = chain.next().map(|(place, _)| place);
+                let (found, next) = shard.rows.find(shard.key_hash(event_key), from, FIND_ROWS_MAX)?;
+                let readable = found.iter().filter(|row| may_read(row.event_id.prefix()));
+                let rows = readable.map(|row| shard.view_at(row, time_us)).collect();
                 Ok(Decision::now(Outcome::Found { rows, next }, shard.last_position))
             }
             Operation::Correlated { correlation_id, skip } => {
-                let all = shard.correlated.get(&correlation_id).map_or(&[][..], Vec::as_slice);
-                let rest = all.get(skip..).unwrap_or_default();
-                let entries_at = rest[..rest.len().min(HISTORY_ENTRIES_MAX)].to_vec();
-                let more = entries_at.len() < rest.len();
+                let (entries_at, more) = shard.rows.correlated(correlation_id, skip, HISTORY_ENTRIES_MAX)?;
                 Ok(Decision::now(Outcome::Correlated { entries_at, more }, shard.last_position))
             }
             Operation::Totals { corpus } => {
@@ -111,15 +106,15 @@ impl Shard {
     }
 
     /// Rows whose entries belong to a row's story: its canonical row, its aliases, the other rows of its disputes.
-    fn related(&self, found: &Found) -> Vec<EventId> {
+    fn related(&self, found: &Found) -> Fetch<Vec<EventId>> {
         let mut related: Vec<_> = found.canonical_id.into_iter().collect();
-        related.extend_from_slice(self.rows.aliases_of(found.event_id));
+        related.extend(self.rows.aliases_of(found.event_id)?);
         let disputes = self.disputes.ever_of_row(found.event_id);
         related.extend(disputes.flat_map(|dispute| dispute.sides.ids()));
         related.sort_unstable();
         related.dedup();
         related.retain(|id| *id != found.event_id);
-        related
+        Ok(related)
     }
 
     /// Control totals of a corpus of this shard.

@@ -1,7 +1,7 @@
 //! All disputes of the ledger, as every shard keeps them.
 
 use crate::corpus::Prefix;
-use crate::dispute::{Dispute, DisputeId, DisputeState, DisputeStep, Moved, Verdict, Verdicts, dispute_transition};
+use crate::dispute::{Dispute, DisputeId, DisputeState, DisputeStep, Moved, Sides, Verdicts, dispute_transition};
 use crate::id::EventId;
 use hashbrown::{HashMap, HashSet};
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,11 +20,58 @@ pub struct Disputes {
     dismissed: HashSet<Vec<EventId>>,
     /// Pairs of a dismissed set: they are not merged again.
     dismissed_pairs: HashSet<(EventId, EventId)>,
+    /// Those in quarantine of which a row of this shard is not flagged, and never will be.
+    unflagged: BTreeSet<DisputeId>,
     /// When one last went from detect to quarantine.
     moved_at_us: i64,
 }
 
 impl Disputes {
+    /// What a snapshot holds.
+    pub(super) fn restored(
+        disputes: impl Iterator<Item = Dispute>,
+        moved_at_us: i64,
+        unflagged: Vec<DisputeId>,
+    ) -> Disputes {
+        let mut restored = Disputes { moved_at_us, unflagged: unflagged.into_iter().collect(), ..Disputes::default() };
+        let mut in_order: Vec<_> = disputes.collect();
+        in_order.sort_by_key(|dispute| (dispute.opened_at_us, dispute.id));
+        for dispute in in_order {
+            let is_settled = !dispute.state.is_open() || dispute.state == DisputeState::Canonicalise;
+            for event_id in dispute.sides.ids() {
+                restored.by_row.entry(*event_id).or_default().push(dispute.id);
+                if !is_settled {
+                    restored.rows.insert(*event_id, dispute.id);
+                }
+            }
+            if dispute.state.is_open() {
+                restored.open.insert(dispute.id);
+            }
+            if dispute.is_dismissed() {
+                restored.dismiss(&dispute.sides);
+            }
+            restored.all.insert(dispute.id, dispute);
+        }
+        restored
+    }
+
+    fn dismiss(&mut self, sides: &Sides) {
+        let set = sides.as_set();
+        for (i, a) in set.iter().enumerate() {
+            self.dismissed_pairs.extend(set[i + 1..].iter().map(|b| (*a, *b)));
+        }
+        self.dismissed.insert(set);
+    }
+
+    /// Those in quarantine of which a row of this shard is not flagged, and never will be.
+    pub fn unflagged(&self) -> impl Iterator<Item = DisputeId> + '_ {
+        self.unflagged.iter().copied()
+    }
+
+    pub(super) fn not_flagged(&mut self, id: DisputeId) {
+        self.unflagged.insert(id);
+    }
+
     /// A dispute.
     pub fn get(&self, id: DisputeId) -> Option<&Dispute> {
         self.all.get(&id)
@@ -118,17 +165,17 @@ impl Disputes {
                     return Err(format!("the verdict on dispute {id} leaves rows out"));
                 }
                 dispute.verdicts = verdicts;
-                if verdicts[0] == Some(Verdict::Dismissed) {
-                    let set = dispute.sides.as_set();
-                    for (i, a) in set.iter().enumerate() {
-                        self.dismissed_pairs.extend(set[i + 1..].iter().map(|b| (*a, *b)));
-                    }
-                    self.dismissed.insert(set);
-                }
             }
             _ => {}
         }
-        dispute.steps.push(Moved { state: to, responses: dispute.responses, at_us });
+        dispute.steps.push(Moved { state: to, responses: dispute.responses, at_us, global_sequence });
+        let dispute = dispute.clone();
+        if step == DisputeStep::Arbitrate && dispute.is_dismissed() {
+            self.dismiss(&dispute.sides);
+        }
+        if to != DisputeState::Quarantine {
+            self.unflagged.remove(&id);
+        }
         let is_settled = matches!(to, DisputeState::Canonicalise | DisputeState::Void);
         if is_settled {
             for event_id in dispute.sides.ids() {
@@ -140,6 +187,6 @@ impl Disputes {
         if !to.is_open() {
             self.open.remove(&id);
         }
-        Ok(dispute.clone())
+        Ok(dispute)
     }
 }

@@ -1,14 +1,24 @@
 //! Following shard 0: every shard logs what shard 0 decided for all of them, each with what it means for its own rows.
 
 use super::{GlobalEntry, Shard};
-use crate::dispute::{DisputeId, DisputeState, DisputeStep, Sides};
+use crate::dispute::{DisputeId, DisputeStep};
 use crate::log::entry::{Entry, Record, encode_merges, merges};
 use crate::log::writer::LogWriter;
 use crate::mutant::Mutant;
 use crate::row::{RowOperation, RowState, transition};
+use crate::sealed::{Fetch, Unread};
 use crate::time::Now;
 
 impl Shard {
+    /// Whether everything that following a global entry takes is at hand.
+    pub fn can_follow(&self, global: &GlobalEntry) -> Fetch<()> {
+        if global.sequence != self.globals_applied + 1 {
+            return Ok(());
+        }
+        let record = Record::decode(global.kind, &global.body).map_err(|e| Unread::Damaged(e.to_string()))?;
+        self.at_hand(&record.entry)
+    }
+
     /// Applies a global entry that shard 0 sent. False when an earlier one is missing; one that is there already is left.
     pub fn follow(&mut self, now: Now, global: &GlobalEntry, log: &mut LogWriter) -> Result<bool, String> {
         if global.sequence <= self.globals_applied {
@@ -39,23 +49,21 @@ impl Shard {
     pub fn append_global(&mut self, record: Record<'_>, log: &mut LogWriter) -> Result<u64, String> {
         match record.entry {
             Entry::DisputeStep { global_sequence, dispute, step, at_us, verdicts, .. } => {
-                let rows = self.rows_of_step(dispute, step, record.meta.timestamp_us);
+                let rows = self.rows_of_step(dispute, step, record.meta.timestamp_us)?;
                 let entry = Entry::DisputeStep { global_sequence, dispute, step, at_us, rows, verdicts };
                 self.try_append(&Record { meta: record.meta, entry }, log)
             }
             Entry::Reconcile { global_sequence, pass, phase, at_us, counts, merges: planned } => {
-                let decided: Vec<_> = merges(planned)
-                    .map(|mut merge| {
-                        let row = self.rows.get(merge.alias);
-                        // A row that has changed since the merge was planned is left to the next pass.
-                        merge.applied = row.is_some_and(|row| {
-                            let is_as_planned =
-                                row.position == merge.position || self.mutation.is(Mutant::MergeWithoutCheck);
-                            is_as_planned && transition(row.state, RowOperation::Merge).is_some()
-                        });
-                        merge
-                    })
-                    .collect();
+                let mut decided: Vec<_> = merges(planned).collect();
+                for merge in &mut decided {
+                    let row = self.rows.get(merge.alias).map_err(|unread| unread.to_string())?;
+                    // A row that has changed since the merge was planned is left to the next pass.
+                    merge.applied = row.is_some_and(|row| {
+                        let is_as_planned =
+                            row.position == merge.position || self.mutation.is(Mutant::MergeWithoutCheck);
+                        is_as_planned && transition(row.state, RowOperation::Merge).is_some()
+                    });
+                }
                 let merges = encode_merges(&decided);
                 let entry = Entry::Reconcile { global_sequence, pass, phase, at_us, counts, merges: &merges };
                 self.try_append(&Record { meta: record.meta, entry }, log)
@@ -65,36 +73,29 @@ impl Shard {
     }
 
     /// Which rows of this shard a step changes, a bit each.
-    fn rows_of_step(&self, dispute: DisputeId, step: DisputeStep, at_us: i64) -> u8 {
-        let Some(found) = self.disputes.get(dispute) else { return 0 };
-        let is_changed = |event_id| {
-            let Some(row) = self.rows.get(event_id) else { return false };
+    fn rows_of_step(&self, dispute: DisputeId, step: DisputeStep, at_us: i64) -> Result<u8, String> {
+        let Some(found) = self.disputes.get(dispute) else { return Ok(0) };
+        let is_changed = |event_id| -> Result<bool, String> {
+            let Some(row) = self.rows.get(event_id).map_err(|unread| unread.to_string())? else { return Ok(false) };
             let is_flagged = row.state == RowState::Disputed && row.dispute == Some(dispute);
-            match step {
+            Ok(match step {
                 DisputeStep::Quarantine => {
                     transition(row.state, RowOperation::Dispute).is_some() && !self.is_expired(&row, at_us)
                 }
                 DisputeStep::Void => is_flagged && !self.mutation.is(Mutant::VoidLeavesRowsFlagged),
                 DisputeStep::Arbitrate => is_flagged,
                 _ => false,
-            }
+            })
         };
-        bits(&found.sides, is_changed)
+        let mut bits = 0;
+        for (index, event_id) in found.sides.ids().iter().enumerate() {
+            bits |= u8::from(is_changed(*event_id)?) << index;
+        }
+        Ok(bits)
     }
 
     /// Disputes in quarantine of which a row of this shard is not flagged, and never will be.
     pub fn refused_disputes(&self) -> Vec<DisputeId> {
-        let lives_here = |prefix| self.registry.of_prefix(prefix).is_some_and(|corpus| corpus.shard == self.number);
-        let refuses = |dispute: &&crate::dispute::Dispute| {
-            let mut own = dispute.sides.ids().iter().filter(|id| lives_here(id.prefix()));
-            own.any(|id| self.rows.get(*id).is_none_or(|row| row.dispute != Some(dispute.id)))
-        };
-        let waiting = self.disputes.open_ones().filter(|dispute| dispute.state == DisputeState::Quarantine);
-        waiting.filter(refuses).map(|dispute| dispute.id).collect()
+        self.disputes.unflagged().collect()
     }
-}
-
-fn bits(sides: &Sides, is_set: impl Fn(crate::id::EventId) -> bool) -> u8 {
-    let set = sides.ids().iter().enumerate().filter(|(_, id)| is_set(**id));
-    set.fold(0, |bits, (index, _)| bits | 1 << index)
 }

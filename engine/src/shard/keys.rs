@@ -4,6 +4,7 @@
 //! lie together in little memory that stays in the cache; a slice goes as a whole when its last key has left the window. The
 //! items of a batch have one key, and are kept together.
 
+use super::decide::Keyed;
 use crate::error::{Code, Refusal};
 use crate::shard::budget::MINUTE_US;
 use crate::time::{DAY_US, SECOND_US, rfc3339};
@@ -42,9 +43,18 @@ impl KeyId {
         KeyId { high: (key >> 64) as u64, low: key as u64, scope, item }
     }
 
-    /// The key's own time.
+    /// The key's own time, in milliseconds.
+    pub fn ms(self) -> u64 {
+        self.high >> 16
+    }
+
+    /// The prefix of its corpus, or 0.
+    pub fn scope(self) -> u16 {
+        self.scope
+    }
+
     fn at_us(self) -> i64 {
-        ((self.high >> 16) * 1_000) as i64
+        (self.ms() * 1_000) as i64
     }
 
     /// A spread over tables and slots. The bits are the client's choice; a client that picks colliding ones slows its own
@@ -76,8 +86,15 @@ pub struct Kept {
     pub fingerprint: u64,
     /// Of the entry that it made.
     pub position: u64,
-    /// The row's index in its corpus for a claim; else the index of an [`Effect`](super::Effect).
+    /// The row's index in its corpus and segment for a claim; else the index of an [`Effect`](super::Effect).
     pub effect: u64,
+}
+
+impl Kept {
+    /// Whether the request was a claim: the fingerprint's low byte is the operation.
+    pub fn is_claim(&self) -> bool {
+        self.fingerprint as u8 == Keyed::Claim as u8
+    }
 }
 
 /// What is kept of one key.
@@ -244,15 +261,6 @@ pub struct Keys {
     count: u64,
 }
 
-/// What is known of a key.
-#[derive(Debug, PartialEq, Eq)]
-pub enum KeyState {
-    /// It has not been used.
-    New,
-    /// The same request has had its effect.
-    Done(Kept),
-}
-
 /// Whether a number can be an idempotency key: a UUIDv7.
 pub fn is_key(key: u128) -> bool {
     (key >> 76) & 0xf == 7 && (key >> 62) & 0b11 == 0b10
@@ -264,51 +272,19 @@ impl Keys {
         Keys { secret, buckets: BTreeMap::new(), count: 0 }
     }
 
+    /// Forgets all of them.
+    pub fn clear(&mut self) {
+        self.buckets.clear();
+        self.count = 0;
+    }
+
     /// How many are kept.
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// What is known of a key at the shard's time, or why it can't be used, with the position that the refusal depends on.
-    pub fn check(&self, id: KeyId, fingerprint: u64, time_us: i64) -> Result<KeyState, (Refusal, u64)> {
-        let key_us = id.at_us();
-        if key_us + WINDOW_US < time_us {
-            let refusal = Refusal::new(
-                Code::KeyExpired,
-                format!(
-                    "the idempotency key was made at {}, more than 24 hours before the shard's time {}: make a new one, \
-                     after finding out whether the operation took place",
-                    rfc3339(key_us),
-                    rfc3339(time_us)
-                ),
-            );
-            return Err((refusal, 0));
-        }
-        if key_us > time_us + KEY_AHEAD_MAX_US {
-            let refusal = Refusal::new(
-                Code::KeyInFuture,
-                format!(
-                    "the idempotency key's time {} is more than 5 minutes ahead of the shard's {}: check the client's clock",
-                    rfc3339(key_us),
-                    rfc3339(time_us)
-                ),
-            );
-            return Err((refusal, 0));
-        }
-        match self.get(id) {
-            None => Ok(KeyState::New),
-            Some(kept) if kept.fingerprint == fingerprint => Ok(KeyState::Done(kept)),
-            Some(kept) => {
-                let key = Uuid::from_u64_pair(id.high, id.low);
-                let message = format!(
-                    "the idempotency key {key} was used for another request: make a new key for a new operation"
-                );
-                Err((Refusal::new(Code::KeyReused, message), kept.position))
-            }
-        }
-    }
-
-    fn get(&self, id: KeyId) -> Option<Kept> {
+    /// What is kept of a key.
+    pub fn get(&self, id: KeyId) -> Option<Kept> {
         let (minute, slice) = id.place();
         self.buckets.get(&minute)?.slices[slice].as_ref()?.get(id, self.secret)
     }
@@ -351,6 +327,38 @@ impl Keys {
     }
 }
 
+/// Why a key can't be used at the shard's time, whatever is kept of it.
+pub fn out_of_window(id: KeyId, time_us: i64) -> Option<Refusal> {
+    let key_us = id.at_us();
+    if key_us + WINDOW_US < time_us {
+        let message = format!(
+            "the idempotency key was made at {}, more than 24 hours before the shard's time {}: make a new one, after finding \
+             out whether the operation took place",
+            rfc3339(key_us),
+            rfc3339(time_us)
+        );
+        return Some(Refusal::new(Code::KeyExpired, message));
+    }
+    if key_us > time_us + KEY_AHEAD_MAX_US {
+        let message = format!(
+            "the idempotency key's time {} is more than 5 minutes ahead of the shard's {}: check the client's clock",
+            rfc3339(key_us),
+            rfc3339(time_us)
+        );
+        return Some(Refusal::new(Code::KeyInFuture, message));
+    }
+    None
+}
+
+/// The refusal of a key that was used for another request.
+pub fn reused(id: KeyId) -> Refusal {
+    let key = Uuid::from_u64_pair(id.high, id.low);
+    Refusal::new(
+        Code::KeyReused,
+        format!("the idempotency key {key} was used for another request: make a new key for a new operation"),
+    )
+}
+
 /// The high bits pick the table; hashbrown uses the low ones and the top seven for its own purposes.
 fn table_of(hash: u64) -> usize {
     (hash >> 40) as usize % TABLES
@@ -368,19 +376,22 @@ mod tests {
     const NOON_MS: i64 = 1_700_000_000_000;
     const NOON_US: i64 = NOON_MS * 1_000;
 
+    fn refused(id: KeyId, time_us: i64) -> Option<Code> {
+        out_of_window(id, time_us).map(|refusal| refusal.code)
+    }
+
     #[test]
     fn a_key_is_kept_for_its_window_and_then_refused() {
         let mut keys = Keys::new(1);
         let id = KeyId::new(3, key(NOON_MS, 5), 0);
         let kept = Kept { fingerprint: 9, position: 4, effect: 2 };
-        assert_eq!(keys.check(id, 9, NOON_US), Ok(KeyState::New));
+        assert_eq!(keys.get(id), None);
         keys.keep(id, kept);
         for time_us in [NOON_US, NOON_US + WINDOW_US] {
             keys.forget_before(time_us);
-            assert_eq!(keys.check(id, 9, time_us), Ok(KeyState::Done(kept)));
-            assert_eq!(keys.check(id, 8, time_us).unwrap_err().0.code, Code::KeyReused);
+            assert_eq!((keys.get(id), refused(id, time_us)), (Some(kept), None));
         }
-        assert_eq!(keys.check(id, 9, NOON_US + WINDOW_US + 1).unwrap_err().0.code, Code::KeyExpired);
+        assert_eq!(refused(id, NOON_US + WINDOW_US + 1), Some(Code::KeyExpired));
         keys.forget_before(NOON_US + WINDOW_US + HOUR_US + 1);
         assert_eq!(keys.count(), 0);
     }
@@ -392,7 +403,7 @@ mod tests {
         for other in
             [KeyId::new(4, key(NOON_MS, 5), 0), KeyId::new(3, key(NOON_MS, 5), 1), KeyId::new(3, key(NOON_MS, 6), 0)]
         {
-            assert_eq!(keys.check(other, 9, NOON_US), Ok(KeyState::New));
+            assert_eq!(keys.get(other), None);
         }
     }
 
@@ -438,9 +449,8 @@ mod tests {
 
     #[test]
     fn a_key_from_the_future_is_refused() {
-        let keys = Keys::new(1);
         let id = KeyId::new(3, key(NOON_MS, 5), 0);
-        assert_eq!(keys.check(id, 9, NOON_US - KEY_AHEAD_MAX_US), Ok(KeyState::New));
-        assert_eq!(keys.check(id, 9, NOON_US - KEY_AHEAD_MAX_US - 1).unwrap_err().0.code, Code::KeyInFuture);
+        assert_eq!(refused(id, NOON_US - KEY_AHEAD_MAX_US), None);
+        assert_eq!(refused(id, NOON_US - KEY_AHEAD_MAX_US - 1), Some(Code::KeyInFuture));
     }
 }

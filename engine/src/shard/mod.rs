@@ -14,16 +14,17 @@ mod decide_dispute;
 mod decide_global;
 mod decide_read;
 pub mod disputes;
-pub mod event_keys;
 mod follow;
+mod idempotency;
 pub mod keys;
 pub mod passes;
 pub mod registry;
 pub mod rows;
+mod snapshot;
 
 pub use decide::ALIASES_FOLLOWED_MAX;
 
-use crate::command::{Fact, Outcome, Request};
+use crate::command::{Claimed, Fact, Outcome, Request};
 use crate::corpus::Prefix;
 use crate::dispute::{DisputeId, DisputeState};
 use crate::entropy::Entropy;
@@ -38,16 +39,18 @@ use crate::time::{Now, Quarter};
 use budget::Budget;
 use clock::ShardClock;
 use disputes::Disputes;
-use hashbrown::HashMap;
-use keys::Keys;
 use passes::Passes;
 use registry::Registry;
 use rows::Rows;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, VecDeque};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// What a keyed operation other than a claim did.
+/// What a keyed operation did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
+    /// A claim.
+    Claimed(Claimed),
     /// The canonical id referred to.
     Referenced(EventId),
     /// The row and when it was tombstoned.
@@ -79,7 +82,7 @@ pub enum Effect {
 }
 
 /// The configuration in force.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct InForce {
     /// Its text.
     pub toml: String,
@@ -90,7 +93,7 @@ pub struct InForce {
 }
 
 /// Refusals for lack of a role, of one uid in one hour.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 struct Refusals {
     hour: i64,
     logged: u32,
@@ -105,6 +108,8 @@ pub enum Needs {
     Rows(Vec<EventId>),
     /// Whether this row is registered; and that no other conditional claim of it is under way.
     Key(Sought),
+    /// Blocks of this shard's log that are not at hand.
+    Blocks(Vec<u64>),
 }
 
 /// What came of a step.
@@ -128,7 +133,7 @@ pub enum Stepped {
 }
 
 /// An entry that every shard keeps, as shard 0 logged it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GlobalEntry {
     /// 1, 2, 3 …
     pub sequence: u64,
@@ -178,17 +183,19 @@ pub struct Shard {
     disputes: Disputes,
     passes: Passes,
     /// Names of uids, as they were when they last did something.
-    users: HashMap<u32, String>,
-    /// Log offsets of the entries that carry a correlation id.
-    correlated: HashMap<u128, Vec<u64>>,
-    refusals: HashMap<u32, Refusals>,
+    users: BTreeMap<u32, String>,
+    refusals: BTreeMap<u32, Refusals>,
     mutation: Mutation,
-    keys: Keys,
     /// False where nobody will ask for them again, and only what applies is of interest.
     keeps_keys: bool,
-    effects: Vec<Effect>,
-    /// Shard 0 keeps them all, for shards that missed some.
-    globals: Vec<GlobalEntry>,
+    /// Whether segments are to be sealed: then the small state behind each is kept with it.
+    seals: bool,
+    /// The small state behind each segment that is full and not sealed yet, the oldest first.
+    snapshots: VecDeque<Vec<u8>>,
+    /// Shard 0 keeps them for shards that missed some: those that not all are known to have.
+    globals: VecDeque<GlobalEntry>,
+    /// How many were there before those.
+    globals_before: u64,
     globals_applied: u64,
     /// Time of the last entry.
     last_us: i64,
@@ -207,26 +214,26 @@ impl Shard {
             ClockMode::Wall => superblock.formatted_at_us,
             ClockMode::Replay => 0,
         };
-        let secret = u64::from_le_bytes(superblock.key[..8].try_into().expect("a key has 32 bytes"));
+        let secret = Shard::secret_of(superblock);
         Shard {
             number: superblock.shard,
             shard_count: superblock.shard_count,
             clock: ShardClock::new(superblock.clock),
             registry: Registry::default(),
-            rows: Rows::default(),
+            rows: Rows::new(superblock.geometry, secret),
             budgets: Vec::new(),
             policy: Policy::none(),
             in_force: InForce::default(),
             disputes: Disputes::default(),
             passes: Passes::default(),
-            users: HashMap::new(),
-            correlated: HashMap::new(),
-            refusals: HashMap::new(),
+            users: BTreeMap::new(),
+            refusals: BTreeMap::new(),
             mutation: Mutation::default(),
-            keys: Keys::new(secret),
             keeps_keys: true,
-            effects: Vec::new(),
-            globals: Vec::new(),
+            seals: false,
+            snapshots: VecDeque::new(),
+            globals: VecDeque::new(),
+            globals_before: 0,
             globals_applied: 0,
             last_us,
             last_position: 0,
@@ -239,6 +246,36 @@ impl Shard {
     /// The same without its memory of idempotency keys, which are most of its work: for verification.
     pub fn without_keys(superblock: &Superblock) -> Shard {
         Shard { keeps_keys: false, ..Shard::new(superblock) }
+    }
+
+    /// Has segments sealed as they fill up, with so many bytes for blocks of those that are.
+    pub fn seal_segments(&mut self, cache_bytes: u64) {
+        self.seals = true;
+        self.rows.set_cache_bytes(cache_bytes);
+    }
+
+    /// The oldest segment that is full and not sealed, with the small state behind it.
+    pub fn full_segment(&self) -> Option<(&std::sync::Arc<rows::SegmentRows>, &[u8])> {
+        self.rows.frozen().front().zip(self.snapshots.front().map(Vec::as_slice))
+    }
+
+    /// That segment is sealed: its rows leave memory. Returns that memory, to be cleared somewhere else.
+    pub fn sealed(&mut self, sealed: crate::sealed::Sealed) -> Option<rows::SegmentRows> {
+        self.snapshots.pop_front();
+        std::sync::Arc::try_unwrap(self.rows.sealed(sealed)?).ok()
+    }
+
+    /// Takes the memory of a segment for the next one.
+    pub fn reuse(&mut self, cleared: rows::SegmentRows) {
+        self.rows.reuse(cleared);
+    }
+
+    /// Every shard has the global order up to here, durably: nobody will ask for it again.
+    pub fn forget_globals(&mut self, applied: u64) {
+        while self.globals.front().is_some_and(|global| global.sequence <= applied) {
+            self.globals.pop_front();
+            self.globals_before += 1;
+        }
     }
 
     /// Gives the shard a deliberate bug.
@@ -306,9 +343,18 @@ impl Shard {
         xxh3_64_with_seed(event_key.as_bytes(), self.secret)
     }
 
-    /// How many idempotency keys are kept.
+    pub(crate) fn secret_of(superblock: &Superblock) -> u64 {
+        u64::from_le_bytes(superblock.key[..8].try_into().expect("a key has 32 bytes"))
+    }
+
+    /// What clients can't foresee depends on it.
+    pub(crate) fn secret(&self) -> u64 {
+        self.secret
+    }
+
+    /// How many idempotency keys are in memory.
     pub fn key_count(&self) -> u64 {
-        self.keys.count()
+        self.rows.key_count()
     }
 
     /// See [`ShardClock::take_regression`].
@@ -336,9 +382,14 @@ impl Shard {
         self.globals_applied
     }
 
-    /// The global entries after `sequence`; shard 0 has them all.
-    pub fn globals_after(&self, sequence: u64) -> &[GlobalEntry] {
-        self.globals.get(sequence as usize..).unwrap_or_default()
+    /// The global entries after `sequence`, as far as shard 0 still keeps them.
+    pub fn globals_after(&self, sequence: u64) -> impl Iterator<Item = &GlobalEntry> {
+        self.globals.iter().skip(sequence.saturating_sub(self.globals_before) as usize)
+    }
+
+    /// Whether a shard that has the global order up to here can be sent the rest of it.
+    pub fn has_globals_after(&self, sequence: u64) -> bool {
+        sequence >= self.globals_before
     }
 
     /// Decides a request, and appends and applies what follows from it. The caller has seen that the log has room.

@@ -10,7 +10,9 @@ use crate::log::entry::{PassCounts, PassPhase};
 use crate::peer::{Answer, Ask, Candidate, DueAfter, Link, Sought};
 use crate::policy::settings;
 use crate::row::{Lifecycle, ReconciliationState, RowState, RowView};
-use hashbrown::HashSet;
+use crate::sealed::{self, Fetch};
+use hashbrown::{HashMap, HashSet};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
@@ -24,7 +26,7 @@ const LINKED_ROWS_MAX: usize = 1_024;
 const BARRIERS_MAX: usize = 4_096;
 
 /// A pass that has begun, or has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PassMark {
     /// Its number.
     pub pass: u64,
@@ -35,7 +37,7 @@ pub struct PassMark {
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Passes {
     begun: Option<PassMark>,
     done: Option<PassMark>,
@@ -176,8 +178,8 @@ impl Shard {
     }
 
     /// What is known of a row, for another shard.
-    pub fn fact(&self, event_id: EventId) -> Fact {
-        Fact { event_id, row: self.rows.get(event_id).map(|row| self.row_fact(&row)) }
+    pub fn fact(&self, event_id: EventId) -> Fetch<Fact> {
+        Ok(Fact { event_id, row: self.rows.get(event_id)?.map(|row| self.row_fact(&row)) })
     }
 
     fn row_fact(&self, row: &Found) -> RowFact {
@@ -191,47 +193,47 @@ impl Shard {
     }
 
     /// The row of this shard that a conditional claim looks for: the first of them, if there are several.
-    pub(super) fn registered(&self, sought: &Sought) -> Option<Fact> {
+    pub(super) fn registered(&self, sought: &Sought) -> Fetch<Option<Fact>> {
         let occurred = sought.occurred_from_us..=sought.occurred_to_us;
-        self.rows
-            .with_key(sought.key_hash, KEY_ROWS_MAX)
-            .filter(|row| row.state == RowState::Registered && row.claim_timestamp_us >= sought.since_us)
-            .filter(|row| occurred.contains(&row.occurred_at_us))
-            .min_by_key(|row| row.event_id)
-            .map(|row| Fact { event_id: row.event_id, row: Some(self.row_fact(&row)) })
+        let rows = self.rows.with_key(sought.key_hash, sought.since_us, KEY_ROWS_MAX)?;
+        let rows =
+            rows.iter().filter(|row| row.state == RowState::Registered && row.claim_timestamp_us >= sought.since_us);
+        let first = rows.filter(|row| occurred.contains(&row.occurred_at_us)).min_by_key(|row| row.event_id);
+        Ok(first.map(|row| Fact { event_id: row.event_id, row: Some(self.row_fact(row)) }))
     }
 
-    /// Answers another shard, but for reservations, which are the engine's.
-    pub fn answer(&self, ask: &Ask) -> Answer {
-        match ask {
-            Ask::Rows(ids) => Answer::Facts(ids.iter().map(|id| self.fact(*id)).collect()),
-            Ask::Key(sought) => Answer::Facts(self.registered(sought).into_iter().collect()),
+    /// Answers another shard, but for reservations, which are the engine's, and for rows of event keys, which are asked for in
+    /// parts.
+    pub fn answer(&self, ask: &Ask) -> Fetch<Answer> {
+        Ok(match ask {
+            Ask::Rows(ids) => Answer::Facts(sealed::all(ids.iter().map(|id| self.fact(*id)))?),
+            Ask::Key(sought) => Answer::Facts(self.registered(sought)?.into_iter().collect()),
             Ask::Time => Answer::Time(self.last_us),
-            Ask::Due { at_us, after, is_full } => self.due(*at_us, *after, *is_full),
-            Ask::Keys { at_us, hashes } => Answer::Candidates(self.candidates(*at_us, hashes)),
+            Ask::Due { at_us, after, is_full } => self.due(*at_us, *after, *is_full)?,
+            Ask::Keys { at_us, hashes } => Answer::Candidates(self.candidates(*at_us, hashes)?),
             Ask::Linked { after } => {
-                let (rows, more) = self.rows.linked_after(*after, LINKED_ROWS_MAX);
+                let (rows, after) = self.rows.linked_after(*after, LINKED_ROWS_MAX)?;
                 let link = |row: Found| Link {
                     event_id: row.event_id,
                     fact: Fact { event_id: row.event_id, row: Some(self.row_fact(&row)) },
                     references: row.references,
                 };
-                Answer::Linked { rows: rows.into_iter().map(link).collect(), more }
+                Answer::Linked { rows: rows.into_iter().map(link).collect(), after }
             }
             Ask::Reserve { .. } => Answer::Failed,
-        }
+        })
     }
 
-    fn due(&self, at_us: i64, after: Option<DueAfter>, is_full: bool) -> Answer {
+    fn due(&self, at_us: i64, after: Option<DueAfter>, is_full: bool) -> Fetch<Answer> {
         let is_full = is_full || self.passes.everything_since.is_some();
-        let mut hashes = HashSet::new();
-        let (mut prefix, mut index) = match after {
-            Some(DueAfter::Claims { prefix, index }) => (prefix, Some(index as usize)),
+        let (mut segment, mut from) = match after {
+            Some(DueAfter::Rows { segment, from }) => (segment, from),
             changed => {
                 let after = match changed {
                     Some(DueAfter::Changed { position, key_hash }) => Bound::Excluded((position, key_hash)),
                     _ => Bound::Unbounded,
                 };
+                let mut hashes = HashSet::new();
                 let mut rest = self.passes.changed.range((after, Bound::Unbounded));
                 let mut last = None;
                 for (position, key_hash) in rest.by_ref().take(DUE_ROWS_MAX) {
@@ -240,59 +242,70 @@ impl Shard {
                 }
                 if rest.next().is_some() {
                     let rows = hashes.len() as u64;
-                    return Answer::Due { hashes: ordered(hashes), rows, after: last };
+                    return Ok(Answer::Due { hashes: ordered(hashes), rows, after: last });
                 }
-                (1, None)
+                if !hashes.is_empty() {
+                    let after = Some(DueAfter::Rows { segment: 0, from: 0 });
+                    return Ok(Answer::Due { hashes: ordered(hashes), rows: 0, after });
+                }
+                (0, 0)
             }
         };
         let done_us = self.passes.done.map_or(i64::MIN, |done| done.at_us);
         let barrier_us = if self.passes.barriers.is_empty() { 0 } else { 2 * self.policy.window_max_us() };
-        let mut left = DUE_ROWS_MAX;
-        while let Some(corpus) = Prefix::new(prefix).and_then(|prefix| self.registry.of_prefix(prefix)) {
-            let windows = [false, true].map(|incident| self.window_us(corpus.prefix, incident));
-            let widest_us = windows[0].max(windows[1]);
-            let first = match index.take() {
-                Some(index) => index,
-                None if is_full || done_us == i64::MIN => 0,
-                None => self.rows.first_since(corpus.prefix, done_us - widest_us - barrier_us),
-            };
-            let mut next = first;
-            for (claimed_us, hash, incident) in self.rows.keys_from(corpus.prefix, first).take(left) {
-                next += 1;
-                let closes_us = self.closes_at_us(claimed_us, windows[usize::from(incident)]);
+        let since_us = match is_full || done_us == i64::MIN {
+            true => i64::MIN,
+            false => done_us - self.policy.window_max_us() - barrier_us,
+        };
+        // In a segment that is not in memory any more the whole of its event keys is gone over: those that are not due
+        // come to nothing.
+        while segment < self.rows.catalog().end() {
+            let times_us = self.rows.catalog().segment(segment).map(|sealed| sealed.summary.times_us);
+            if times_us.is_some_and(|(first, last)| first <= at_us && last >= since_us) {
+                let hashes = self.rows.catalog().event_key_hashes(segment, from, DUE_ROWS_MAX)?;
+                if let Some(last) = hashes.last().filter(|last| **last < u64::MAX) {
+                    let (after, rows) = (DueAfter::Rows { segment, from: last + 1 }, hashes.len() as u64);
+                    return Ok(Answer::Due { hashes: ordered(hashes.into_iter().collect()), rows, after: Some(after) });
+                }
+            }
+            (segment, from) = (segment + 1, 0);
+        }
+        let mut hashes = HashSet::new();
+        let mut looked_at = 0;
+        let mut windows = Windows::default();
+        for (number, first, slots) in self.rows.keys_in_memory(segment, from as usize) {
+            for (index, (prefix, claimed_us, hash, incident)) in slots.enumerate() {
+                if looked_at == DUE_ROWS_MAX {
+                    let after = Some(DueAfter::Rows { segment: number, from: (first + index) as u64 });
+                    return Ok(Answer::Due { hashes: ordered(hashes), rows: looked_at as u64, after });
+                }
+                if claimed_us < since_us || claimed_us > at_us {
+                    continue;
+                }
+                looked_at += 1;
+                let window_us = windows.of(prefix, incident, |prefix| self.window_us(prefix, incident));
+                let closes_us = self.closes_at_us(claimed_us, window_us);
                 if closes_us <= at_us && (is_full || closes_us > done_us) {
                     hashes.insert(hash);
                 }
-                if claimed_us > at_us {
-                    break;
-                }
-            }
-            left -= next - first;
-            if left == 0 {
-                let rows = DUE_ROWS_MAX as u64;
-                let after = Some(DueAfter::Claims { prefix, index: next as u64 });
-                return Answer::Due { hashes: ordered(hashes), rows, after };
-            }
-            match prefix.checked_add(1) {
-                Some(next) => prefix = next,
-                None => break,
             }
         }
-        Answer::Due { hashes: ordered(hashes), rows: (DUE_ROWS_MAX - left) as u64, after: None }
+        Ok(Answer::Due { hashes: ordered(hashes), rows: looked_at as u64, after: None })
     }
 
-    fn candidates(&self, at_us: i64, hashes: &[u64]) -> Vec<Candidate> {
-        let rows = hashes.iter().flat_map(|hash| self.rows.with_key(*hash, KEY_ROWS_MAX + 1));
+    /// The rows of some event keys, as a pass sees them.
+    pub fn candidates(&self, at_us: i64, hashes: &[u64]) -> Fetch<Vec<Candidate>> {
+        let rows = sealed::all(hashes.iter().map(|hash| self.rows.with_key(*hash, i64::MIN, KEY_ROWS_MAX + 1)))?;
         let is_frozen = |row: &Found| self.registry.stop_of(row.event_id.prefix()).is_some();
         // Expired rows take no part. What keeps a group from being merged does so until an entry ends it: a pass that looks
         // only at what is new would not notice that it has expired.
-        let rows = rows.filter(|row: &Found| match row.state {
+        let rows = rows.into_iter().flatten().filter(|row: &Found| match row.state {
             RowState::Disputed => true,
             RowState::Registered => is_frozen(row) || !self.is_expired(row, at_us),
             RowState::Referenced => !self.is_expired(row, at_us),
             RowState::Retracted | RowState::TombstonedByArbitration => false,
         });
-        rows.map(|row| Candidate {
+        let candidates = rows.map(|row| Candidate {
             event_id: row.event_id,
             key_hash: row.key_hash,
             claim_timestamp_us: row.claim_timestamp_us,
@@ -302,8 +315,18 @@ impl Shard {
             is_closed: self.is_closed(&row, at_us) && !self.is_expired(&row, at_us),
             is_frozen: is_frozen(&row),
             position: row.position,
-        })
-        .collect()
+        });
+        Ok(candidates.collect())
+    }
+}
+
+/// Windows of corpora, each looked up once.
+#[derive(Default)]
+struct Windows(HashMap<(Prefix, bool), i64>);
+
+impl Windows {
+    fn of(&mut self, prefix: Prefix, incident: bool, look_up: impl FnOnce(Prefix) -> i64) -> i64 {
+        *self.0.entry((prefix, incident)).or_insert_with(|| look_up(prefix))
     }
 }
 

@@ -6,6 +6,7 @@ use crate::corpus::Prefix;
 use crate::policy::Role;
 use crate::time::Quarter;
 use hashbrown::HashMap;
+use serde::{Deserialize, Serialize};
 
 /// Prefixes minted ahead.
 pub const POOL_PREFIXES: u16 = 100;
@@ -19,10 +20,11 @@ pub const SLOTS_MAX: u64 = 1_000_000_000_000;
 pub const OPEN_PROPOSALS_MAX: usize = 16;
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Registry {
     /// In the order of their prefixes, which is that of onboarding.
     corpora: Vec<Corpus>,
+    #[serde(skip)]
     by_name: HashMap<String, Prefix>,
     /// How many corpora each shard has; shards without any may be missing at the end.
     per_shard: Vec<u32>,
@@ -137,6 +139,11 @@ impl Registry {
         self.per_shard[shard] += 1;
         self.corpora.push(corpus);
         Ok(())
+    }
+
+    /// Makes anew what is not part of a snapshot.
+    pub(super) fn index(&mut self) {
+        self.by_name = self.corpora.iter().map(|corpus| (corpus.name.clone(), corpus.prefix)).collect();
     }
 
     fn corpus_mut(&mut self, prefix: Prefix) -> Result<&mut Corpus, String> {

@@ -500,7 +500,8 @@ impl Cluster {
     fn check_rows(&mut self, corpus: &crate::command::Corpus) -> Result<(), String> {
         let node = usize::from(corpus.shard);
         let Some(engine) = self.machine.engine(node) else { return Err("a shard is down".into()) };
-        let (found, _) = engine.shard().rows().scan(corpus.prefix, None, None, None, usize::MAX);
+        let scan = |engine: &Engine| engine.shard().rows().scan(corpus.prefix, None, None, None, usize::MAX);
+        let (found, _) = self.machine.fetch(node, scan)?;
         let mut known = self.clients.rows.get(&corpus.name).cloned().unwrap_or_default();
         let mut last: Option<Claimed> = None;
         let views: Vec<_> = found.iter().map(|row| engine.shard().view(row)).collect();
@@ -549,8 +550,10 @@ impl Cluster {
 
     fn check_reference(&self, event_id: EventId, key: u128) -> Result<(), String> {
         for node in 0..self.machine.shard_count() {
-            let Some(engine) = self.machine.engine(node) else { continue };
-            let Some((entries_at, _)) = engine.shard().rows().history(event_id, 0, usize::MAX) else { continue };
+            let found = self.machine.fetch(node, |engine| engine.shard().rows().get(event_id))?;
+            let Some(found) = found else { continue };
+            let history = |engine: &Engine| engine.shard().rows().history(&found, 0, usize::MAX);
+            let (entries_at, _) = self.machine.fetch(node, history)?;
             let mut times = 0;
             for at in entries_at {
                 let (_, kind, body) = self.machine.read_record(node, at)?;

@@ -6,7 +6,7 @@ use crate::entropy::Entropy;
 use crate::error::{Certainty, Code};
 use crate::log::entry::Principal;
 use crate::log::layout::Geometry;
-use crate::log::superblock::{ClockMode, Superblock};
+use crate::log::superblock::{ClockMode, FORMAT_VERSION, Superblock};
 use crate::log::writer::{self, GROW_RETRY_US, Io, IoDone, perform};
 use crate::policy::Policy;
 use crate::storage::sim::SimDisk;
@@ -36,6 +36,8 @@ impl Bench {
             geometry: Geometry { segment_bytes: 96 << 10, batch_bytes_max: 16 << 10 },
             formatted_at_us: now.wall_us,
             first_segment: 0,
+            checkpoint: None,
+            version: FORMAT_VERSION,
         };
         disk.run(&mut entropy, u64::MAX, writer::format(&disk, &superblock)).unwrap().unwrap();
         let open = Engine::open(&disk, &superblock, OpenOptions::default());

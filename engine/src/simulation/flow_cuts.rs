@@ -64,8 +64,7 @@ impl Flow {
     }
 
     fn view(&self, event_id: EventId) -> RowView {
-        let mut engines = self.asking.machine.engines();
-        engines.find_map(|e| e.shard().rows().get(event_id).map(|f| e.shard().view(&f))).expect("the row is there")
+        self.asking.machine.row(event_id).map(|(_, view)| view).expect("the row is there")
     }
 
     fn open_dispute(&mut self) {

@@ -4,12 +4,16 @@
 use crate::command::{Reply, Request};
 use crate::engine::{Engine, OpenOptions, Output};
 use crate::entropy::Entropy;
-use crate::log::layout::Geometry;
+use crate::id::EventId;
+use crate::log::layout::{BLOCK_BYTES, Geometry};
 use crate::log::record;
-use crate::log::superblock::{ClockMode, Superblock};
+use crate::log::superblock::{ClockMode, FORMAT_VERSION, Superblock};
 use crate::log::writer::{self, IoDone, perform};
 use crate::mutant::{Mutant, Mutation};
 use crate::peer::PeerMessage;
+use crate::row::RowView;
+use crate::sealed::{Fetch, ask_until_read};
+use crate::shard::rows::Found;
 use crate::storage::Storage;
 use crate::storage::sim::SimDisk;
 use crate::time::Now;
@@ -62,6 +66,8 @@ impl Machine {
                     geometry: GEOMETRY,
                     formatted_at_us: start_us,
                     first_segment: 0,
+                    checkpoint: None,
+                    version: FORMAT_VERSION,
                 };
                 let disk = SimDisk::default();
                 disk.run(&mut entropy, u64::MAX, writer::format(&disk, &superblock))
@@ -148,9 +154,11 @@ impl Machine {
             while let Some(io) = engine.next_io() {
                 let disk = node.disk.clone();
                 let mut future: Io = Box::pin(async move { perform(&disk, io).await });
-                // The first poll submits it.
-                assert!(future.as_mut().poll(&mut context).is_pending(), "simulated I/O never completes at once");
-                node.ios.push(future);
+                // The first poll submits it. What has been read is taken later, like everything else.
+                node.ios.push(match future.as_mut().poll(&mut context) {
+                    Poll::Ready(done) => Box::pin(std::future::ready(done)),
+                    Poll::Pending => future,
+                });
             }
             for output in engine.drain() {
                 match output {
@@ -213,7 +221,8 @@ impl Machine {
                 .run(&mut self.entropy, u64::MAX, Superblock::read(&node.disk))
                 .expect("unbounded")
                 .map_err(|e| e.to_string())?;
-            if superblock != node.superblock {
+            let of_old = Superblock { generation: 1, checkpoint: None, ..superblock.clone() };
+            if of_old != node.superblock {
                 return Err("the superblock changed".into());
             }
             let open = Engine::open(&node.disk, &superblock, options);
@@ -232,14 +241,36 @@ impl Machine {
         self.settle()
     }
 
-    /// A record's position, kind and body, from the disk, as the daemon reads it.
-    pub fn read_record(&self, shard: usize, log_offset: u64) -> Result<(u64, u16, Vec<u8>), String> {
-        let at = GEOMETRY.file_offset(log_offset);
+    /// What a shard knows, with the blocks that it takes read from its disk.
+    pub fn fetch<T>(&self, shard: usize, ask: impl Fn(&Engine) -> Fetch<T>) -> Result<T, String> {
+        let engine = self.engine(shard).ok_or("a shard is down")?;
+        let read = |at| self.read(shard, at, BLOCK_BYTES as usize);
+        ask_until_read(engine.shard().rows().catalog(), || ask(engine), read)
+    }
+
+    /// A row, wherever it lives, and how it shows.
+    pub fn row(&self, event_id: EventId) -> Option<(Found, RowView)> {
+        (0..self.nodes.len()).find_map(|shard| {
+            let found = self.fetch(shard, |engine| engine.shard().rows().get(event_id)).ok()??;
+            Some((found, self.engine(shard)?.shard().view(&found)))
+        })
+    }
+
+    fn read(&self, shard: usize, log_offset: u64, bytes: usize) -> Result<Vec<u8>, String> {
         let mut context = Context::from_waker(Waker::noop());
         let disk = &self.nodes[shard].disk;
-        let read = std::pin::pin!(disk.read_at(at, RECORD_READ_BYTES)).poll(&mut context);
+        let read = std::pin::pin!(disk.read_at(GEOMETRY.file_offset(log_offset), bytes)).poll(&mut context);
         let Poll::Ready(Ok(bytes)) = read else { return Err("a simulated read fails or waits".into()) };
-        let (raw, _) = record::read(&bytes).map_err(|e| format!("reading at {at}: {e}"))?;
+        Ok(bytes)
+    }
+
+    /// A record's position, kind and body, from the disk, as the daemon reads it.
+    pub fn read_record(&self, shard: usize, log_offset: u64) -> Result<(u64, u16, Vec<u8>), String> {
+        // Blocks are read as a whole.
+        let start = log_offset / BLOCK_BYTES * BLOCK_BYTES;
+        let bytes = self.read(shard, start, RECORD_READ_BYTES)?;
+        let rest = bytes.get((log_offset - start) as usize..).unwrap_or_default();
+        let (raw, _) = record::read(rest).map_err(|e| format!("reading at {log_offset}: {e}"))?;
         Ok((raw.position, raw.kind, raw.body.to_vec()))
     }
 }

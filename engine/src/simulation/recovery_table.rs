@@ -7,7 +7,7 @@ use crate::log::batch::{BatchHeader, Found, find, seal};
 use crate::log::entry::{ClaimEntry, Entry, Meta, Principal, Record};
 use crate::log::layout::{BLOCK_BYTES, Geometry, INCARNATIONS_MAX};
 use crate::log::recovery::{Beyond, Here, RecoveryError, RecoveryOptions, VERDICTS, Verdict, walk};
-use crate::log::superblock::{ClockMode, Superblock};
+use crate::log::superblock::{ClockMode, FORMAT_VERSION, Superblock};
 use crate::log::writer::{self, Io, IoDone, LogEnd, LogWriter};
 use crate::mutant::Mutation;
 use crate::storage::sim::SimDisk;
@@ -28,6 +28,8 @@ fn superblock() -> Superblock {
         geometry: GEOMETRY,
         formatted_at_us: 0,
         first_segment: 0,
+        checkpoint: None,
+        version: FORMAT_VERSION,
     }
 }
 
@@ -143,6 +145,7 @@ fn image(here: Here, beyond: Beyond) -> (Log, u64) {
             let header = BatchHeader {
                 shard: 0,
                 is_recovery: false,
+                is_sealing: false,
                 record_count: 0,
                 number: number + 1,
                 incarnation: 1,
@@ -172,6 +175,7 @@ fn image(here: Here, beyond: Beyond) -> (Log, u64) {
             let header = BatchHeader {
                 shard: 0,
                 is_recovery: false,
+                is_sealing: false,
                 record_count: 0,
                 number,
                 incarnation: 1,

@@ -38,9 +38,7 @@ impl Ledger {
     }
 
     fn view(&self, event_id: EventId) -> RowView {
-        let mut engines = self.asking.machine.engines();
-        let found = engines.find_map(|e| e.shard().rows().get(event_id).map(|found| e.shard().view(&found)));
-        found.expect("the row is somewhere")
+        self.asking.machine.row(event_id).map(|(_, view)| view).expect("the row is somewhere")
     }
 
     fn retract(&mut self, event_id: EventId) -> Outcome {

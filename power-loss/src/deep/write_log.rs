@@ -456,6 +456,8 @@ mod tests {
                 geometry,
                 formatted_at_us: 0,
                 first_segment: 0,
+                checkpoint: None,
+                version: claim_engine::log::superblock::FORMAT_VERSION,
             };
             let image = Image::of(&[]);
             run(writer::format(&image, &superblock)).expect("memory");

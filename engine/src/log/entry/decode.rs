@@ -16,6 +16,13 @@ use crate::time::TIME_US_MAX;
 use zerocopy::FromBytes;
 use zerocopy::little_endian::{I64, U16, U32, U64};
 
+/// The id of a claim, without a look at the rest; `None` for other kinds.
+pub fn claimed_id(kind: u16, body: &[u8]) -> Option<EventId> {
+    let at = size_of::<RawMeta>();
+    let bytes = body.get(at..at + 16).filter(|_| kind == 1)?;
+    EventId::from_u128(u128::from_be_bytes(bytes.try_into().ok()?))
+}
+
 impl Record<'_> {
     /// Reads a body of the given kind. The result borrows from it.
     pub fn decode(kind: u16, body: &[u8]) -> Result<Record<'_>, EntryError> {

@@ -44,7 +44,7 @@ mod raw;
 #[cfg(test)]
 mod tests;
 
-pub use decode::{floors, merges};
+pub use decode::{claimed_id, floors, merges};
 pub use encode::{encode_floors, encode_merges};
 
 use crate::corpus::Prefix;
@@ -52,6 +52,7 @@ use crate::dispute::{DisputeId, DisputeStep, Sides, Verdicts};
 use crate::id::EventId;
 use crate::policy::{Action, Role};
 use crate::row::ReasonCode;
+use serde::{Deserialize, Serialize};
 
 /// Who a connection is, as the kernel reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -159,7 +160,7 @@ pub enum PassPhase {
 }
 
 /// What a pass of reconciliation counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PassCounts {
     /// Rows looked at.
     pub rows: u64,

@@ -17,7 +17,7 @@ fn expect<T: PartialEq + Debug>(what: &str, found: T, expected: T) -> Result<(),
 /// The error names the first difference.
 pub fn compare(machine: &Machine, model: &Model) -> Result<(), String> {
     for engine in machine.engines() {
-        compare_shard(engine, model).map_err(|e| format!("shard {}: {e}", engine.shard().number()))?;
+        compare_shard(machine, engine, model).map_err(|e| format!("shard {}: {e}", engine.shard().number()))?;
     }
     Ok(())
 }
@@ -33,8 +33,9 @@ fn group(model: &Model, of: &Row) -> String {
     format!("the rows of {}, tolerance {} us:\n{}", of.event_key, model.settings.tolerance_us, lines.join("\n"))
 }
 
-fn compare_shard(engine: &Engine, model: &Model) -> Result<(), String> {
+fn compare_shard(machine: &Machine, engine: &Engine, model: &Model) -> Result<(), String> {
     let shard = engine.shard();
+    let number = usize::from(shard.number());
     let registry = shard.registry();
     expect("the corpora", registry.corpora(), &model.corpora[..])?;
     expect("the ledger's stop", registry.frozen(), model.frozen.as_ref())?;
@@ -53,7 +54,8 @@ fn compare_shard(engine: &Engine, model: &Model) -> Result<(), String> {
     }
     let mut rows = 0;
     for corpus in model.corpora.iter().filter(|corpus| corpus.shard == shard.number()) {
-        let (found, _) = shard.rows().scan(corpus.prefix, None, None, None, usize::MAX);
+        let scan = |engine: &Engine| engine.shard().rows().scan(corpus.prefix, None, None, None, usize::MAX);
+        let (found, _) = machine.fetch(number, scan)?;
         let expected: Vec<_> = model.rows_of(corpus.prefix).collect();
         rows += found.len() as u64;
         expect("how many rows there are", found.len(), expected.len())?;
@@ -67,7 +69,8 @@ fn compare_shard(engine: &Engine, model: &Model) -> Result<(), String> {
         let totals = model.totals(corpus.prefix);
         expect("the totals", shard.totals(corpus.prefix), totals.clone())?;
         let counted: Vec<_> = totals.iter().map(|total| (total.quarter, total.rows)).collect();
-        expect("the totals, counted anew", shard.rows().count_totals(corpus.prefix), counted)?;
+        let anew = machine.fetch(number, |engine| engine.shard().rows().count_totals(corpus.prefix))?;
+        expect("the totals, counted anew", anew, counted)?;
     }
     expect("how many rows the shard has", shard.rows().count(), rows)
 }

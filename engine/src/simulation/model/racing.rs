@@ -6,6 +6,7 @@ use super::words::{Asked, Item, Op, plain_dispute};
 use crate::command::{Outcome, Token};
 use crate::corpus::Prefix;
 use crate::dispute::{DisputeId, DisputeState, Verdict};
+use crate::engine::Engine;
 use crate::entropy::Entropy;
 use crate::error::Code;
 use crate::id::EventId;
@@ -198,8 +199,11 @@ impl Race {
             return Err(format!("of {} conditional claims {won} won and {lost} lost", tokens.len()));
         }
         let mut rows = 0;
-        for engine in self.machine.engines() {
-            rows += engine.shard().rows().with_key(engine.shard().key_hash(&event_key), usize::MAX).count();
+        for shard in 0..self.machine.shard_count() {
+            let found = self.machine.fetch(shard, |engine| {
+                engine.shard().rows().with_key(engine.shard().key_hash(&event_key), i64::MIN, usize::MAX)
+            });
+            rows += found?.len();
         }
         *tally.happened.entry(format!("conditional claims: {rows} row")).or_default() += 1;
         if rows > 1 { Err(format!("{rows} rows of one event, each claimed if there was none")) } else { Ok(()) }
@@ -258,8 +262,7 @@ impl Race {
     }
 
     fn state(&self, id: EventId) -> Result<RowState, String> {
-        let engine = self.machine.engine(usize::from(self.shard_of(id.prefix()))).ok_or("a shard is down")?;
-        engine.shard().rows().get(id).map(|row| row.state).ok_or_else(|| format!("{id} is lost"))
+        self.found(id).map(|row| row.state)
     }
 
     fn an_open_dispute(&mut self) -> Option<(DisputeId, Vec<EventId>)> {
@@ -364,11 +367,14 @@ impl Race {
             }
         }
         for corpus in first.registry().corpora() {
-            let shard = self.machine.engine(usize::from(corpus.shard)).ok_or("a shard is down")?.shard();
-            if shard.rows().totals(corpus.prefix) != shard.rows().count_totals(corpus.prefix) {
+            let number = usize::from(corpus.shard);
+            let shard = self.machine.engine(number).ok_or("a shard is down")?.shard();
+            let counted = self.machine.fetch(number, |e| e.shard().rows().count_totals(corpus.prefix))?;
+            if shard.rows().totals(corpus.prefix) != counted {
                 return Err(format!("the totals of {} are not what its rows add up to", corpus.name));
             }
-            let (rows, _) = shard.rows().scan(corpus.prefix, None, None, None, usize::MAX);
+            let scan = |engine: &Engine| engine.shard().rows().scan(corpus.prefix, None, None, None, usize::MAX);
+            let (rows, _) = self.machine.fetch(number, scan)?;
             for row in rows {
                 if row.state == RowState::Disputed && row.dispute.and_then(|id| first.disputes().get(id)).is_none() {
                     return Err(format!("{} is in a dispute that is not there", row.event_id));
@@ -381,8 +387,9 @@ impl Race {
     }
 
     fn found(&self, id: EventId) -> Result<crate::shard::rows::Found, String> {
-        let engine = self.machine.engine(usize::from(self.shard_of(id.prefix()))).ok_or("a shard is down")?;
-        engine.shard().rows().get(id).ok_or_else(|| format!("{id} is lost"))
+        let number = usize::from(self.shard_of(id.prefix()));
+        let found = self.machine.fetch(number, |engine| engine.shard().rows().get(id))?;
+        found.ok_or_else(|| format!("{id} is lost"))
     }
 
     fn check_alias(&self, id: EventId) -> Result<(), String> {
@@ -400,8 +407,9 @@ impl Race {
     /// A merge does nothing to a row that has changed since it was planned.
     fn check_history(&self, id: EventId) -> Result<(), String> {
         let number = usize::from(self.shard_of(id.prefix()));
-        let rows = self.machine.engine(number).ok_or("a shard is down")?.shard().rows();
-        let (entries_at, _) = rows.history(id, 0, usize::MAX).ok_or("a row without a history")?;
+        let found = self.found(id)?;
+        let history = |engine: &Engine| engine.shard().rows().history(&found, 0, usize::MAX);
+        let (entries_at, _) = self.machine.fetch(number, history)?;
         let mut changed_at = 0;
         for at in entries_at {
             let (position, kind, body) = self.machine.read_record(number, at)?;

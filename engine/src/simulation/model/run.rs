@@ -460,7 +460,8 @@ impl Run {
             let number = shard.number();
             self.model.users.retain(|(of, uid), _| *of != number || shard.user(*uid).is_some());
             for row in &mut self.model.rows {
-                let found = shard.rows().get(row.id).and_then(|found| found.tombstone);
+                let found = self.machine.fetch(usize::from(number), |engine| engine.shard().rows().get(row.id));
+                let found = found?.and_then(|found| found.tombstone);
                 if let (Some(found), Some((at_us, None))) = (found, &mut row.tombstone)
                     && either(found.at_us)
                 {

@@ -7,7 +7,6 @@ use crate::id::EventId;
 use crate::log::entry::Principal;
 use crate::policy::Role;
 use crate::row::{ReasonCode, RowView};
-use crate::shard::event_keys::RowRef;
 
 /// One item of a claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -227,6 +226,7 @@ fn plain_report(mut report: PassReport) -> PassReport {
 /// A dispute without its places in the log.
 pub fn plain_dispute(mut dispute: crate::dispute::Dispute) -> crate::dispute::Dispute {
     dispute.global_sequence = 0;
+    dispute.steps.iter_mut().for_each(|moved| moved.global_sequence = 0);
     dispute
 }
 
@@ -252,8 +252,8 @@ pub fn plain(outcome: Outcome) -> Outcome {
             Outcome::History { entries_at: zeroes(entries_at), more, related }
         }
         Outcome::Found { rows, next } => {
-            let mut rows: Vec<_> = rows.into_iter().map(|(_, view)| (RowRef::NONE, plain_view(view))).collect();
-            rows.sort_by_key(|(_, view)| view.event_id);
+            let mut rows: Vec<_> = rows.into_iter().map(plain_view).collect();
+            rows.sort_by_key(|view| view.event_id);
             Outcome::Found { rows, next }
         }
         Outcome::Correlated { entries_at, more } => Outcome::Correlated { entries_at: zeroes(entries_at), more },

@@ -94,7 +94,7 @@ impl Model {
     pub(super) fn step_dispute(&mut self, id: DisputeId, to: DisputeState) -> &mut Dispute {
         let dispute = self.disputes.get_mut(&id).expect("a dispute that was looked up before");
         (dispute.state, dispute.updated_at_us) = (to, self.now_us);
-        dispute.steps.push(Moved { state: to, responses: dispute.responses, at_us: self.now_us });
+        dispute.steps.push(Moved { state: to, responses: dispute.responses, at_us: self.now_us, global_sequence: 0 });
         for row in dispute.sides.ids() {
             self.rows.iter_mut().find(|known| known.id == *row).expect("a dispute is about rows").entries += 1;
         }

@@ -6,7 +6,6 @@ use crate::dispute::Dispute;
 use crate::error::Code;
 use crate::id::EventId;
 use crate::row::RowView;
-use crate::shard::event_keys::RowRef;
 use crate::simulation::model::words::{Asked, Op};
 use std::collections::BTreeSet;
 
@@ -42,9 +41,9 @@ impl Model {
                         && self.shard_of(row.id.prefix()) == *shard
                         && self.may_read(who, row.id.prefix())
                 };
-                let views = self.rows.iter().filter(is_here).map(|row| (RowRef::NONE, self.view(row)));
+                let views = self.rows.iter().filter(is_here).map(|row| self.view(row));
                 let mut rows: Vec<_> = views.collect();
-                rows.sort_by_key(|(_, row)| row.event_id);
+                rows.sort_by_key(|row| row.event_id);
                 Outcome::Found { rows, next: None }
             }
             Op::Totals { corpus, .. } if !corpus.is_empty() && self.corpus(corpus).is_none() => {

@@ -107,6 +107,14 @@ impl EventKeys {
         if table.places.is_empty() { RowRef::NONE } else { table.places[table.place_of(key_hash)].row }
     }
 
+    /// Forgets everything, and keeps the memory.
+    pub fn clear(&mut self) {
+        for table in &mut self.tables {
+            table.places.fill(EMPTY);
+            table.taken = 0;
+        }
+    }
+
     /// Begins to fetch the place of a key that is about to be put in.
     pub fn prefetch(&self, key_hash: u64) {
         let places = &self.tables[table_of(key_hash)].places;

@@ -1,0 +1,182 @@
+//! Blocks of the log that a decision needs and that are not at hand: read beside everything else, and whoever waits for them is
+//! looked at again.
+
+use super::Engine;
+use crate::entropy::Entropy;
+use crate::error::{Code, Refusal};
+use crate::log::layout::BLOCK_BYTES;
+use crate::log::writer::Io;
+use crate::peer::{Answer, Ask, Candidate};
+use crate::sealed::Unread;
+use crate::time::Now;
+use hashbrown::HashMap;
+use std::collections::VecDeque;
+
+/// Reads under way, at most.
+const READS_IN_FLIGHT_MAX: usize = 64;
+/// Blocks of one read, at most: 1 MiB.
+const READ_BLOCKS_MAX: u64 = 256;
+/// Event keys whose rows are looked up at once.
+const KEYS_AT_ONCE: usize = 64;
+
+/// Who waits for blocks.
+#[derive(Debug)]
+pub(super) enum Waiter {
+    /// A request.
+    Parked(u64),
+    /// A question of another shard, or of this one.
+    Asked(Asking),
+    /// What this shard does by itself.
+    Work,
+}
+
+/// A question that is being answered.
+#[derive(Debug)]
+pub(super) struct Asking {
+    pub from: u16,
+    pub question: u64,
+    pub ask: Ask,
+    /// Rows of the event keys that were looked up so far, and how many those are.
+    pub candidates: Vec<Candidate>,
+    pub looked_up: usize,
+}
+
+#[derive(Debug)]
+struct Group {
+    left: usize,
+    waiter: Waiter,
+    failed: Option<String>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Reads {
+    groups: HashMap<u64, Group>,
+    /// Reads that wait to be done: their group, the first block, how many.
+    queue: VecDeque<(u64, u64, u64)>,
+    /// Reads under way, with their groups.
+    in_flight: HashMap<u64, u64>,
+    next: u64,
+    /// This shard waits for something that it does by itself.
+    works: usize,
+}
+
+impl Reads {
+    /// Whether anything that the shard does by itself waits.
+    pub fn has_work_waiting(&self) -> bool {
+        self.works > 0
+    }
+}
+
+impl Engine {
+    /// Has blocks read for somebody.
+    pub(super) fn read_blocks(&mut self, mut blocks: Vec<u64>, waiter: Waiter) {
+        blocks.sort_unstable();
+        blocks.dedup();
+        self.reads.next += 1;
+        let group = self.reads.next;
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        for block in blocks {
+            match ranges.last_mut() {
+                Some((first, count)) if *first + *count == block && *count < READ_BLOCKS_MAX => *count += 1,
+                _ => ranges.push((block, 1)),
+            }
+        }
+        self.reads.works += usize::from(matches!(waiter, Waiter::Work));
+        self.reads.groups.insert(group, Group { left: ranges.len(), waiter, failed: None });
+        self.reads.queue.extend(ranges.into_iter().map(|(first, count)| (group, first, count)));
+    }
+
+    /// Has what was unread read for what this shard does by itself; damage is told, and waits for somebody to mend it.
+    pub(super) fn read_for_work(&mut self, unread: Unread) {
+        match unread {
+            Unread::Missing(blocks) => self.read_blocks(blocks, Waiter::Work),
+            Unread::Damaged(what) => {
+                tracing::error!(what, "the ledger's storage is damaged or failing; see `claimd verify`");
+            }
+        }
+    }
+
+    pub(super) fn next_read(&mut self) -> Option<Io> {
+        if self.reads.in_flight.len() >= READS_IN_FLIGHT_MAX {
+            return None;
+        }
+        let (group, first, count) = self.reads.queue.pop_front()?;
+        self.reads.next += 1;
+        let id = self.reads.next;
+        self.reads.in_flight.insert(id, group);
+        let log_offset = first * BLOCK_BYTES;
+        let file_offset = self.superblock.geometry.file_offset(log_offset);
+        Some(Io::Read { id, log_offset, file_offset, bytes: count * BLOCK_BYTES })
+    }
+
+    pub(super) fn read_done(
+        &mut self,
+        now: Now,
+        entropy: &mut Entropy,
+        id: u64,
+        log_offset: u64,
+        result: std::io::Result<Vec<u8>>,
+    ) {
+        let Some(number) = self.reads.in_flight.remove(&id) else { return };
+        let Some(group) = self.reads.groups.get_mut(&number) else { return };
+        group.left -= 1;
+        match result {
+            Ok(bytes) => self.shard.rows().catalog().put(log_offset, &bytes),
+            Err(error) => group.failed = Some(format!("reading at log offset {log_offset} failed: {error}")),
+        }
+        if group.left > 0 {
+            return;
+        }
+        let Some(Group { waiter, failed, .. }) = self.reads.groups.remove(&number) else { return };
+        match (waiter, failed) {
+            (Waiter::Parked(id), None) => self.decide_parked(now, entropy, id),
+            (Waiter::Parked(id), Some(what)) => {
+                let message = format!("{what}: the ledger's storage is damaged or failing; see the daemon's log");
+                tracing::error!(what, "a read of the ledger failed");
+                self.unpark(id, Some(Refusal::new(Code::ShardFailed, message)));
+            }
+            (Waiter::Asked(asking), None) => self.answer_on(asking),
+            (Waiter::Asked(asking), Some(what)) => {
+                tracing::error!(what, "a read of the ledger failed");
+                self.send_answer(asking.from, asking.question, Answer::Failed);
+            }
+            (Waiter::Work, failed) => {
+                self.reads.works -= 1;
+                if let Some(what) = failed {
+                    tracing::error!(what, "a read of the ledger failed; what waits for it waits on");
+                }
+            }
+        }
+    }
+
+    /// Answers a question, as far as what it takes is at hand; else has that read.
+    pub(super) fn answer_on(&mut self, mut asking: Asking) {
+        if self.log.failed().is_some() {
+            return self.send_answer(asking.from, asking.question, Answer::Failed);
+        }
+        let answered = match &asking.ask {
+            Ask::Keys { at_us, hashes } => loop {
+                let rest = &hashes[asking.looked_up..];
+                if rest.is_empty() {
+                    break Ok(Answer::Candidates(std::mem::take(&mut asking.candidates)));
+                }
+                let some = &rest[..rest.len().min(KEYS_AT_ONCE)];
+                match self.shard.candidates(*at_us, some) {
+                    Ok(found) => asking.candidates.extend(found),
+                    Err(unread) => break Err(unread),
+                }
+                asking.looked_up += some.len();
+            },
+            ask => self.shard.answer(ask),
+        };
+        match answered {
+            Ok(answer) => self.send_answer(asking.from, asking.question, answer),
+            Err(Unread::Missing(blocks)) => self.read_blocks(blocks, Waiter::Asked(asking)),
+            Err(Unread::Damaged(what)) => {
+                tracing::error!(what, "a read of the ledger failed");
+                self.send_answer(asking.from, asking.question, Answer::Failed);
+            }
+        }
+    }
+}

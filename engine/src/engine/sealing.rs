@@ -1,0 +1,172 @@
+//! Sealing: a segment that is full gets an index, in batches of the log beside the next segment's. Once all of them are durable
+//! the superblock names the seal, and then the segment's rows leave memory.
+
+use super::Engine;
+use crate::log::layout::BLOCK_BYTES;
+use crate::log::superblock::{FORMAT_VERSION, Superblock};
+use crate::log::writer::{Io, LogEnd};
+use crate::sealed::{Checkpoint, Index, Seal, Sealed, append_bytes, page_batch, pages_per_part, seal_batch};
+use crate::shard::rows::IndexJob;
+use std::sync::Arc;
+
+/// Segments that are full and not sealed, at most: with more of them nothing is taken in until one is sealed.
+pub const FULL_SEGMENTS_MAX: usize = 8;
+/// Naming a seal in the superblock is tried again this long after it failed.
+const CHECKPOINT_RETRY_US: i64 = 1_000_000;
+
+/// How far the sealing of the oldest full segment is.
+#[derive(Debug, Default)]
+pub(super) enum Sealing {
+    /// Nothing is under way.
+    #[default]
+    Nothing,
+    /// The index is being made.
+    Building,
+    /// Its parts are written, one after the other.
+    Writing(Box<Job>),
+    /// The seal is written.
+    Seal(Box<Job>),
+    /// The seal is durable, and the superblock is to name it; not before this moment.
+    Naming(Box<Job>, Checkpoint, i64),
+    /// The superblock is being written.
+    Named(Box<Job>, Checkpoint),
+    /// It can't be sealed: a bug, since its size is bounded.
+    Stuck,
+}
+
+#[derive(Debug)]
+pub(super) struct Job {
+    index: Index,
+    seal: Seal,
+    /// Pages that are in parts already.
+    written: u32,
+}
+
+impl Engine {
+    /// Takes the sealing as far as it goes now.
+    pub(super) fn seal_on(&mut self) {
+        if self.log.failed().is_some() {
+            self.sealing = Sealing::Nothing;
+            return;
+        }
+        loop {
+            match std::mem::take(&mut self.sealing) {
+                Sealing::Writing(mut job) if self.log.takes_sealing() => {
+                    let pages = job.index.pages.len() as u64 / BLOCK_BYTES;
+                    let count = u64::from(job.seal.pages_per_part).min(pages - u64::from(job.written));
+                    if count > 0 {
+                        let from = (u64::from(job.written) * BLOCK_BYTES) as usize;
+                        let part = page_batch(&job.index.pages[from..from + (count * BLOCK_BYTES) as usize]);
+                        job.seal.parts.push(self.log.append_sealing(part));
+                        job.written += count as u32;
+                        self.sealing = Sealing::Writing(job);
+                        return;
+                    }
+                    job.index.pages = Vec::new();
+                    match seal_batch(&job.seal) {
+                        Ok(batch) if batch.len() as u64 <= self.superblock.geometry.batch_bytes_max => {
+                            self.log.append_sealing(batch);
+                            self.sealing = Sealing::Seal(job);
+                        }
+                        Ok(_) | Err(_) => {
+                            tracing::error!(segment = job.seal.segment, "the seal does not fit a batch");
+                            self.sealing = Sealing::Stuck;
+                        }
+                    }
+                    return;
+                }
+                Sealing::Writing(job) if self.log.take_sealing().is_some() => self.sealing = Sealing::Writing(job),
+                Sealing::Seal(job) => match self.log.take_sealing() {
+                    Some(checkpoint) => self.sealing = Sealing::Naming(job, checkpoint, i64::MIN),
+                    None => {
+                        self.sealing = Sealing::Seal(job);
+                        return;
+                    }
+                },
+                other => {
+                    self.sealing = other;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The next piece of work for sealing.
+    pub(super) fn next_sealing_io(&mut self) -> Option<Io> {
+        if let Some(unused) = self.unused.take() {
+            return Some(Io::Clear(unused));
+        }
+        match std::mem::take(&mut self.sealing) {
+            Sealing::Nothing => {
+                let (rows, _) = self.shard.full_segment()?;
+                let segment = rows.number;
+                let is_durable = rows.positions.1 <= self.log.durable().position;
+                if !is_durable || self.log.head_of(segment + 1).is_none() || self.log.failed().is_some() {
+                    return None;
+                }
+                let starts = self.log.starts_of(segment);
+                let (rows, geometry, secret) = (Arc::clone(rows), self.superblock.geometry, self.shard.secret());
+                self.sealing = Sealing::Building;
+                Some(Io::Build(Box::new(IndexJob { rows, geometry, secret, starts })))
+            }
+            Sealing::Naming(job, checkpoint, at_us) if at_us <= self.boot_us => {
+                let superblock = Superblock {
+                    generation: self.superblock.generation.saturating_add(1),
+                    checkpoint: Some(checkpoint),
+                    version: FORMAT_VERSION,
+                    ..self.superblock.clone()
+                };
+                self.sealing = Sealing::Named(job, checkpoint);
+                Some(Io::Checkpoint(Box::new(superblock)))
+            }
+            other => {
+                self.sealing = other;
+                None
+            }
+        }
+    }
+
+    /// The index of the oldest full segment is made.
+    pub(super) fn built(&mut self, mut index: Index) {
+        let Some((rows, snapshot)) = self.shard.full_segment() else { return };
+        let segment = rows.number;
+        if index.summary.segment != segment {
+            return;
+        }
+        let Some(resume) = self.log.head_of(segment + 1) else { return };
+        let Ok(summary) = postcard::to_stdvec(&index.summary) else { return };
+        let summary = append_bytes(&mut index.pages, segment, &summary);
+        let snapshot = append_bytes(&mut index.pages, segment, snapshot);
+        let seal = Seal {
+            segment,
+            parts: Vec::new(),
+            pages_per_part: pages_per_part(self.superblock.geometry),
+            summary,
+            snapshot,
+            resume: LogEnd::into(resume),
+            previous: self.shard.rows().catalog().segments().back().map(|sealed| sealed.checkpoint),
+        };
+        self.sealing = Sealing::Writing(Box::new(Job { index, seal, written: 0 }));
+    }
+
+    /// The superblock was written, or not.
+    pub(super) fn checkpointed(&mut self, superblock: Superblock, result: std::io::Result<()>) {
+        let Sealing::Named(job, checkpoint) = std::mem::take(&mut self.sealing) else { return };
+        match result {
+            Ok(()) => {
+                self.superblock = superblock;
+                let Job { index, seal, .. } = *job;
+                self.log.forget_segment(seal.segment);
+                let (parts, pages_per_part) = (seal.parts, seal.pages_per_part);
+                let sealed = Sealed { summary: index.summary, parts, pages_per_part, checkpoint };
+                self.unused = self.shard.sealed(sealed).map(Box::new);
+            }
+            Err(error) => {
+                // What is acknowledged does not depend on it. The generation is used up: some copies may have it.
+                tracing::error!(%error, "writing the superblock failed; it is tried again every second");
+                self.superblock.generation = superblock.generation;
+                self.sealing = Sealing::Naming(job, checkpoint, self.boot_us + CHECKPOINT_RETRY_US);
+            }
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Sealed segments: what the ledger knows of records that are no longer in memory. Each sealed segment has an index on disk, in
+//! batches of the log, and a summary in memory.
+//!
+//! Reading is synchronous and does no I/O: what it needs it takes from the blocks at hand, and where one is missing it says
+//! which ([`Unread::Missing`]). Whoever asked has them read, puts them in, and asks again. Sealed segments never change, so
+//! that a block at hand is right whenever it was read; what changed since is in memory, and is looked at in the same moment.
+
+mod cache;
+mod read;
+pub mod run;
+mod seal;
+pub mod summary;
+
+pub use cache::{Block, BlockCache, CACHE_BLOCKS_MIN};
+pub use read::{Record, claims_between};
+pub use seal::{Chain, Checkpoint, Seal, SealError, append_bytes, page_batch, pages_per_part, read_chain, seal_batch};
+pub use summary::{Index, IndexInput, Summary};
+
+use crate::id::EventId;
+use crate::log::layout::{BLOCK_BYTES, Geometry};
+use hashbrown::HashMap;
+use std::cell::RefCell;
+use std::collections::VecDeque;
+
+/// Why something was not read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unread {
+    /// These blocks of the log are not at hand.
+    Missing(Vec<u64>),
+    /// What is there does not verify.
+    Damaged(String),
+}
+
+/// What was read, or why not.
+pub type Fetch<T> = Result<T, Unread>;
+
+impl Unread {
+    /// Both: everything that is missing, or else the damage.
+    pub fn and(self, other: Unread) -> Unread {
+        match (self, other) {
+            (Unread::Missing(mut blocks), Unread::Missing(more)) => {
+                blocks.extend(more);
+                Unread::Missing(blocks)
+            }
+            (Unread::Damaged(what), _) | (_, Unread::Damaged(what)) => Unread::Damaged(what),
+        }
+    }
+}
+
+impl std::fmt::Display for Unread {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Unread::Missing(blocks) => write!(f, "{} blocks of the log are not at hand", blocks.len()),
+            Unread::Damaged(what) => f.write_str(what),
+        }
+    }
+}
+
+/// Makes one result of many; everything that is missing is named at once.
+pub fn all<T>(parts: impl IntoIterator<Item = Fetch<T>>) -> Fetch<Vec<T>> {
+    let mut read = Vec::new();
+    let mut unread: Option<Unread> = None;
+    for part in parts {
+        match part {
+            Ok(part) => read.push(part),
+            Err(error) => {
+                unread = Some(match unread {
+                    Some(before) => before.and(error),
+                    None => error,
+                })
+            }
+        }
+    }
+    unread.map_or(Ok(read), Err)
+}
+
+/// Asks until everything that the answer takes is at hand; `read` reads a block at a log offset.
+pub fn ask_until_read<T>(
+    catalog: &Catalog,
+    ask: impl Fn() -> Fetch<T>,
+    read: impl Fn(u64) -> Result<Vec<u8>, String>,
+) -> Result<T, String> {
+    loop {
+        match ask() {
+            Ok(answer) => return Ok(answer),
+            Err(Unread::Damaged(what)) => return Err(what),
+            Err(Unread::Missing(blocks)) => {
+                for at in blocks.into_iter().map(|block| block * BLOCK_BYTES) {
+                    catalog.put(at, &read(at)?);
+                }
+            }
+        }
+    }
+}
+
+/// A sealed segment: its summary, and where its index lies.
+#[derive(Debug, Clone)]
+pub struct Sealed {
+    /// What memory keeps of it.
+    pub summary: Summary,
+    /// Log offsets of the parts of the index.
+    pub parts: Vec<u64>,
+    /// Pages of a part.
+    pub pages_per_part: u32,
+    /// The seal itself.
+    pub checkpoint: Checkpoint,
+}
+
+/// A corpus's rows in a sealed segment.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    first: EventId,
+    last: EventId,
+    segment: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Catalog {
+    geometry: Geometry,
+    /// By segment, without gaps.
+    segments: VecDeque<Sealed>,
+    /// By corpus: which segment has which of its rows.
+    spans: HashMap<u16, VecDeque<Span>>,
+    /// Segments in which anything changed, in order.
+    changed: VecDeque<u64>,
+    cache: RefCell<BlockCache>,
+}
+
+impl Catalog {
+    /// Of a ledger in which nothing is sealed yet.
+    pub fn new(geometry: Geometry, cache_bytes: u64) -> Catalog {
+        Catalog {
+            geometry,
+            segments: VecDeque::new(),
+            spans: HashMap::new(),
+            changed: VecDeque::new(),
+            cache: RefCell::new(BlockCache::new(cache_bytes)),
+        }
+    }
+
+    /// Sealed segments, the oldest first.
+    pub fn segments(&self) -> &VecDeque<Sealed> {
+        &self.segments
+    }
+
+    /// The first segment that is not sealed.
+    pub fn end(&self) -> u64 {
+        self.segments.back().map_or(0, |last| last.summary.segment + 1)
+    }
+
+    /// A sealed segment.
+    pub fn segment(&self, number: u64) -> Option<&Sealed> {
+        let first = self.segments.front()?.summary.segment;
+        self.segments.get(usize::try_from(number.checked_sub(first)?).ok()?)
+    }
+
+    /// Makes the block cache anew, with so many bytes.
+    pub fn set_cache_bytes(&mut self, bytes: u64) {
+        *self.cache.borrow_mut() = BlockCache::new(bytes);
+    }
+
+    /// The block cache's fill, for `status`.
+    pub fn cache_blocks(&self) -> (u64, u64) {
+        self.cache.borrow().blocks()
+    }
+
+    /// The block cache's use, for `status`.
+    pub fn cache_hits(&self) -> (u64, u64) {
+        self.cache.borrow().hits_and_misses()
+    }
+
+    /// Takes a sealed segment in; it follows the last one.
+    pub fn add(&mut self, sealed: Sealed) {
+        let Summary { segment, corpora, changes, .. } = &sealed.summary;
+        debug_assert!(self.segments.is_empty() || self.end() == *segment);
+        for span in corpora {
+            let (first, last) = (span.first, span.last);
+            self.spans.entry(span.prefix).or_default().push_back(Span { first, last, segment: *segment });
+        }
+        if changes.place.entries > 0 {
+            self.changed.push_back(*segment);
+        }
+        self.segments.push_back(sealed);
+    }
+
+    /// The last batch whose start is known from which on reading finds a position.
+    pub fn start_for(&self, position: u64) -> Option<summary::BatchStart> {
+        let is_before = |start: &&summary::BatchStart| start.first_position <= position;
+        let mut segments = self.segments.iter().rev();
+        segments.find_map(|sealed| sealed.summary.starts.iter().rev().find(is_before)).copied()
+    }
+
+    /// A block, if it is at hand.
+    pub fn block(&self, number: u64) -> Option<Block> {
+        self.cache.borrow_mut().get(number)
+    }
+
+    /// Puts bytes that were read into the cache: whole blocks, from a log offset on.
+    pub fn put(&self, log_offset: u64, bytes: &[u8]) {
+        let mut cache = self.cache.borrow_mut();
+        for (number, block) in (log_offset / BLOCK_BYTES..).zip(bytes.chunks_exact(BLOCK_BYTES as usize)) {
+            cache.put(number, Block::from(block));
+        }
+    }
+}

@@ -1,0 +1,408 @@
+//! Reading sealed segments: their indexes, and the records that these lead to.
+
+use super::run::{HashEntry, KeyEntry, Page, page_bytes};
+use super::summary::{FencedRun, ROWS_EVERY_BYTES, RunPlace, row_key};
+use super::{Catalog, Fetch, Sealed, Span, Summary, Unread, seal};
+use crate::id::EventId;
+use crate::log::batch;
+use crate::log::layout::{BLOCK_BYTES, RECORD_BYTES_MAX};
+use crate::log::record::{self, RawRecord};
+use std::ops::Range;
+
+/// Bytes read for a record whose length is not known yet.
+const RECORD_READ_BYTES: u64 = 1_024;
+/// Pages at which a hash is guessed to be before the search halves what is left.
+const GUESSES_MAX: u32 = 3;
+
+/// A record as it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Where it starts.
+    pub log_offset: u64,
+    /// Its position.
+    pub position: u64,
+    /// Its kind.
+    pub kind: u16,
+    /// Its body.
+    pub body: Vec<u8>,
+}
+
+/// What a walk over a stretch of log meets next.
+enum Met<'a> {
+    /// A record: where, and its bytes from there on.
+    Record(u64, &'a [u8]),
+    /// The bytes up to this log offset are needed to go on.
+    Needs(u64),
+    /// Nothing was written from here on.
+    End,
+}
+
+/// Goes over the records of a stretch of log, from one of them on.
+struct Records<'a> {
+    bytes: &'a [u8],
+    /// Log offset of the first byte.
+    start: u64,
+    at: u64,
+}
+
+impl<'a> Records<'a> {
+    fn next(&mut self) -> Met<'a> {
+        loop {
+            let Some(rest) = self.bytes.get((self.at - self.start) as usize..).filter(|rest| rest.len() >= 8) else {
+                return Met::Needs(self.at + BLOCK_BYTES);
+            };
+            if self.at.is_multiple_of(BLOCK_BYTES) {
+                if let Some(found) = batch::peek(rest) {
+                    // The parts of an index are batches without records.
+                    self.at += if found.is_sealing { found.total_bytes } else { batch::BATCH_HEADER_BYTES as u64 };
+                    continue;
+                }
+                if rest[..8] == [0; 8] {
+                    return Met::End;
+                }
+            }
+            // A record begins with its checksum; zeroes are the padding of a batch.
+            if rest[..8] == [0; 8] {
+                self.at = (self.at / BLOCK_BYTES + 1) * BLOCK_BYTES;
+                continue;
+            }
+            let Some(length) = record::record_bytes(rest) else { return Met::Needs(self.at + BLOCK_BYTES) };
+            if rest.len() < length {
+                return Met::Needs(self.at + (length as u64).min(RECORD_BYTES_MAX + BLOCK_BYTES));
+            }
+            let found = Met::Record(self.at, rest);
+            self.at += length as u64;
+            return found;
+        }
+    }
+}
+
+/// The records that start in a stretch of log, and where the next one would be looked for. `bytes` start at `start`, a whole
+/// number of blocks; a record starts at `from`.
+pub fn claims_between<'a>(
+    bytes: &'a [u8],
+    start: u64,
+    from: u64,
+    mut each: impl FnMut(u64, RawRecord<'a>) -> bool,
+) -> Result<u64, String> {
+    let mut records = Records { bytes, start, at: from };
+    loop {
+        let before = records.at;
+        match records.next() {
+            Met::Record(at, rest) => {
+                let (raw, _) = record::read(rest).map_err(|e| not_verified(at, &e.to_string()))?;
+                if !each(at, raw) {
+                    return Ok(at);
+                }
+            }
+            Met::Needs(_) => return Ok(records.at.max(before)),
+            Met::End => return Ok(u64::MAX),
+        }
+    }
+}
+
+fn not_verified(log_offset: u64, why: &str) -> String {
+    format!("the record at log offset {log_offset} does not verify: {why}")
+}
+
+impl Catalog {
+    /// The blocks that hold this stretch of log, one after the other.
+    pub fn stretch(&self, from: u64, to: u64) -> Fetch<Vec<u8>> {
+        let blocks = from / BLOCK_BYTES..to.div_ceil(BLOCK_BYTES);
+        let mut bytes = Vec::with_capacity(((blocks.end - blocks.start) * BLOCK_BYTES) as usize);
+        let mut missing = Vec::new();
+        for number in blocks {
+            match self.block(number) {
+                Some(block) => bytes.extend_from_slice(&block),
+                None => missing.push(number),
+            }
+        }
+        if missing.is_empty() { Ok(bytes) } else { Err(Unread::Missing(missing)) }
+    }
+
+    /// The record that starts at a log offset.
+    pub fn record_at(&self, log_offset: u64) -> Fetch<Record> {
+        let start = log_offset / BLOCK_BYTES * BLOCK_BYTES;
+        let mut end = log_offset + RECORD_READ_BYTES;
+        loop {
+            let segment_end = self.geometry.segment_start(self.geometry.segment_of(log_offset) + 1);
+            let bytes = self.stretch(start, end.min(segment_end))?;
+            let rest = bytes.get((log_offset - start) as usize..).unwrap_or_default();
+            let length = record::record_bytes(rest).unwrap_or(usize::MAX) as u64;
+            if rest.len() as u64 >= length || length > RECORD_BYTES_MAX + BLOCK_BYTES || end >= segment_end {
+                return own(log_offset, rest);
+            }
+            end = log_offset + length;
+        }
+    }
+
+    fn page(&self, sealed: &Sealed, page: u32) -> Fetch<super::Block> {
+        let at = sealed.page_at(page);
+        self.block(at / BLOCK_BYTES).ok_or_else(|| Unread::Missing(vec![at / BLOCK_BYTES]))
+    }
+
+    fn run_page<T>(&self, sealed: &Sealed, number: u32, read: impl FnOnce(&Page<'_, KeyEntry>) -> T) -> Fetch<T> {
+        let block = self.page(sealed, number)?;
+        let page = Page::read(&block, sealed.summary.segment, number);
+        page.map(|page| read(&page)).ok_or_else(|| damaged_page(self, sealed, number))
+    }
+
+    /// The last entry of a run by key that is not greater than a key.
+    fn floor(&self, sealed: &Sealed, run: &FencedRun, key: u128) -> Fetch<Option<KeyEntry>> {
+        let Some(number) = Summary::page_of(run, key) else { return Ok(None) };
+        self.run_page(sealed, number, |page| {
+            page.partition_point(|entry| entry.key <= key).checked_sub(1).map(|index| page.get(index))
+        })
+    }
+
+    fn span_of(&self, event_id: EventId) -> Option<&Span> {
+        let spans = self.spans.get(&event_id.prefix().get())?;
+        let after = spans.partition_point(|span| span.first <= event_id);
+        spans.get(after.checked_sub(1)?).filter(|span| event_id <= span.last)
+    }
+
+    /// The segment in which a row was claimed, if it is sealed and can have it.
+    pub fn segment_of_row(&self, event_id: EventId) -> Option<u64> {
+        self.span_of(event_id).map(|span| span.segment)
+    }
+
+    /// The record of a row's claim.
+    pub fn claim(&self, event_id: EventId) -> Fetch<Option<Record>> {
+        let Some(span) = self.span_of(event_id) else { return Ok(None) };
+        let Some(sealed) = self.segment(span.segment) else { return Ok(None) };
+        let key = row_key(event_id);
+        let entry = self.floor(sealed, &sealed.summary.rows, key)?;
+        let Some(entry) = entry.filter(|entry| entry.key >> 112 == key >> 112) else { return Ok(None) };
+        let segment_start = self.geometry.segment_start(span.segment);
+        let from = segment_start + u64::from(entry.offset);
+        if entry.key == key {
+            return self.record_at(from).map(Some);
+        }
+        let limit = (from + ROWS_EVERY_BYTES).min(segment_start + sealed.summary.bytes);
+        let start = from / BLOCK_BYTES * BLOCK_BYTES;
+        let mut end = limit;
+        loop {
+            let bytes = self.stretch(start, end)?;
+            let mut records = Records { bytes: &bytes, start, at: from };
+            loop {
+                match records.next() {
+                    Met::Record(at, _) if at >= limit => return Ok(None),
+                    Met::Record(at, rest) if claimed_id(rest) == Some(event_id) => return own(at, rest).map(Some),
+                    Met::Record(..) => {}
+                    Met::Needs(_) if records.at >= limit => return Ok(None),
+                    Met::Needs(to) => {
+                        end = to;
+                        break;
+                    }
+                    Met::End => return Ok(None),
+                }
+            }
+        }
+    }
+
+    /// What is encoded of a row's changes in a segment.
+    pub fn change_in(&self, segment: u64, event_id: EventId) -> Fetch<Option<Vec<u8>>> {
+        let Some(sealed) = self.segment(segment) else { return Ok(None) };
+        let key = row_key(event_id);
+        if !sealed.summary.filter.may_have(key) {
+            return Ok(None);
+        }
+        let entry = self.floor(sealed, &sealed.summary.changes, key)?;
+        match entry.filter(|entry| entry.key == key) {
+            Some(entry) => self.heap(sealed, entry.offset, entry.length).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn heap(&self, sealed: &Sealed, offset: u32, length: u32) -> Fetch<Vec<u8>> {
+        let room = super::run::PAGE_ROOM as u32;
+        let place = sealed.summary.heap;
+        let end = offset.checked_add(length).filter(|end| u64::from(*end) <= place.entries);
+        let end = end.ok_or_else(|| damaged_page(self, sealed, place.first))?;
+        let pages = offset / room..end.div_ceil(room).max(offset / room + 1);
+        let blocks = super::all(pages.clone().map(|page| self.page(sealed, place.first + page)))?;
+        let mut bytes = Vec::with_capacity(blocks.len() * room as usize);
+        for (page, block) in pages.clone().zip(&blocks) {
+            let number = place.first + page;
+            let content = page_bytes(block, sealed.summary.segment, number);
+            bytes.extend_from_slice(content.ok_or_else(|| damaged_page(self, sealed, number))?);
+        }
+        let start = (offset - pages.start * room) as usize;
+        let found = bytes.get(start..start + length as usize).map(<[u8]>::to_vec);
+        found.ok_or_else(|| damaged_page(self, sealed, place.first + pages.start))
+    }
+
+    /// What is encoded of a row's changes, segment by segment, the newest first.
+    pub fn changes_of(&self, event_id: EventId) -> impl Iterator<Item = Fetch<(u64, Vec<u8>)>> + '_ {
+        self.changed.iter().rev().filter_map(move |segment| {
+            self.change_in(*segment, event_id).map(|found| found.map(|bytes| (*segment, bytes))).transpose()
+        })
+    }
+
+    /// Keys of rows that changed in a segment, after one, in order, at most so many.
+    pub fn changed_after(&self, segment: u64, after: Option<EventId>, limit: usize) -> Fetch<Vec<u128>> {
+        let Some(sealed) = self.segment(segment) else { return Ok(Vec::new()) };
+        let run = &sealed.summary.changes;
+        let after = after.map(row_key);
+        let mut number = after.and_then(|key| Summary::page_of(run, key)).unwrap_or(run.place.first);
+        let mut keys = Vec::new();
+        while keys.len() < limit && number < run.place.first + run.place.pages {
+            self.run_page(sealed, number, |page| {
+                let first = after.map_or(0, |after| page.partition_point(|entry| entry.key <= after));
+                keys.extend((first..page.len()).take(limit - keys.len()).map(|index| page.get(index).key));
+            })?;
+            number += 1;
+        }
+        Ok(keys)
+    }
+
+    /// Segments in which anything changed, the oldest first.
+    pub fn changed_segments(&self) -> impl Iterator<Item = u64> + '_ {
+        self.changed.iter().copied()
+    }
+
+    fn hash_page<T>(&self, sealed: &Sealed, number: u32, read: impl FnOnce(&Page<'_, HashEntry>) -> T) -> Fetch<T> {
+        let block = self.page(sealed, number)?;
+        let page = Page::read(&block, sealed.summary.segment, number);
+        page.map(|page| read(&page)).ok_or_else(|| damaged_page(self, sealed, number))
+    }
+
+    /// The first page of a run by hash whose last hash is not below this one; the number of pages where there is none.
+    fn page_of_hash(&self, sealed: &Sealed, run: RunPlace, hash: u64) -> Fetch<u32> {
+        let (mut low, mut high) = (0, run.pages);
+        let mut guess = (u128::from(hash) * u128::from(run.pages) >> 64) as u32;
+        let mut guesses = 0;
+        while low < high {
+            let at = if guesses < GUESSES_MAX { guess.clamp(low, high - 1) } else { low + (high - low) / 2 };
+            guesses += 1;
+            let (first, last) = self.hash_page(sealed, run.first + at, |page| (page.first().hash, page.last().hash))?;
+            if last < hash {
+                low = at + 1;
+                guess = low;
+            } else if first < hash {
+                return Ok(at);
+            } else {
+                high = at;
+                guess = at.saturating_sub(1);
+            }
+        }
+        Ok(low)
+    }
+
+    /// Offsets in a segment of the records with a hash, in order.
+    fn offsets_of(&self, sealed: &Sealed, run: RunPlace, hash: u64) -> Fetch<Vec<u32>> {
+        let mut offsets = Vec::new();
+        if run.pages == 0 {
+            return Ok(offsets);
+        }
+        let mut number = self.page_of_hash(sealed, run, hash)?;
+        while number < run.pages {
+            let goes_on = self.hash_page(sealed, run.first + number, |page| {
+                let first = page.partition_point(|entry| entry.hash < hash);
+                let found = (first..page.len()).map(|index| page.get(index)).take_while(|entry| entry.hash == hash);
+                offsets.extend(found.map(|entry| entry.offset));
+                page.last().hash == hash
+            })?;
+            if !goes_on {
+                break;
+            }
+            number += 1;
+        }
+        Ok(offsets)
+    }
+
+    fn places(&self, segment: u64, offsets: Vec<u32>) -> Vec<u64> {
+        let start = self.geometry.segment_start(segment);
+        offsets.into_iter().map(|offset| start + u64::from(offset)).collect()
+    }
+
+    /// Log offsets of the claims in a segment whose event key has a hash, in order.
+    pub fn with_event_key(&self, segment: u64, hash: u64) -> Fetch<Vec<u64>> {
+        let Some(sealed) = self.segment(segment) else { return Ok(Vec::new()) };
+        Ok(self.places(segment, self.offsets_of(sealed, sealed.summary.event_keys, hash)?))
+    }
+
+    /// Log offsets of the records in a segment whose correlation id has a hash, in order.
+    pub fn correlated(&self, segment: u64, hash: u64) -> Fetch<Vec<u64>> {
+        let Some(sealed) = self.segment(segment) else { return Ok(Vec::new()) };
+        Ok(self.places(segment, self.offsets_of(sealed, sealed.summary.correlations, hash)?))
+    }
+
+    /// Whether a sealed segment may have an idempotency key of this own time.
+    pub fn may_have_key_of(&self, ms: u64) -> bool {
+        // What is asked for is most often newer than all that is sealed, and then it is the newest that shows it.
+        self.segments.iter().rev().any(|sealed| sealed.summary.may_have_key_of(ms))
+    }
+
+    /// Records whose idempotency key has this hash and own time, the newest segment's first.
+    pub fn keyed(&self, hash: u64, ms: u64) -> Fetch<Vec<Record>> {
+        let segments = self.segments.iter().rev().filter(|sealed| sealed.summary.may_have_key_of(ms));
+        let offsets = super::all(segments.map(|sealed| {
+            let offsets = self.offsets_of(sealed, sealed.summary.keys, hash)?;
+            Ok(self.places(sealed.summary.segment, offsets))
+        }))?;
+        super::all(offsets.into_iter().flatten().map(|at| self.record_at(at)))
+    }
+
+    /// Hashes of the event keys in a segment, with repetitions, from one on, in order, at most so many.
+    pub fn event_key_hashes(&self, segment: u64, from: u64, limit: usize) -> Fetch<Vec<u64>> {
+        let Some(sealed) = self.segment(segment) else { return Ok(Vec::new()) };
+        let run = sealed.summary.event_keys;
+        let mut hashes = Vec::new();
+        if run.pages == 0 {
+            return Ok(hashes);
+        }
+        let mut number = self.page_of_hash(sealed, run, from)?;
+        while hashes.len() < limit && number < run.pages {
+            self.hash_page(sealed, run.first + number, |page| {
+                let first = page.partition_point(|entry| entry.hash < from);
+                hashes.extend((first..page.len()).take(limit - hashes.len()).map(|index| page.get(index).hash));
+            })?;
+            number += 1;
+        }
+        Ok(hashes)
+    }
+
+    /// The stretch of a segment's log in which the rows of a corpus after an id begin: where to read on, and the end.
+    pub fn rows_after(&self, segment: u64, prefix: u16, after: Option<EventId>) -> Fetch<Option<Range<u64>>> {
+        let Some(sealed) = self.segment(segment) else { return Ok(None) };
+        let Some(span) = sealed.summary.corpora.iter().find(|span| span.prefix == prefix) else { return Ok(None) };
+        let from = after.filter(|after| *after > span.first).unwrap_or(span.first);
+        let entry = self.floor(sealed, &sealed.summary.rows, row_key(from))?;
+        let Some(entry) = entry else { return Ok(None) };
+        let start = self.geometry.segment_start(segment);
+        Ok(Some(start + u64::from(entry.offset)..start + sealed.summary.bytes))
+    }
+}
+
+/// The id of a claim, from the record's bytes as they stand.
+fn claimed_id(record: &[u8]) -> Option<EventId> {
+    let (_, kind, body_bytes) = record::peek(record)?;
+    let body = record.get(record::RECORD_HEADER_BYTES..record::RECORD_HEADER_BYTES + body_bytes)?;
+    crate::log::entry::claimed_id(kind, body)
+}
+
+fn own(log_offset: u64, bytes: &[u8]) -> Fetch<Record> {
+    match record::read(bytes) {
+        Ok((raw, _)) => Ok(Record { log_offset, position: raw.position, kind: raw.kind, body: raw.body.to_vec() }),
+        Err(error) => Err(Unread::Damaged(not_verified(log_offset, &error.to_string()))),
+    }
+}
+
+fn damaged_page(catalog: &Catalog, sealed: &Sealed, number: u32) -> Unread {
+    let segment = sealed.summary.segment;
+    let file_offset = catalog.geometry.file_offset(sealed.page_at(number));
+    Unread::Damaged(format!(
+        "page {number} of the index of segment {segment}, at file offset {file_offset}, does not verify; the records are \
+         not concerned"
+    ))
+}
+
+impl Sealed {
+    /// The log offset of a page of the index.
+    fn page_at(&self, page: u32) -> u64 {
+        let per_part = self.pages_per_part;
+        let part = self.parts.get((page / per_part) as usize).copied().unwrap_or(0);
+        seal::page_of_part(part, page % per_part)
+    }
+}
