@@ -13,6 +13,7 @@ use claim_engine::peer::PeerMessage;
 use claim_engine::storage::{RealStorage, Storage};
 use claim_engine::time::Now;
 use std::cell::{Cell, RefCell};
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -33,6 +34,7 @@ pub struct Driver {
     pub engine: RefCell<Engine>,
     entropy: RefCell<Entropy>,
     storage: Rc<RealStorage>,
+    path: PathBuf,
     pulse: Arc<Pulse>,
     outlet: RefCell<Option<Outlet>>,
     outputs: RefCell<Vec<Output>>,
@@ -53,11 +55,12 @@ pub struct StoredRecord {
 
 impl Driver {
     /// A driver whose outputs have nowhere to go yet.
-    pub fn new(engine: Engine, storage: RealStorage, pulse: Arc<Pulse>, entropy: Entropy) -> Rc<Driver> {
+    pub fn new(engine: Engine, storage: RealStorage, path: PathBuf, pulse: Arc<Pulse>, entropy: Entropy) -> Rc<Driver> {
         Rc::new(Driver {
             engine: RefCell::new(engine),
             entropy: RefCell::new(entropy),
             storage: Rc::new(storage),
+            path,
             pulse,
             outlet: RefCell::new(None),
             outputs: RefCell::new(Vec::new()),
@@ -69,6 +72,11 @@ impl Driver {
     /// The shard's file.
     pub fn storage(&self) -> &RealStorage {
         &self.storage
+    }
+
+    /// Where the shard's file is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// What the scrubbing in the background has seen.

@@ -155,7 +155,7 @@ async fn open_shards(plan: &Plan) -> Result<(Drivers, Vec<ShardOpened>), String>
             batches: found.batches,
             globals: engine.shard().globals_applied(),
         });
-        let driver = Driver::new(engine, storage, Arc::clone(&plan.pulse), plan.entropy(superblock.shard));
+        let driver = Driver::new(engine, storage, path, Arc::clone(&plan.pulse), plan.entropy(superblock.shard));
         drivers[usize::from(superblock.shard)] = Some(driver);
     }
     Ok((drivers, opened))

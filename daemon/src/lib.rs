@@ -39,6 +39,7 @@ pub mod scrub;
 pub mod service;
 pub mod shared;
 pub mod socket;
+pub mod space;
 pub mod stall_guard;
 pub mod start;
 pub mod users;

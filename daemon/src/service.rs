@@ -10,6 +10,7 @@ use crate::message::Message;
 use crate::reading;
 use crate::shared::{Shared, Tried};
 use crate::socket::connection::{CloseReason, Connection, FrameHandler, Peer, Verdict};
+use crate::space;
 use crate::stall_guard::Pulse;
 use crate::users::Users;
 use claim_engine::command::Request;
@@ -436,6 +437,7 @@ impl Service {
             scrub_rounds: scrubbed.rounds,
             scrub_damaged: scrubbed.damaged,
             scrub_first: scrubbed.first.clone(),
+            free_bytes: space::free_bytes(driver.path(), status.log_bytes).unwrap_or(0),
             ..status
         };
         Part::Status { shard }

@@ -7,8 +7,8 @@
 mod harness;
 
 use claim_client::{
-    Client, DisputeState, DisputeVerdict, Entry, ReasonCode, RequestOptions, Role, Row, TailOptions, Uuid, Verdict,
-    new_key,
+    ClaimItem, Client, DisputeState, DisputeVerdict, Entry, ReasonCode, RequestOptions, Role, Row, TailOptions, Uuid,
+    Verdict, new_key,
 };
 use flate2::Compression;
 use flate2::read::GzDecoder;
@@ -89,6 +89,24 @@ fn fill(client: &Client) {
     // In the next quarter.
     claim(client, "customer", "a quarter later", START_US, START_US + 60 * DAY_US);
     client.decommission("tools", false, &at(START_US + 61 * DAY_US)).wait().expect("a decommissioning");
+    // So much that segments of every shard are full, and sealed; and a change of a row in one that is.
+    let metadata = vec![7; 60_000];
+    for (corpus, hours) in (0..10).map(|n| (["customer", "compliance"][n % 2], n as i64)) {
+        let at_us = START_US + 61 * DAY_US + (hours + 1) * 60 * SECOND_US;
+        let items: Vec<_> = (0..6).map(|_| ClaimItem { metadata: &metadata, ..item("of weight") }).collect();
+        for result in client.claim_batch(corpus, &items, &at(at_us)).wait().expect("a batch").value {
+            result.expect("a claim");
+        }
+    }
+    let all_sealed = || {
+        let status = client.status(&options()).wait().expect("a status").value;
+        status.shards.iter().all(|shard| shard.segments_sealed > 0)
+    };
+    while !all_sealed() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let late = at(START_US + 61 * DAY_US + 4 * 3_600 * SECOND_US);
+    client.retract("customer", ids[2], ReasonCode::WrongCorpus, &late).wait().expect("a retraction");
 }
 
 fn of_row(row: &Row) -> String {

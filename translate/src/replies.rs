@@ -174,7 +174,7 @@ pub fn pairs(shard: &Shard, propagation: &Propagation) -> Vec<wire::reply::Pair>
     pairs
 }
 
-/// One shard's part of a status report, in which nothing of scrubbing stands yet.
+/// One shard's part of a status report, in which nothing of scrubbing and of what lies below the file stands yet.
 pub fn status(status: EngineStatus, core: u16) -> wire::reply::ShardStatus {
     wire::reply::ShardStatus {
         shard: status.shard,
@@ -204,5 +204,15 @@ pub fn status(status: EngineStatus, core: u16) -> wire::reply::ShardStatus {
         debt_bytes: status.debt_bytes,
         open_disputes: status.open_disputes,
         refused_overload: status.refused_overload,
+        rows_in_memory: status.rows_in_memory,
+        segments_sealed: status.segments_sealed,
+        segments_full: status.segments_full,
+        index_bytes: status.index_bytes,
+        cache_bytes: status.cache_bytes,
+        cache_bytes_max: status.cache_bytes_max,
+        cache_hits: status.cache_hits,
+        cache_misses: status.cache_misses,
+        log_bytes: status.log_bytes,
+        free_bytes: 0,
     }
 }

@@ -2,6 +2,7 @@
 
 use super::Engine;
 use crate::debt::Level;
+use crate::log::layout::BLOCK_BYTES;
 
 /// Counters and states for `status`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +29,15 @@ pub struct EngineStatus {
     pub debt_requests: u64,
     pub debt_bytes: u64,
     pub refused_overload: u64,
+    pub rows_in_memory: u64,
+    pub segments_sealed: u32,
+    pub segments_full: u32,
+    pub index_bytes: u64,
+    pub cache_bytes: u64,
+    pub cache_bytes_max: u64,
+    pub cache_hits: u64,
+    pub cache_misses: u64,
+    pub log_bytes: u64,
     pub open_disputes: u32,
     pub incident_active: bool,
     pub frozen_reason: Option<String>,
@@ -40,6 +50,10 @@ impl Engine {
     pub fn status(&self) -> EngineStatus {
         let (segments_used, segments_prepared) = self.log.segments();
         let counts = self.log.counts();
+        let rows = self.shard.rows();
+        let catalog = rows.catalog();
+        let (blocks, blocks_max) = catalog.cache_blocks();
+        let (cache_hits, cache_misses) = catalog.cache_hits();
         EngineStatus {
             shard: self.shard.number(),
             position: self.shard.last_position(),
@@ -62,6 +76,15 @@ impl Engine {
             debt_requests: self.debt.requests(),
             debt_bytes: self.debt.bytes(),
             refused_overload: self.refused_overload,
+            rows_in_memory: rows.count_in_memory(),
+            segments_sealed: catalog.segments().len() as u32,
+            segments_full: rows.frozen().len() as u32,
+            index_bytes: catalog.segments().iter().map(|sealed| sealed.summary.index_bytes()).sum(),
+            cache_bytes: blocks * BLOCK_BYTES,
+            cache_bytes_max: blocks_max * BLOCK_BYTES,
+            cache_hits,
+            cache_misses,
+            log_bytes: self.log.written_bytes(),
             open_disputes: self.shard.disputes().open_count() as u32,
             incident_active: self.shard.registry().incident_active(),
             frozen_reason: self.shard.registry().frozen().map(|stop| stop.reason.clone()),

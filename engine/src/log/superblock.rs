@@ -132,6 +132,12 @@ pub struct CopyFound {
 }
 
 impl Superblock {
+    /// The same without what changes while a ledger is written to.
+    pub fn as_formatted(&self) -> Superblock {
+        let (generation, first_segment, checkpoint, version) = (1, 0, None, FORMAT_VERSION);
+        Superblock { generation, first_segment, checkpoint, version, ..self.clone() }
+    }
+
     fn encode(&self) -> Vec<u8> {
         let raw = Raw {
             magic: MAGIC.into(),

@@ -520,6 +520,11 @@ impl LogWriter {
         self.counts
     }
 
+    /// Bytes of log from its beginning to where the next batch goes.
+    pub fn written_bytes(&self) -> u64 {
+        self.next_batch_at
+    }
+
     /// Segments used so far, and prepared.
     pub fn segments(&self) -> (u64, u64) {
         (self.geometry().segment_of(self.next_batch_at) + 1, self.segments_prepared)

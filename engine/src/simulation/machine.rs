@@ -24,7 +24,7 @@ use std::task::{Context, Poll, Waker};
 use uuid::Uuid;
 
 /// Small, so that runs roll segments often.
-const GEOMETRY: Geometry = Geometry { segment_bytes: 96 << 10, batch_bytes_max: 16 << 10 };
+const GEOMETRY: Geometry = Geometry { segment_bytes: 192 << 10, batch_bytes_max: 16 << 10 };
 /// Rounds of completions and messages after which shards that have nothing to do must have come to rest.
 const SETTLE_ROUNDS_MAX: u32 = 20_000;
 /// Bytes that hold any record of a simulated ledger.
@@ -221,8 +221,7 @@ impl Machine {
                 .run(&mut self.entropy, u64::MAX, Superblock::read(&node.disk))
                 .expect("unbounded")
                 .map_err(|e| e.to_string())?;
-            let of_old = Superblock { generation: 1, checkpoint: None, ..superblock.clone() };
-            if of_old != node.superblock {
+            if superblock.as_formatted() != node.superblock {
                 return Err("the superblock changed".into());
             }
             let open = Engine::open(&node.disk, &superblock, options);

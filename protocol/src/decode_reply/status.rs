@@ -72,5 +72,15 @@ fn decode_shard_status(table: &wire::ShardStatus<'_>) -> Result<ShardStatus, Str
         debt_bytes: table.debt_bytes(),
         open_disputes: table.open_disputes(),
         refused_overload: table.refused_overload(),
+        rows_in_memory: table.rows_in_memory(),
+        segments_sealed: table.segments_sealed(),
+        segments_full: table.segments_full(),
+        index_bytes: table.index_bytes(),
+        cache_bytes: table.cache_bytes(),
+        cache_bytes_max: table.cache_bytes_max(),
+        cache_hits: table.cache_hits(),
+        cache_misses: table.cache_misses(),
+        log_bytes: table.log_bytes(),
+        free_bytes: table.free_bytes(),
     })
 }

@@ -93,6 +93,16 @@ fn encode_shard_status<'b>(builder: &mut Builder, shard: &ShardStatus) -> WIPOff
             debt_bytes: shard.debt_bytes,
             open_disputes: shard.open_disputes,
             refused_overload: shard.refused_overload,
+            rows_in_memory: shard.rows_in_memory,
+            segments_sealed: shard.segments_sealed,
+            segments_full: shard.segments_full,
+            index_bytes: shard.index_bytes,
+            cache_bytes: shard.cache_bytes,
+            cache_bytes_max: shard.cache_bytes_max,
+            cache_hits: shard.cache_hits,
+            cache_misses: shard.cache_misses,
+            log_bytes: shard.log_bytes,
+            free_bytes: shard.free_bytes,
         },
     );
     WIPOffset::new(table.value())

@@ -10333,6 +10333,16 @@ impl<'a> ShardStatus<'a> {
   pub const VT_DEBT_BYTES: ::flatbuffers::VOffsetT = 52;
   pub const VT_OPEN_DISPUTES: ::flatbuffers::VOffsetT = 54;
   pub const VT_REFUSED_OVERLOAD: ::flatbuffers::VOffsetT = 56;
+  pub const VT_ROWS_IN_MEMORY: ::flatbuffers::VOffsetT = 58;
+  pub const VT_SEGMENTS_SEALED: ::flatbuffers::VOffsetT = 60;
+  pub const VT_SEGMENTS_FULL: ::flatbuffers::VOffsetT = 62;
+  pub const VT_INDEX_BYTES: ::flatbuffers::VOffsetT = 64;
+  pub const VT_CACHE_BYTES: ::flatbuffers::VOffsetT = 66;
+  pub const VT_CACHE_BYTES_MAX: ::flatbuffers::VOffsetT = 68;
+  pub const VT_CACHE_HITS: ::flatbuffers::VOffsetT = 70;
+  pub const VT_CACHE_MISSES: ::flatbuffers::VOffsetT = 72;
+  pub const VT_LOG_BYTES: ::flatbuffers::VOffsetT = 74;
+  pub const VT_FREE_BYTES: ::flatbuffers::VOffsetT = 76;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -10344,6 +10354,14 @@ impl<'a> ShardStatus<'a> {
     args: &'args ShardStatusArgs<'args>
   ) -> ::flatbuffers::WIPOffset<ShardStatus<'bldr>> {
     let mut builder = ShardStatusBuilder::new(_fbb);
+    builder.add_free_bytes(args.free_bytes);
+    builder.add_log_bytes(args.log_bytes);
+    builder.add_cache_misses(args.cache_misses);
+    builder.add_cache_hits(args.cache_hits);
+    builder.add_cache_bytes_max(args.cache_bytes_max);
+    builder.add_cache_bytes(args.cache_bytes);
+    builder.add_index_bytes(args.index_bytes);
+    builder.add_rows_in_memory(args.rows_in_memory);
     builder.add_refused_overload(args.refused_overload);
     builder.add_debt_bytes(args.debt_bytes);
     builder.add_debt_requests(args.debt_requests);
@@ -10360,6 +10378,8 @@ impl<'a> ShardStatus<'a> {
     builder.add_rows(args.rows);
     builder.add_durable_position(args.durable_position);
     builder.add_position(args.position);
+    builder.add_segments_full(args.segments_full);
+    builder.add_segments_sealed(args.segments_sealed);
     builder.add_open_disputes(args.open_disputes);
     if let Some(x) = args.scrub_first { builder.add_scrub_first(x); }
     if let Some(x) = args.failed { builder.add_failed(x); }
@@ -10564,6 +10584,76 @@ impl<'a> ShardStatus<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u64>(ShardStatus::VT_REFUSED_OVERLOAD, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn rows_in_memory(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ShardStatus::VT_ROWS_IN_MEMORY, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn segments_sealed(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ShardStatus::VT_SEGMENTS_SEALED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn segments_full(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ShardStatus::VT_SEGMENTS_FULL, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn index_bytes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ShardStatus::VT_INDEX_BYTES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn cache_bytes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ShardStatus::VT_CACHE_BYTES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn cache_bytes_max(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ShardStatus::VT_CACHE_BYTES_MAX, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn cache_hits(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ShardStatus::VT_CACHE_HITS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn cache_misses(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ShardStatus::VT_CACHE_MISSES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn log_bytes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ShardStatus::VT_LOG_BYTES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn free_bytes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ShardStatus::VT_FREE_BYTES, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for ShardStatus<'_> {
@@ -10599,6 +10689,16 @@ impl ::flatbuffers::Verifiable for ShardStatus<'_> {
      .visit_field::<u64>("debt_bytes", Self::VT_DEBT_BYTES, false)?
      .visit_field::<u32>("open_disputes", Self::VT_OPEN_DISPUTES, false)?
      .visit_field::<u64>("refused_overload", Self::VT_REFUSED_OVERLOAD, false)?
+     .visit_field::<u64>("rows_in_memory", Self::VT_ROWS_IN_MEMORY, false)?
+     .visit_field::<u32>("segments_sealed", Self::VT_SEGMENTS_SEALED, false)?
+     .visit_field::<u32>("segments_full", Self::VT_SEGMENTS_FULL, false)?
+     .visit_field::<u64>("index_bytes", Self::VT_INDEX_BYTES, false)?
+     .visit_field::<u64>("cache_bytes", Self::VT_CACHE_BYTES, false)?
+     .visit_field::<u64>("cache_bytes_max", Self::VT_CACHE_BYTES_MAX, false)?
+     .visit_field::<u64>("cache_hits", Self::VT_CACHE_HITS, false)?
+     .visit_field::<u64>("cache_misses", Self::VT_CACHE_MISSES, false)?
+     .visit_field::<u64>("log_bytes", Self::VT_LOG_BYTES, false)?
+     .visit_field::<u64>("free_bytes", Self::VT_FREE_BYTES, false)?
      .finish();
     Ok(())
   }
@@ -10631,6 +10731,16 @@ pub struct ShardStatusArgs<'a> {
     pub debt_bytes: u64,
     pub open_disputes: u32,
     pub refused_overload: u64,
+    pub rows_in_memory: u64,
+    pub segments_sealed: u32,
+    pub segments_full: u32,
+    pub index_bytes: u64,
+    pub cache_bytes: u64,
+    pub cache_bytes_max: u64,
+    pub cache_hits: u64,
+    pub cache_misses: u64,
+    pub log_bytes: u64,
+    pub free_bytes: u64,
 }
 impl<'a> Default for ShardStatusArgs<'a> {
   #[inline]
@@ -10663,6 +10773,16 @@ impl<'a> Default for ShardStatusArgs<'a> {
       debt_bytes: 0,
       open_disputes: 0,
       refused_overload: 0,
+      rows_in_memory: 0,
+      segments_sealed: 0,
+      segments_full: 0,
+      index_bytes: 0,
+      cache_bytes: 0,
+      cache_bytes_max: 0,
+      cache_hits: 0,
+      cache_misses: 0,
+      log_bytes: 0,
+      free_bytes: 0,
     }
   }
 }
@@ -10781,6 +10901,46 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ShardStatusBuilder<'a, 'b, A>
     self.fbb_.push_slot::<u64>(ShardStatus::VT_REFUSED_OVERLOAD, refused_overload, 0);
   }
   #[inline]
+  pub fn add_rows_in_memory(&mut self, rows_in_memory: u64) {
+    self.fbb_.push_slot::<u64>(ShardStatus::VT_ROWS_IN_MEMORY, rows_in_memory, 0);
+  }
+  #[inline]
+  pub fn add_segments_sealed(&mut self, segments_sealed: u32) {
+    self.fbb_.push_slot::<u32>(ShardStatus::VT_SEGMENTS_SEALED, segments_sealed, 0);
+  }
+  #[inline]
+  pub fn add_segments_full(&mut self, segments_full: u32) {
+    self.fbb_.push_slot::<u32>(ShardStatus::VT_SEGMENTS_FULL, segments_full, 0);
+  }
+  #[inline]
+  pub fn add_index_bytes(&mut self, index_bytes: u64) {
+    self.fbb_.push_slot::<u64>(ShardStatus::VT_INDEX_BYTES, index_bytes, 0);
+  }
+  #[inline]
+  pub fn add_cache_bytes(&mut self, cache_bytes: u64) {
+    self.fbb_.push_slot::<u64>(ShardStatus::VT_CACHE_BYTES, cache_bytes, 0);
+  }
+  #[inline]
+  pub fn add_cache_bytes_max(&mut self, cache_bytes_max: u64) {
+    self.fbb_.push_slot::<u64>(ShardStatus::VT_CACHE_BYTES_MAX, cache_bytes_max, 0);
+  }
+  #[inline]
+  pub fn add_cache_hits(&mut self, cache_hits: u64) {
+    self.fbb_.push_slot::<u64>(ShardStatus::VT_CACHE_HITS, cache_hits, 0);
+  }
+  #[inline]
+  pub fn add_cache_misses(&mut self, cache_misses: u64) {
+    self.fbb_.push_slot::<u64>(ShardStatus::VT_CACHE_MISSES, cache_misses, 0);
+  }
+  #[inline]
+  pub fn add_log_bytes(&mut self, log_bytes: u64) {
+    self.fbb_.push_slot::<u64>(ShardStatus::VT_LOG_BYTES, log_bytes, 0);
+  }
+  #[inline]
+  pub fn add_free_bytes(&mut self, free_bytes: u64) {
+    self.fbb_.push_slot::<u64>(ShardStatus::VT_FREE_BYTES, free_bytes, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ShardStatusBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     ShardStatusBuilder {
@@ -10825,6 +10985,16 @@ impl ::core::fmt::Debug for ShardStatus<'_> {
       ds.field("debt_bytes", &self.debt_bytes());
       ds.field("open_disputes", &self.open_disputes());
       ds.field("refused_overload", &self.refused_overload());
+      ds.field("rows_in_memory", &self.rows_in_memory());
+      ds.field("segments_sealed", &self.segments_sealed());
+      ds.field("segments_full", &self.segments_full());
+      ds.field("index_bytes", &self.index_bytes());
+      ds.field("cache_bytes", &self.cache_bytes());
+      ds.field("cache_bytes_max", &self.cache_bytes_max());
+      ds.field("cache_hits", &self.cache_hits());
+      ds.field("cache_misses", &self.cache_misses());
+      ds.field("log_bytes", &self.log_bytes());
+      ds.field("free_bytes", &self.free_bytes());
       ds.finish()
   }
 }

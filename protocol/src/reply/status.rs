@@ -64,6 +64,26 @@ pub struct ShardStatus {
     pub open_disputes: u32,
     /// Requests refused for the load since start.
     pub refused_overload: u64,
+    /// Of segments that are not sealed yet.
+    pub rows_in_memory: u64,
+    /// Full segments whose rows have left memory.
+    pub segments_sealed: u32,
+    /// Full segments that wait to be sealed.
+    pub segments_full: u32,
+    /// Of sealed segments, on disk.
+    pub index_bytes: u64,
+    /// Blocks of sealed segments in memory.
+    pub cache_bytes: u64,
+    /// Bound of the same.
+    pub cache_bytes_max: u64,
+    /// Blocks that were in memory when they were asked for, since start.
+    pub cache_hits: u64,
+    /// Blocks that were not.
+    pub cache_misses: u64,
+    /// Of the log since the ledger began: everything that is written but zeroes.
+    pub log_bytes: u64,
+    /// Left for this shard's file: of its file system, or of its device.
+    pub free_bytes: u64,
 }
 
 /// The state of the daemon.

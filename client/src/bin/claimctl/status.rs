@@ -8,6 +8,10 @@ use claim_client::{RequestOptions, ShardStatus, StatusReport};
 use serde::Serialize;
 use std::time::Duration;
 
+const MS_PER_DAY: u128 = 86_400_000;
+/// A daemon that has run for less than this has no rate yet.
+const RATE_MS_MIN: u64 = 60_000;
+
 /// A daemon's state in JSON.
 #[derive(Debug, Serialize)]
 struct StatusJson<'a> {
@@ -56,10 +60,21 @@ struct ShardJson<'a> {
     debt_bytes: u64,
     open_disputes: u32,
     refused_overload: u64,
+    rows_in_memory: u64,
+    segments_sealed: u32,
+    segments_full: u32,
+    index_bytes: u64,
+    cache_bytes: u64,
+    cache_bytes_max: u64,
+    cache_hits: u64,
+    cache_misses: u64,
+    log_bytes: u64,
+    free_bytes: u64,
+    full_in_days: Option<u64>,
 }
 
 impl<'a> ShardJson<'a> {
-    fn new(shard: &'a ShardStatus) -> Self {
+    fn new(shard: &'a ShardStatus, uptime_ms: u64) -> Self {
         ShardJson {
             shard: shard.shard,
             core: shard.core,
@@ -88,6 +103,17 @@ impl<'a> ShardJson<'a> {
             debt_bytes: shard.debt_bytes,
             open_disputes: shard.open_disputes,
             refused_overload: shard.refused_overload,
+            rows_in_memory: shard.rows_in_memory,
+            segments_sealed: shard.segments_sealed,
+            segments_full: shard.segments_full,
+            index_bytes: shard.index_bytes,
+            cache_bytes: shard.cache_bytes,
+            cache_bytes_max: shard.cache_bytes_max,
+            cache_hits: shard.cache_hits,
+            cache_misses: shard.cache_misses,
+            log_bytes: shard.log_bytes,
+            free_bytes: shard.free_bytes,
+            full_in_days: full_in_days(shard, uptime_ms),
         }
     }
 }
@@ -108,7 +134,7 @@ pub fn status(session: &Session, output: &mut Output) -> Result<(), Failure> {
             frozen_reason: report.frozen_reason.as_deref(),
             last_pass_at: report.last_pass_at_us.map(rfc3339),
             policy_at: report.policy_at_us.map(rfc3339),
-            shards: report.shards.iter().map(ShardJson::new).collect(),
+            shards: report.shards.iter().map(|shard| ShardJson::new(shard, report.uptime_ms)).collect(),
         });
     }
     output.pairs(&[
@@ -142,7 +168,35 @@ pub fn status(session: &Session, output: &mut Output) -> Result<(), Failure> {
         "segments",
         "scrubbed",
     ];
-    output.table(&head, report.shards.iter().map(shard_row).collect())
+    output.table(&head, report.shards.iter().map(shard_row).collect())?;
+    output.line("")?;
+    let head = ["shard", "segments", "index", "rows in memory", "blocks in memory", "log", "free", "full in"];
+    output.table(&head, report.shards.iter().map(|shard| storage_row(shard, report.uptime_ms)).collect())
+}
+
+/// Days until the shard's file can't grow any more, at the rate since the daemon started; `None` while that can't be told.
+fn full_in_days(shard: &ShardStatus, uptime_ms: u64) -> Option<u64> {
+    let bytes_per_day = (u128::from(shard.bytes_written) * MS_PER_DAY).checked_div(u128::from(uptime_ms))?;
+    let days = u128::from(shard.free_bytes).checked_div(bytes_per_day)?;
+    (uptime_ms >= RATE_MS_MIN).then(|| u64::try_from(days).unwrap_or(u64::MAX))
+}
+
+fn storage_row(shard: &ShardStatus, uptime_ms: u64) -> Vec<String> {
+    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+    let asked = shard.cache_hits + shard.cache_misses;
+    let hits = (shard.cache_hits * 100).checked_div(asked).map_or_else(String::new, |hits| format!(", {hits} % hits"));
+    let open = shard.segments_used.saturating_sub(shard.segments_sealed + shard.segments_full);
+    let ahead = shard.segments_prepared.saturating_sub(shard.segments_used);
+    vec![
+        shard.shard.to_string(),
+        format!("{} sealed, {} full, {open} open, {ahead} zeroed ahead", shard.segments_sealed, shard.segments_full),
+        mib(shard.index_bytes),
+        shard.rows_in_memory.to_string(),
+        format!("{} of {}{hits}", mib(shard.cache_bytes), mib(shard.cache_bytes_max)),
+        mib(shard.log_bytes),
+        mib(shard.free_bytes),
+        full_in_days(shard, uptime_ms).map_or_else(|| "-".to_owned(), |days| format!("{days} days")),
+    ]
 }
 
 fn clock(report: &StatusReport) -> String {

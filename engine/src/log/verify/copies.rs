@@ -53,7 +53,7 @@ pub fn superblocks(
         }
     }
     if let (Some(newest), Some(expected)) = (&newest, expected)
-        && (Superblock { generation: 0, ..newest.clone() }) != (Superblock { generation: 0, ..expected.clone() })
+        && newest.as_formatted() != expected.as_formatted()
     {
         let what = format!(
             "the superblock says shard {} of ledger {}; this file must be shard {} of ledger {}, of the same sizes and clock",
@@ -62,5 +62,5 @@ pub fn superblocks(
         findings.push(Finding::damage(Structure::Superblock, shard, 0, BLOCK_BYTES, what));
         return Ok((None, findings));
     }
-    Ok((newest.or_else(|| expected.cloned()), findings))
+    Ok((newest.or_else(|| expected.map(Superblock::as_formatted)), findings))
 }
