@@ -27,6 +27,10 @@ pub struct Counts {
     pub kills_before_cut: u64,
     pub lost_unacknowledged: u64,
     pub rows_checked: u64,
+    /// Segments that were sealed before a crash.
+    pub sealed: u64,
+    /// Crashes while a segment was full and not sealed.
+    pub crashes_amid_sealing: u64,
 }
 
 impl Counts {
@@ -38,6 +42,8 @@ impl Counts {
         self.kills_before_cut += other.kills_before_cut;
         self.lost_unacknowledged += other.lost_unacknowledged;
         self.rows_checked += other.rows_checked;
+        self.sealed += other.sealed;
+        self.crashes_amid_sealing += other.crashes_amid_sealing;
     }
 }
 
@@ -451,6 +457,11 @@ impl Cluster {
 
     fn crash(&mut self, is_cut: bool) {
         self.counts.crashes += 1;
+        for engine in self.machine.engines() {
+            let status = engine.status();
+            self.counts.sealed += u64::from(status.segments_sealed);
+            self.counts.crashes_amid_sealing += u64::from(status.segments_full > 0);
+        }
         if is_cut && self.machine.has_volatile() {
             self.counts.cuts_with_volatile_writes += 1;
         }
