@@ -6,6 +6,7 @@ use claim_engine::log::layout::Geometry;
 use claim_engine::log::superblock::ClockMode;
 use claim_engine::mutant::Mutation;
 use claim_engine::storage::DirectIo;
+use claimd::archive::ArchiveOptions;
 use claimd::backup::{self, BackupOptions};
 use claimd::inspect::{Depth, InspectOptions};
 use claimd::ledger::{self, FormatOptions};
@@ -158,6 +159,15 @@ struct StartArgs {
     /// MiB of memory for blocks of sealed segments, for each shard.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(16..=1_048_576))]
     cache_mib: u64,
+    /// Keep a backup in this directory up to date: full segments, and what is open every so often. `claimd restore` takes it.
+    #[arg(long, value_name = "DIR")]
+    segment_archive: Option<PathBuf>,
+    /// Seconds from one round of the segment archive to the next.
+    #[arg(long, value_name = "SECONDS", requires = "segment_archive", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    segment_archive_every: u64,
+    /// MiB a second that the segment archive may read.
+    #[arg(long, value_name = "MIB", requires = "segment_archive", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    segment_archive_mib_per_s: u64,
 }
 
 #[derive(Debug, Args)]
@@ -458,5 +468,10 @@ fn serve(args: &StartArgs) -> Result<(), String> {
     let cache_bytes = args.cache_mib << 20;
     let open = OpenOptions { fill_bytes: args.batch_fill_bytes, debt, cache_bytes, mutation: mutation()? };
     let config = args.config.clone();
-    start::start(&StartOptions { data, socket, cores, direct, open, scrub_bytes_per_s, poll, config })
+    let archive = args.segment_archive.clone().map(|to| ArchiveOptions {
+        to,
+        every: Duration::from_secs(args.segment_archive_every),
+        bytes_per_s: args.segment_archive_mib_per_s << 20,
+    });
+    start::start(&StartOptions { data, socket, cores, direct, open, scrub_bytes_per_s, poll, config, archive })
 }

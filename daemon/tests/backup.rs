@@ -1,4 +1,4 @@
-//! `claimd backup` and `claimd restore` with the real binary: beside a daemon under load, what was there
+//! `claimd backup`, `claimd restore` and the segment archive with the real binary: beside a daemon under load, what was there
 //! at a moment comes back row for row, nothing that was given out is given out again, and a flipped bit is refused with its
 //! place.
 
@@ -477,4 +477,37 @@ fn a_restored_ledger_is_backed_up_and_restored_again() {
         let (code, lines) = run_json("verify", &served, &[]);
         assert_eq!(code, 0, "{lines:?}");
     }
+}
+
+#[test]
+fn the_segment_archive_follows_a_daemon_and_a_ledger_comes_back_from_it() {
+    let scratch = scratch();
+    let (data, to) = (scratch.path().join("ledger"), scratch.path().join("archive"));
+    format(&data, 2, "wall");
+    let archive = ["--segment-archive", to.to_str().expect("a path of text"), "--segment-archive-every", "1"];
+    let daemon = Daemon::start_more(&data, &archive);
+    let client = daemon.client();
+    corpora(&client);
+    let moment = Moment::of(&client, work(&client, "archived"));
+    let at = moment.at.clone();
+    look("the archive", || {
+        let text = fs::read_to_string(to.join("manifest.json")).ok()?;
+        let said: Value = serde_json::from_str(&text).expect("JSON");
+        let consistent_to_us = said["manifest"]["consistent_to_us"].as_i64()?;
+        (claim_engine::time::rfc3339(consistent_to_us) > at).then_some(())
+    });
+    // Where nothing has happened nothing is copied.
+    let twice = scratch.path().join("twice");
+    assert_eq!(backup(&data, &twice)["mode"], "online");
+    assert_eq!(backup(&data, &twice)["bytes_copied"], 0);
+    daemon.kill();
+    assert_eq!(run_json("verify", &to, &[]).0, 0);
+    let served = scratch.path().join("restored");
+    restored(&to, &served, &[]);
+    let daemon = Daemon::start(&served);
+    moment.is_in(&daemon.client());
+    daemon.stop();
+    // Two at once have one of them wait for the other, or say so; a foreign directory is refused.
+    let output = claimd().args(["backup", "--to"]).arg(&served).arg("--data").arg(&data).output().expect("claimd runs");
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
 }
