@@ -6,9 +6,12 @@ use claim_engine::log::layout::Geometry;
 use claim_engine::log::superblock::ClockMode;
 use claim_engine::mutant::Mutation;
 use claim_engine::storage::DirectIo;
+use claimd::archive::ArchiveOptions;
+use claimd::backup::{self, BackupOptions};
 use claimd::inspect::{Depth, InspectOptions};
 use claimd::ledger::{self, FormatOptions};
 use claimd::repair::{self, RepairOptions};
+use claimd::restore::{self, RestoreOptions, To};
 use claimd::start::{self, StartOptions};
 use claimd::verify::{self, VerifyOptions};
 use claimd::{check_config, demo, doctor, inspect};
@@ -49,9 +52,9 @@ enum Command {
     /// Print what is on disk: superblocks, segments, batches, records.
     #[command(after_help = "Example:\n  claimd inspect --data /var/lib/claimd --depth records | tail")]
     Inspect(InspectArgs),
-    /// Read a whole ledger, and name what is damaged: hashes, chain, records, indexes, unused space.
+    /// Read a whole ledger or a backup, and name what is damaged: hashes, chain, records, indexes, unused space.
     #[command(
-        after_help = "Examples:\n  claimd verify --data /var/lib/claimd\n  claimd verify --data /var/lib/claimd --json | jq 'select(.what == \"damage\")'\n\nIt works beside a daemon too. Exit status: 0 sound, 1 damaged, 2 usage, 3 it could not be read."
+        after_help = "Examples:\n  claimd verify --data /var/lib/claimd\n  claimd verify /backup/claimd\n  claimd verify --data /var/lib/claimd --json | jq 'select(.what == \"damage\")'\n\nIt works beside a daemon too. Exit status: 0 sound, 1 damaged, 2 usage, 3 it could not be read."
     )]
     Verify(VerifyArgs),
     /// Make a damaged ledger openable again: keeps what is proven, gives up the rest, and writes down what that was.
@@ -59,6 +62,16 @@ enum Command {
         after_help = "Examples:\n  claimd repair --data /var/lib/claimd                  say what would be given up\n  claimd repair --data /var/lib/claimd --accept-loss    do it\n\nThe damaged files stay beside the new ones; repair-<time>.ndjson in the data directory names what was given up.\nExit status: 0 sound or repaired, 1 damaged and left as it is, 2 usage, 3 it could not be read or written."
     )]
     Repair(RepairArgs),
+    /// Copy a ledger, beside its daemon or without one; a backup that is there already gets what is new.
+    #[command(
+        after_help = "Examples:\n  claimd backup --data /var/lib/claimd --to /backup/claimd\n  claimd verify /backup/claimd\n\nEvery batch is verified as it is copied. A backup holds the ledger's key and everybody's rows: keep it as you keep the\nledger. Exit status: 0 done, 1 the ledger or the backup is damaged, 2 usage, 3 something could not be read or written;\nthen the backup is as it was."
+    )]
+    Backup(BackupArgs),
+    /// Make a ledger from a backup, as it was at the end or at an earlier moment.
+    #[command(
+        after_help = "Examples:\n  claimd restore --from /backup/claimd --data /var/lib/claimd\n  claimd restore --from /backup/claimd --data ./then --to 2026-01-31T09:30:00Z\n  claimd restore --from /backup/claimd --data ./then --to 0:4711,1:815\n\nThe backup is verified before anything is written. Ids that were given out are never given out again, whether they are\nrestored or not, as far as the backup knows. Exit status: 0 restored, 1 the backup is damaged, 2 usage, 3 something could\nnot be read or written."
+    )]
+    Restore(RestoreArgs),
     /// Say what a configuration file means, or what is wrong with it.
     #[command(
         after_help = "Examples:\n  claimd check-config /etc/claimd.toml\n  claimd check-config /etc/claimd.toml --json | jq -r .resolved\n\nUsers are looked up on this machine, as `claimd start` does. Exit status: 0 it can be used, 1 it can't, 2 usage."
@@ -146,6 +159,15 @@ struct StartArgs {
     /// MiB of memory for blocks of sealed segments, for each shard.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(16..=1_048_576))]
     cache_mib: u64,
+    /// Keep a backup in this directory up to date: full segments, and what is open every so often. `claimd restore` takes it.
+    #[arg(long, value_name = "DIR")]
+    segment_archive: Option<PathBuf>,
+    /// Seconds from one round of the segment archive to the next.
+    #[arg(long, value_name = "SECONDS", requires = "segment_archive", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    segment_archive_every: u64,
+    /// MiB a second that the segment archive may read.
+    #[arg(long, value_name = "MIB", requires = "segment_archive", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    segment_archive_mib_per_s: u64,
 }
 
 #[derive(Debug, Args)]
@@ -176,9 +198,12 @@ struct InspectArgs {
 
 #[derive(Debug, Args)]
 struct VerifyArgs {
-    /// Directory of the ledger.
+    /// Directory of the ledger, or of a backup.
     #[arg(long, default_value = DATA)]
     data: PathBuf,
+    /// The same without --data.
+    #[arg(value_name = "DIR", conflicts_with = "data")]
+    dir: Option<PathBuf>,
     /// Only this shard; what the shards share is then not compared.
     #[arg(long)]
     shard: Option<u16>,
@@ -195,6 +220,39 @@ struct RepairArgs {
     /// Do it: entries behind the first damage are given up.
     #[arg(long)]
     accept_loss: bool,
+    /// Take a file system without O_DIRECT, such as tmpfs: for trials only, a power cut may lose everything.
+    #[arg(long)]
+    unsafe_no_direct: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct BackupArgs {
+    /// Directory of the ledger.
+    #[arg(long, default_value = DATA)]
+    data: PathBuf,
+    /// Directory of the backup: an empty one, which is made if it is not there, or an earlier backup of the same ledger.
+    #[arg(long, value_name = "BACKUP")]
+    to: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct RestoreArgs {
+    /// Directory of the backup.
+    #[arg(long, value_name = "BACKUP")]
+    from: PathBuf,
+    /// Directory for the ledger: an empty one, which is made if it is not there.
+    #[arg(long)]
+    data: PathBuf,
+    /// The last moment to restore, as a time like 2026-01-31T09:30:00Z; or positions by shard, like 0:4711,1:815; or the
+    /// position of a ledger with one shard. Shards that are not named are cut at the time of those that are.
+    #[arg(long, value_name = "TIME|POSITIONS")]
+    to: Option<To>,
     /// Take a file system without O_DIRECT, such as tmpfs: for trials only, a power cut may lose everything.
     #[arg(long)]
     unsafe_no_direct: bool,
@@ -272,10 +330,22 @@ fn main() -> ExitCode {
             let options = InspectOptions { depth: args.depth, json: args.json, shard: args.shard };
             report(inspect::inspect(&args.data, &options))
         }
-        Command::Verify(args) => verify::run(&VerifyOptions { data: args.data, shard: args.shard, json: args.json }),
+        Command::Verify(args) => {
+            let data = args.dir.unwrap_or(args.data);
+            verify::run(&VerifyOptions { data, shard: args.shard, json: args.json })
+        }
         Command::Repair(args) => {
             let direct = direct(args.unsafe_no_direct);
             repair::run(&RepairOptions { data: args.data, accept_loss: args.accept_loss, json: args.json, direct })
+        }
+        Command::Backup(args) => {
+            log_to_stderr();
+            backup::run(&BackupOptions { data: args.data, to: args.to, json: args.json })
+        }
+        Command::Restore(args) => {
+            let direct = direct(args.unsafe_no_direct);
+            let RestoreArgs { from, data, to, json, .. } = args;
+            restore::run(&RestoreOptions { from, data, to, json, direct })
         }
         Command::CheckConfig(args) => check_config::run(&args.file, args.json),
         Command::Demo(args) => {
@@ -398,5 +468,10 @@ fn serve(args: &StartArgs) -> Result<(), String> {
     let cache_bytes = args.cache_mib << 20;
     let open = OpenOptions { fill_bytes: args.batch_fill_bytes, debt, cache_bytes, mutation: mutation()? };
     let config = args.config.clone();
-    start::start(&StartOptions { data, socket, cores, direct, open, scrub_bytes_per_s, poll, config })
+    let archive = args.segment_archive.clone().map(|to| ArchiveOptions {
+        to,
+        every: Duration::from_secs(args.segment_archive_every),
+        bytes_per_s: args.segment_archive_mib_per_s << 20,
+    });
+    start::start(&StartOptions { data, socket, cores, direct, open, scrub_bytes_per_s, poll, config, archive })
 }

@@ -1,5 +1,6 @@
 //! What every executor and the thread that started them know together.
 
+use crate::archive::ArchiveState;
 use crate::stall_guard::GuardCounters;
 use claim_engine::log::superblock::ClockMode;
 use std::sync::atomic::AtomicUsize;
@@ -30,6 +31,8 @@ pub struct Shared {
     pub configured: Notice,
     /// What the stall guard did.
     pub guard: OnceLock<Arc<GuardCounters>>,
+    /// How the segment archive is doing, if there is one.
+    pub archive: OnceLock<Arc<Mutex<ArchiveState>>>,
 }
 
 /// Tells a thread that something has happened.

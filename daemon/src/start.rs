@@ -1,5 +1,6 @@
 //! `claimd start`: from a data directory to a daemon that serves, and back down.
 
+use crate::archive::{Archive, ArchiveOptions};
 use crate::config;
 use crate::doctor;
 use crate::executor::{self, Control, IO_MEMORY_BYTES, Plan, Ready};
@@ -54,6 +55,8 @@ pub struct StartOptions {
     pub poll: Duration,
     /// Roles, budgets and tolerances; without it this process's own uid has every role, and no one else any.
     pub config: Option<PathBuf>,
+    /// A backup that is kept up to date meanwhile.
+    pub archive: Option<ArchiveOptions>,
 }
 
 /// What the main thread waits for while the daemon serves.
@@ -98,6 +101,7 @@ pub fn start(options: &StartOptions) -> Result<(), String> {
         drained: AtomicUsize::new(0),
         configured: Notice::default(),
         guard: OnceLock::new(),
+        archive: OnceLock::new(),
     });
     let limits = Limits::default();
     let pulses: Vec<_> = (0..executors).map(|_| Pulse::new()).collect();
@@ -171,6 +175,17 @@ pub fn start(options: &StartOptions) -> Result<(), String> {
             return Err(message);
         }
     };
+    let archive = match options.archive.as_ref().map(|archive| Archive::start(&options.data, archive)).transpose() {
+        Ok(archive) => archive,
+        Err(error) => {
+            acceptor.stop();
+            stop(handles, &controls);
+            return Err(format!("the thread of the segment archive can't be started: {error}"));
+        }
+    };
+    if let Some(archive) = &archive {
+        let _ = shared.archive.set(archive.state());
+    }
     tracing::info!(
         ledger = %shared.ledger,
         shards = shard_count,
@@ -203,6 +218,9 @@ pub fn start(options: &StartOptions) -> Result<(), String> {
     tracing::info!("stopping: finishing what is under way; a second signal ends the process at once");
     acceptor.stop();
     stop(handles, &controls);
+    if let Some(archive) = archive {
+        archive.stop();
+    }
     guard.stop();
     tracing::info!("stopped");
     Ok(())

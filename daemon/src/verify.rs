@@ -1,6 +1,7 @@
 //! `claimd verify`: reads a whole ledger and names what in it is not as it must be. Reads without the lock, so that it
 //! works beside a daemon; it then stops where the log ended when it got there.
 
+use crate::backup;
 use crate::ledger;
 use claim_engine::log::layout::{BATCH_BYTES_RANGE, SUPERBLOCK_AREA_BYTES};
 use claim_engine::log::superblock::Superblock;
@@ -33,7 +34,7 @@ pub const EXIT_UNREADABLE: u8 = 3;
 /// What `claimd verify` is told.
 #[derive(Debug, Clone)]
 pub struct VerifyOptions {
-    /// Where the ledger is.
+    /// Where the ledger is, or a backup of one.
     pub data: PathBuf,
     /// Only this shard: what the shards share is then not compared.
     pub shard: Option<u16>,
@@ -65,6 +66,21 @@ pub struct ShardReport {
 }
 
 impl ShardReport {
+    /// Before anything has been looked at.
+    pub fn new(path: &Path, shard: u16, is_online: bool) -> ShardReport {
+        ShardReport {
+            shard,
+            path: path.to_owned(),
+            superblock: None,
+            is_online,
+            walked: None,
+            stopped_at: None,
+            globals: BTreeMap::new(),
+            findings: Vec::new(),
+            file_bytes: 0,
+        }
+    }
+
     /// Whether the log was read without a hole.
     pub fn is_whole(&self) -> bool {
         self.stopped_at.is_none() && self.walked.as_ref().is_some_and(|walked| walked.holes == 0)
@@ -92,6 +108,9 @@ impl Report {
 
 /// Runs the command.
 pub fn run(options: &VerifyOptions) -> ExitCode {
+    if backup::manifest::is_backup(&options.data) {
+        return backup::check::run(options);
+    }
     let started = Instant::now();
     match verify(&options.data, options.shard, &bar()) {
         Ok(report) => {
@@ -214,25 +233,30 @@ pub fn verify_shard(
     bar: &ProgressBar,
     each_record: Option<EachRecord<'_>>,
 ) -> io::Result<ShardReport> {
-    let mut report = ShardReport {
-        shard,
-        path: path.to_owned(),
-        superblock: None,
-        is_online,
-        walked: None,
-        stopped_at: None,
-        globals: BTreeMap::new(),
-        findings: Vec::new(),
-        file_bytes: 0,
-    };
+    let mut report = ShardReport::new(path, shard, is_online);
     if !path.exists() {
         let what = "the file is missing: bring it back";
         report.findings.push(Finding::damage(Structure::File, shard, 0, 0, what));
         return Ok(report);
     }
     let mut source = ReadAhead::open(path, *BATCH_BYTES_RANGE.end() as usize)?;
+    let online = is_online.then_some(wait_for_daemon as fn());
+    let options = WalkOptions { online, is_device: ledger::is_device(path) };
+    verify_source(&mut source, expected, options, bar, each_record, report)
+}
+
+/// Verifies what a source gives, into a report that names the shard.
+pub fn verify_source(
+    source: &mut impl Source,
+    expected: Option<&Superblock>,
+    options: WalkOptions,
+    bar: &ProgressBar,
+    each_record: Option<EachRecord<'_>>,
+    mut report: ShardReport,
+) -> io::Result<ShardReport> {
+    let shard = report.shard;
     report.file_bytes = source.file_bytes();
-    let (superblock, findings) = verify::superblocks(&mut source, shard, expected)?;
+    let (superblock, findings) = verify::superblocks(source, shard, expected)?;
     report.findings = findings;
     bar.inc(SUPERBLOCK_AREA_BYTES);
     let Some(superblock) = superblock else {
@@ -244,8 +268,6 @@ pub fn verify_shard(
     if let Some(each) = each_record {
         content = content.on_record(each);
     }
-    let online = is_online.then_some(wait_for_daemon as fn());
-    let options = WalkOptions { online, is_device: ledger::is_device(path) };
     let (give, take) = sync_channel(BATCHES_AHEAD_MAX);
     let (walked, mut content) = std::thread::scope(|scope| {
         let looking = scope.spawn(move || {
@@ -259,7 +281,7 @@ pub fn verify_shard(
             // The other end only goes away with a panic, which the join below passes on.
             let _ = give.send(step);
         };
-        let walked = verify::walk(&mut source, &superblock, options, &mut each, &mut |bytes| bar.inc(bytes));
+        let walked = verify::walk(source, &superblock, options, &mut each, &mut |bytes| bar.inc(bytes));
         drop(give);
         let content = looking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         walked.map(|walked| (walked, content))

@@ -520,7 +520,9 @@ fn change_entry(input: &mut Input<'_>, entry: &mut Entry<'_>) {
             _ => *minted_to = input.number() as u16,
         },
         Entry::ConfirmClock { global_sequence } => *global_sequence = input.number(),
-        Entry::Repair { cut_at, given_up_to, .. } => (*cut_at, *given_up_to) = (input.number(), input.number()),
+        Entry::Repair { cut_at, given_up_to, .. } | Entry::Restore { cut_at, given_up_to, .. } => {
+            (*cut_at, *given_up_to) = (input.number(), input.number());
+        }
         Entry::Recovery { incarnation, cut_at } => (*incarnation, *cut_at) = (input.number(), input.number()),
         Entry::Configuration { global_sequence, .. }
         | Entry::Dispute { global_sequence, .. }

@@ -165,6 +165,7 @@ fn operation(entry: &Entry<'_>) -> wire::AuditOperation {
         Entry::Reconcile { .. } => Audit::Reconcile,
         Entry::Recovery { .. } => Audit::Recovery,
         Entry::Repair { .. } => Audit::Repair,
+        Entry::Restore { .. } => Audit::Restore,
     }
 }
 
@@ -246,5 +247,8 @@ fn says(entry: &Entry<'_>, names: &impl Names) -> Says {
         Entry::Repair { cut_at, given_up_to, .. } => {
             detail(format!("what stood behind log offset {cut_at} is given up, to position {given_up_to}"))
         }
+        Entry::Restore { cut_at, given_up_to, .. } => detail(format!(
+            "what stands up to log offset {cut_at} is from a backup, which knew positions to {given_up_to}"
+        )),
     }
 }

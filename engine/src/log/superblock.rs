@@ -138,7 +138,8 @@ impl Superblock {
         Superblock { generation, first_segment, checkpoint, version, ..self.clone() }
     }
 
-    fn encode(&self) -> Vec<u8> {
+    /// One copy, as it stands in the file.
+    pub fn encode(&self) -> Vec<u8> {
         let raw = Raw {
             magic: MAGIC.into(),
             version: self.version.into(),

@@ -103,7 +103,7 @@ impl Shard {
                 None
             }
             Entry::Recovery { .. } => None,
-            Entry::Repair { floors, .. } => {
+            Entry::Repair { floors, .. } | Entry::Restore { floors, .. } => {
                 for (prefix, sequence) in entry::floors(floors) {
                     self.rows.raise(prefix, self.quarter.0, sequence)?;
                 }

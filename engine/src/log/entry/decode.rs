@@ -176,10 +176,14 @@ impl Record<'_> {
                 let r: RawRecovery = fields.fixed("recovery")?;
                 Entry::Recovery { incarnation: r.incarnation.get(), cut_at: r.cut_at.get() }
             }
-            33 => {
+            33 | 34 => {
                 let r: RawRepair = fields.fixed("repair")?;
                 let floors = fields.bytes(r.floors.get() as usize * size_of::<RawFloor>(), "floors")?;
-                Entry::Repair { cut_at: r.cut_at.get(), given_up_to: r.given_up_to.get(), floors }
+                let (cut_at, given_up_to) = (r.cut_at.get(), r.given_up_to.get());
+                match kind {
+                    33 => Entry::Repair { cut_at, given_up_to, floors },
+                    _ => Entry::Restore { cut_at, given_up_to, floors },
+                }
             }
             other => return Err(EntryError::Kind(other)),
         };

@@ -167,7 +167,7 @@ impl Record<'_> {
                 let raw = RawRecovery { incarnation: (*incarnation).into(), cut_at: (*cut_at).into() };
                 out.extend_from_slice(raw.as_bytes());
             }
-            Entry::Repair { cut_at, given_up_to, floors } => {
+            Entry::Repair { cut_at, given_up_to, floors } | Entry::Restore { cut_at, given_up_to, floors } => {
                 let count = floors.len() / size_of::<RawFloor>();
                 let raw = RawRepair {
                     cut_at: (*cut_at).into(),
@@ -195,7 +195,7 @@ pub fn encode_merges(merges: &[Merge]) -> Vec<u8> {
     out
 }
 
-/// Corpora whose slots go on above a claim sequence, in the quarter of the repair.
+/// Corpora whose slots go on above a claim sequence, in the quarter of the repair or the restore.
 pub fn encode_floors(floors: &[(Prefix, u64)]) -> Vec<u8> {
     let raw = floors
         .iter()

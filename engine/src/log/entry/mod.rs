@@ -34,6 +34,7 @@
 //! | 29 | reconcile | global sequence 8, pass 8, phase 1, at us 8, counts 8 x 8, merges 4; each merge: alias 16, canonical 16, position of the alias's state 8, applied on this shard 1 |
 //! | 32 | recovery | incarnation 8, log offset of the cut 8 |
 //! | 33 | repair | log offset of the cut 8, last position given up 8, floors 4, reserved 4; each floor: corpus prefix 2, claim sequence 8 |
+//! | 34 | restore | as a repair |
 //!
 //! Kinds are never renumbered; a new one is added, so that old ledgers stay readable.
 
@@ -416,6 +417,17 @@ pub enum Entry<'a> {
         /// What corpora may not be given again; see [`encode_floors`].
         floors: &'a [u8],
     },
+    /// `claimd restore` made the log up to here from a backup. Its timestamp is above every one that the backup knows of, and
+    /// above the moment of the restore.
+    Restore {
+        /// The log offset at which what was restored ends.
+        cut_at: u64,
+        /// The last position that the backup has and that was not restored, or the last restored; positions from here on are
+        /// used again.
+        given_up_to: u64,
+        /// What corpora may not be given again; see [`encode_floors`].
+        floors: &'a [u8],
+    },
 }
 
 /// A whole record.
@@ -465,6 +477,7 @@ impl Entry<'_> {
             Entry::Reconcile { .. } => 29,
             Entry::Recovery { .. } => 32,
             Entry::Repair { .. } => 33,
+            Entry::Restore { .. } => 34,
         }
     }
 
@@ -503,6 +516,7 @@ impl Entry<'_> {
             Entry::ConfirmClock { .. } => "confirm-clock",
             Entry::Recovery { .. } => "recovery",
             Entry::Repair { .. } => "repair",
+            Entry::Restore { .. } => "restore",
         }
     }
 

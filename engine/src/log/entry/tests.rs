@@ -82,6 +82,7 @@ fn entries() -> Vec<Entry<'static>> {
         Entry::ConfirmClock { global_sequence: 9 },
         Entry::Recovery { incarnation: 2, cut_at: 4096 },
         Entry::Repair { cut_at: 4096, given_up_to: 7, floors: &[1, 0, 9, 0, 0, 0, 0, 0, 0, 0] },
+        Entry::Restore { cut_at: 8192, given_up_to: 8, floors: &[1, 0, 9, 0, 0, 0, 0, 0, 0, 0] },
     ]
 }
 
