@@ -187,7 +187,7 @@ wire_enum! {
     AuditOperation, all: "claim, reference, tombstone, reactivate, onboard, shard_prefix_allocation, confirm_clock, \
                           recovery, repair, dispute, respond, arbitrate, escalate, canonicalise, void, reconcile, \
                           decommission, freeze, slot_increase, sign_off, cap, barrier, incident, alarm, configuration, \
-                          forbidden, user, quarantine, unfreeze" {
+                          forbidden, user, quarantine, unfreeze, reshard" {
         /// A row was registered.
         Claim = 0 => "claim",
         /// A corpus referred to a row.
@@ -246,6 +246,8 @@ wire_enum! {
         Quarantine = 27 => "quarantine",
         /// A freeze was lifted.
         Unfreeze = 28 => "unfreeze",
+        /// The ledger was made from one with another number of shards.
+        Reshard = 30 => "reshard",
     }
 }
 

@@ -526,10 +526,10 @@ impl ::flatbuffers::SimpleToVerifyInSlice for ClockMode {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_AUDIT_OPERATION: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_AUDIT_OPERATION: u8 = 28;
+pub const ENUM_MAX_AUDIT_OPERATION: u8 = 30;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_AUDIT_OPERATION: [AuditOperation; 29] = [
+pub const ENUM_VALUES_AUDIT_OPERATION: [AuditOperation; 30] = [
   AuditOperation::claim,
   AuditOperation::reference,
   AuditOperation::tombstone,
@@ -559,6 +559,7 @@ pub const ENUM_VALUES_AUDIT_OPERATION: [AuditOperation; 29] = [
   AuditOperation::user,
   AuditOperation::quarantine,
   AuditOperation::unfreeze,
+  AuditOperation::reshard,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -595,9 +596,10 @@ impl AuditOperation {
   pub const user: Self = Self(26);
   pub const quarantine: Self = Self(27);
   pub const unfreeze: Self = Self(28);
+  pub const reshard: Self = Self(30);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 28;
+  pub const ENUM_MAX: u8 = 30;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::claim,
     Self::reference,
@@ -628,6 +630,7 @@ impl AuditOperation {
     Self::user,
     Self::quarantine,
     Self::unfreeze,
+    Self::reshard,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -661,6 +664,7 @@ impl AuditOperation {
       Self::user => Some("user"),
       Self::quarantine => Some("quarantine"),
       Self::unfreeze => Some("unfreeze"),
+      Self::reshard => Some("reshard"),
       _ => None,
     }
   }
