@@ -9,6 +9,7 @@ use claim_engine::storage::DirectIo;
 use claimd::inspect::{Depth, InspectOptions};
 use claimd::ledger::{self, FormatOptions};
 use claimd::repair::{self, RepairOptions};
+use claimd::reshard::{self, ReshardOptions};
 use claimd::start::{self, StartOptions};
 use claimd::verify::{self, VerifyOptions};
 use claimd::{check_config, demo, doctor, inspect};
@@ -59,6 +60,11 @@ enum Command {
         after_help = "Examples:\n  claimd repair --data /var/lib/claimd                  say what would be given up\n  claimd repair --data /var/lib/claimd --accept-loss    do it\n\nThe damaged files stay beside the new ones; repair-<time>.ndjson in the data directory names what was given up.\nExit status: 0 sound or repaired, 1 damaged and left as it is, 2 usage, 3 it could not be read or written."
     )]
     Repair(RepairArgs),
+    /// Make a ledger of another number of shards from a stopped one, whole corpora at a time; the old one stays as it is.
+    #[command(
+        after_help = "Example:\n  claimd reshard --data /var/lib/claimd --to /var/lib/claimd-8 --shards 8\n\nNothing is lost and no id changes; positions are new, and so is the ledger's id. The new directory appears once it is\nverified and compared with the old ledger, row by row; killed before that, the same command starts over. It takes\nmemory for all rows, about 800 bytes each, and room for a second ledger.\nExit status: 0 done, 1 the ledger is damaged, 2 usage, 3 it could not be read or written."
+    )]
+    Reshard(ReshardArgs),
     /// Say what a configuration file means, or what is wrong with it.
     #[command(
         after_help = "Examples:\n  claimd check-config /etc/claimd.toml\n  claimd check-config /etc/claimd.toml --json | jq -r .resolved\n\nUsers are looked up on this machine, as `claimd start` does. Exit status: 0 it can be used, 1 it can't, 2 usage."
@@ -74,7 +80,7 @@ struct FormatArgs {
     /// Directory of the ledger; it is made if it is not there.
     #[arg(long, default_value = DATA)]
     data: PathBuf,
-    /// Number of shards, fixed for good; by default one per core.
+    /// Number of shards; by default one per core. `claimd reshard` makes a ledger of another number.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=i64::from(ledger::SHARDS_MAX)))]
     shards: Option<u16>,
     /// A block device to make a shard on, once for each shard. It must be free and empty, and has to hold four segments at
@@ -204,6 +210,25 @@ struct RepairArgs {
 }
 
 #[derive(Debug, Args)]
+struct ReshardArgs {
+    /// Directory of the ledger.
+    #[arg(long, default_value = DATA)]
+    data: PathBuf,
+    /// Directory of the new ledger; it must not be there yet, or be empty.
+    #[arg(long, value_name = "NEW_DIR")]
+    to: PathBuf,
+    /// Number of shards that the new ledger gets.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=i64::from(ledger::SHARDS_MAX)))]
+    shards: u16,
+    /// Take a file system without O_DIRECT, such as tmpfs: for trials only, a power cut may lose everything.
+    #[arg(long)]
+    unsafe_no_direct: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
 struct CheckConfigArgs {
     /// The configuration file.
     file: PathBuf,
@@ -276,6 +301,10 @@ fn main() -> ExitCode {
         Command::Repair(args) => {
             let direct = direct(args.unsafe_no_direct);
             repair::run(&RepairOptions { data: args.data, accept_loss: args.accept_loss, json: args.json, direct })
+        }
+        Command::Reshard(args) => {
+            let ReshardArgs { data, to, shards, unsafe_no_direct, json } = args;
+            reshard::run(&ReshardOptions { data, to, shards, json, direct: direct(unsafe_no_direct) })
         }
         Command::CheckConfig(args) => check_config::run(&args.file, args.json),
         Command::Demo(args) => {

@@ -65,6 +65,21 @@ pub struct ShardReport {
 }
 
 impl ShardReport {
+    /// Of a file that has not been looked at.
+    pub fn of_nothing(shard: u16, path: PathBuf) -> ShardReport {
+        ShardReport {
+            shard,
+            path,
+            superblock: None,
+            is_online: false,
+            walked: None,
+            stopped_at: None,
+            globals: BTreeMap::new(),
+            findings: Vec::new(),
+            file_bytes: 0,
+        }
+    }
+
     /// Whether the log was read without a hole.
     pub fn is_whole(&self) -> bool {
         self.stopped_at.is_none() && self.walked.as_ref().is_some_and(|walked| walked.holes == 0)
@@ -214,17 +229,7 @@ pub fn verify_shard(
     bar: &ProgressBar,
     each_record: Option<EachRecord<'_>>,
 ) -> io::Result<ShardReport> {
-    let mut report = ShardReport {
-        shard,
-        path: path.to_owned(),
-        superblock: None,
-        is_online,
-        walked: None,
-        stopped_at: None,
-        globals: BTreeMap::new(),
-        findings: Vec::new(),
-        file_bytes: 0,
-    };
+    let mut report = ShardReport { is_online, ..ShardReport::of_nothing(shard, path.to_owned()) };
     if !path.exists() {
         let what = "the file is missing: bring it back";
         report.findings.push(Finding::damage(Structure::File, shard, 0, 0, what));
