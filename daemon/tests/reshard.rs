@@ -630,6 +630,71 @@ fn shards_whose_times_are_far_apart_become_one() {
 }
 
 #[test]
+fn what_a_repair_gave_up_is_not_given_again() {
+    let scratch = scratch();
+    let (data, to) = (scratch.path().join("ledger"), scratch.path().join("new"));
+    format(&data, 2, "wall");
+    let daemon = Daemon::start(&data);
+    let client = daemon.client();
+    for corpus in CORPORA {
+        client.onboard(corpus, "", &options()).wait().expect("an onboarding");
+    }
+    for n in 0..100 {
+        for corpus in CORPORA {
+            client.claim(corpus, &item(&n.to_string()), &options()).wait().expect("a claim");
+        }
+    }
+    daemon.stop();
+    let (_, lines) = run_json("inspect", &data, &["--depth", "records", "--shard", "0"]);
+    let claims: Vec<_> = lines.iter().filter(|line| line["operation"] == "claim").collect();
+    flip(&data, 0, claims[claims.len() / 2]["file_offset"].as_u64().expect("an offset") + 40, 1);
+    let (code, lines) = run_json("repair", &data, &["--accept-loss"]);
+    assert_eq!(code, 0, "{lines:?}");
+    resharded(&data, &to, 3);
+    let claim_all = |data: &Path| {
+        let daemon = Daemon::start(data);
+        let client = daemon.client();
+        let claimed =
+            CORPORA.map(|corpus| client.claim(corpus, &item("next"), &options()).wait().expect("a claim").value);
+        daemon.stop();
+        claimed.map(|claimed| claimed.claim_sequence)
+    };
+    let (due, found) = (claim_all(&data), claim_all(&to));
+    assert_eq!(found, due);
+    assert!(due.iter().all(|slot| *slot > 100), "{due:?}");
+}
+
+/// On two shards one key can stand for two requests. On one it can't: of what came later a retry is refused.
+#[test]
+fn two_entries_with_one_key_keep_it_once() {
+    let scratch = scratch();
+    let (data, to) = (scratch.path().join("ledger"), scratch.path().join("new"));
+    format(&data, 2, "wall");
+    let daemon = Daemon::start(&data);
+    let client = daemon.client();
+    for corpus in &CORPORA[..2] {
+        client.onboard(corpus, "", &options()).wait().expect("an onboarding");
+    }
+    let keyed = RequestOptions { idempotency_key: Some(new_key(None)), ..options() };
+    let of_other = client.claim("compliance", &item("theirs"), &options()).wait().expect("a claim").value.event_id;
+    let claimed = client.claim("customer", &item("ours"), &keyed).wait().expect("a claim").value;
+    client.reference("customer", of_other, &keyed).wait().expect("a reference on another shard");
+    let rows = all_rows(&client);
+    daemon.stop();
+    let (code, lines) = reshard(&data, &to, 1);
+    assert_eq!((code, &lines[0]["keys_dropped"]), (0, &Value::from(1)), "{lines:?}");
+    let daemon = Daemon::start(&to);
+    let client = daemon.client();
+    assert_each(all_rows(&client).values(), rows.values());
+    assert_eq!(client.claim("customer", &item("ours"), &keyed).wait().expect("the old answer").value, claimed);
+    match client.reference("customer", of_other, &keyed).wait() {
+        Err(ClientError::Refused(error)) => assert_eq!(error.code, ErrorCode::KeyReused),
+        other => panic!("its key is another request's, and not {other:?}"),
+    }
+    daemon.stop();
+}
+
+#[test]
 fn what_is_no_sound_ledger_or_no_new_directory_is_refused() {
     let scratch = scratch();
     let (data, to) = (scratch.path().join("ledger"), scratch.path().join("new"));
