@@ -18,7 +18,7 @@ pub const SHARDS_MAX: u16 = 256;
 /// The files hold everybody's rows and the key that batches are hashed with: they are for the daemon and its group, as the
 /// sockets are.
 const FILE_MODE: u32 = 0o640;
-const DIRECTORY_MODE: u32 = 0o750;
+pub(crate) const DIRECTORY_MODE: u32 = 0o750;
 
 /// What `claimd format` is told.
 #[derive(Debug, Clone)]
@@ -256,7 +256,7 @@ pub fn format(options: &FormatOptions, mut progress: impl FnMut(u16)) -> Result<
     Ok(ledger)
 }
 
-fn io_error(path: &Path) -> impl Fn(io::Error) -> LedgerError {
+pub(crate) fn io_error(path: &Path) -> impl Fn(io::Error) -> LedgerError {
     let path = path.to_owned();
     move |source| LedgerError::Io { path: path.clone(), source }
 }
@@ -282,7 +282,8 @@ fn prepare_devices(devices: &[PathBuf], geometry: Geometry, overwrite: bool) -> 
     Ok(candidates.into_iter().map(|candidate| candidate.path).collect())
 }
 
-fn make_file(path: &Path, superblock: &Superblock, direct: DirectIo) -> Result<(), LedgerError> {
+/// Makes the file of a shard in which nothing has happened.
+pub(crate) fn make_file(path: &Path, superblock: &Superblock, direct: DirectIo) -> Result<(), LedgerError> {
     let mut new = File::options();
     new.write(true).create(true).truncate(true).mode(FILE_MODE).open(path).map_err(io_error(path))?;
     make(path, superblock, direct)

@@ -13,7 +13,7 @@
 //! | [`mesh`], [`inbox`], [`message`] | messages between executors |
 //! | [`scrub`] | reads the log again in the background |
 //! | [`stall_guard`] | wakes an executor that sleeps over its work |
-//! | [`doctor`], [`inspect`], [`verify`], [`repair`], [`demo`] | what an operator asks |
+//! | [`doctor`], [`inspect`], [`verify`], [`repair`], [`reshard`], [`demo`] | what an operator asks |
 //! | [`backup`], [`restore`], [`archive`] | copies of a ledger, and ledgers made from them |
 //! | [`config`], [`check_config`] | the configuration file, and what it says about it |
 //! | [`clock`] | the ledger's time and deadlines |
@@ -38,6 +38,7 @@ pub mod message;
 pub mod raw;
 pub mod reading;
 pub mod repair;
+pub mod reshard;
 pub mod restore;
 pub mod scrub;
 pub mod service;

@@ -11,6 +11,7 @@ use claimd::backup::{self, BackupOptions};
 use claimd::inspect::{Depth, InspectOptions};
 use claimd::ledger::{self, FormatOptions};
 use claimd::repair::{self, RepairOptions};
+use claimd::reshard::{self, ReshardOptions};
 use claimd::restore::{self, RestoreOptions, To};
 use claimd::start::{self, StartOptions};
 use claimd::verify::{self, VerifyOptions};
@@ -72,6 +73,11 @@ enum Command {
         after_help = "Examples:\n  claimd restore --from /backup/claimd --data /var/lib/claimd\n  claimd restore --from /backup/claimd --data ./then --to 2026-01-31T09:30:00Z\n  claimd restore --from /backup/claimd --data ./then --to 0:4711,1:815\n\nThe backup is verified before anything is written. Ids that were given out are never given out again, whether they are\nrestored or not, as far as the backup knows. Exit status: 0 restored, 1 the backup is damaged, 2 usage, 3 something could\nnot be read or written."
     )]
     Restore(RestoreArgs),
+    /// Make a ledger of another number of shards from a stopped one, whole corpora at a time; the old one stays as it is.
+    #[command(
+        after_help = "Example:\n  claimd reshard --data /var/lib/claimd --to /var/lib/claimd-8 --shards 8\n\nNothing is lost and no id changes; positions are new, and so is the ledger's id. The new directory appears once it is\nverified and compared with the old ledger, row by row; killed before that, the same command starts over. It takes\nmemory for all rows, about 800 bytes each, and room for a second ledger.\nExit status: 0 done, 1 the ledger is damaged, 2 usage, 3 it could not be read or written."
+    )]
+    Reshard(ReshardArgs),
     /// Say what a configuration file means, or what is wrong with it.
     #[command(
         after_help = "Examples:\n  claimd check-config /etc/claimd.toml\n  claimd check-config /etc/claimd.toml --json | jq -r .resolved\n\nUsers are looked up on this machine, as `claimd start` does. Exit status: 0 it can be used, 1 it can't, 2 usage."
@@ -87,7 +93,7 @@ struct FormatArgs {
     /// Directory of the ledger; it is made if it is not there.
     #[arg(long, default_value = DATA)]
     data: PathBuf,
-    /// Number of shards, fixed for good; by default one per core.
+    /// Number of shards; by default one per core. `claimd reshard` makes a ledger of another number.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=i64::from(ledger::SHARDS_MAX)))]
     shards: Option<u16>,
     /// A block device to make a shard on, once for each shard. It must be free and empty, and has to hold four segments at
@@ -262,6 +268,25 @@ struct RestoreArgs {
 }
 
 #[derive(Debug, Args)]
+struct ReshardArgs {
+    /// Directory of the ledger.
+    #[arg(long, default_value = DATA)]
+    data: PathBuf,
+    /// Directory of the new ledger; it must not be there yet, or be empty.
+    #[arg(long, value_name = "NEW_DIR")]
+    to: PathBuf,
+    /// Number of shards that the new ledger gets.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=i64::from(ledger::SHARDS_MAX)))]
+    shards: u16,
+    /// Take a file system without O_DIRECT, such as tmpfs: for trials only, a power cut may lose everything.
+    #[arg(long)]
+    unsafe_no_direct: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
 struct CheckConfigArgs {
     /// The configuration file.
     file: PathBuf,
@@ -346,6 +371,10 @@ fn main() -> ExitCode {
             let direct = direct(args.unsafe_no_direct);
             let RestoreArgs { from, data, to, json, .. } = args;
             restore::run(&RestoreOptions { from, data, to, json, direct })
+        }
+        Command::Reshard(args) => {
+            let ReshardArgs { data, to, shards, unsafe_no_direct, json } = args;
+            reshard::run(&ReshardOptions { data, to, shards, json, direct: direct(unsafe_no_direct) })
         }
         Command::CheckConfig(args) => check_config::run(&args.file, args.json),
         Command::Demo(args) => {

@@ -524,6 +524,7 @@ fn change_entry(input: &mut Input<'_>, entry: &mut Entry<'_>) {
             (*cut_at, *given_up_to) = (input.number(), input.number());
         }
         Entry::Recovery { incarnation, cut_at } => (*incarnation, *cut_at) = (input.number(), input.number()),
+        Entry::Reshard { shards, .. } => *shards = input.number() as u16,
         Entry::Configuration { global_sequence, .. }
         | Entry::Dispute { global_sequence, .. }
         | Entry::DisputeStep { global_sequence, .. }

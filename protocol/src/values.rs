@@ -187,7 +187,7 @@ wire_enum! {
     AuditOperation, all: "claim, reference, tombstone, reactivate, onboard, shard_prefix_allocation, confirm_clock, \
                           recovery, repair, dispute, respond, arbitrate, escalate, canonicalise, void, reconcile, \
                           decommission, freeze, slot_increase, sign_off, cap, barrier, incident, alarm, configuration, \
-                          forbidden, user, quarantine, unfreeze, restore" {
+                          forbidden, user, quarantine, unfreeze, restore, reshard" {
         /// A row was registered.
         Claim = 0 => "claim",
         /// A corpus referred to a row.
@@ -248,6 +248,8 @@ wire_enum! {
         Unfreeze = 28 => "unfreeze",
         /// The log was made from a backup.
         Restore = 29 => "restore",
+        /// The ledger was made from one with another number of shards.
+        Reshard = 30 => "reshard",
     }
 }
 

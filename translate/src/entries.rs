@@ -4,7 +4,7 @@ use super::{lifecycle, reason_code_out, reconciliation_state};
 use claim_engine::corpus::Prefix;
 use claim_engine::dispute::DisputeId;
 use claim_engine::id::EventId;
-use claim_engine::log::entry::{Entry, PassPhase, Record, merges};
+use claim_engine::log::entry::{Entry, PassPhase, Record, merges, sources};
 use claim_engine::row::RowView;
 use claim_engine::time::rfc3339;
 use claim_protocol as wire;
@@ -166,6 +166,7 @@ fn operation(entry: &Entry<'_>) -> wire::AuditOperation {
         Entry::Recovery { .. } => Audit::Recovery,
         Entry::Repair { .. } => Audit::Repair,
         Entry::Restore { .. } => Audit::Restore,
+        Entry::Reshard { .. } => Audit::Reshard,
     }
 }
 
@@ -250,5 +251,14 @@ fn says(entry: &Entry<'_>, names: &impl Names) -> Says {
         Entry::Restore { cut_at, given_up_to, .. } => detail(format!(
             "what stands up to log offset {cut_at} is from a backup, which knew positions to {given_up_to}"
         )),
+        Entry::Reshard { ledger, shards, at_us, sources: from } => {
+            let from: Vec<_> = sources(from)
+                .map(|source| {
+                    format!("shard {} to position {} ({})", source.shard, source.last_position, source.entries)
+                })
+                .collect();
+            let from = if from.is_empty() { "none".to_owned() } else { from.join(", ") };
+            detail(format!("made at {} from ledger {ledger} of {shards} shards; entries of: {from}", rfc3339(*at_us)))
+        }
     }
 }

@@ -102,7 +102,7 @@ impl Shard {
                 self.users.insert(uid, name.to_owned());
                 None
             }
-            Entry::Recovery { .. } => None,
+            Entry::Recovery { .. } | Entry::Reshard { .. } => None,
             Entry::Repair { floors, .. } | Entry::Restore { floors, .. } => {
                 for (prefix, sequence) in entry::floors(floors) {
                     self.rows.raise(prefix, self.quarter.0, sequence)?;

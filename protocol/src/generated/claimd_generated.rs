@@ -526,10 +526,10 @@ impl ::flatbuffers::SimpleToVerifyInSlice for ClockMode {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_AUDIT_OPERATION: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_AUDIT_OPERATION: u8 = 29;
+pub const ENUM_MAX_AUDIT_OPERATION: u8 = 30;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_AUDIT_OPERATION: [AuditOperation; 30] = [
+pub const ENUM_VALUES_AUDIT_OPERATION: [AuditOperation; 31] = [
   AuditOperation::claim,
   AuditOperation::reference,
   AuditOperation::tombstone,
@@ -560,6 +560,7 @@ pub const ENUM_VALUES_AUDIT_OPERATION: [AuditOperation; 30] = [
   AuditOperation::quarantine,
   AuditOperation::unfreeze,
   AuditOperation::restore,
+  AuditOperation::reshard,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -597,9 +598,10 @@ impl AuditOperation {
   pub const quarantine: Self = Self(27);
   pub const unfreeze: Self = Self(28);
   pub const restore: Self = Self(29);
+  pub const reshard: Self = Self(30);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 29;
+  pub const ENUM_MAX: u8 = 30;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::claim,
     Self::reference,
@@ -631,6 +633,7 @@ impl AuditOperation {
     Self::quarantine,
     Self::unfreeze,
     Self::restore,
+    Self::reshard,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -665,6 +668,7 @@ impl AuditOperation {
       Self::quarantine => Some("quarantine"),
       Self::unfreeze => Some("unfreeze"),
       Self::restore => Some("restore"),
+      Self::reshard => Some("reshard"),
       _ => None,
     }
   }

@@ -2,10 +2,11 @@
 
 use super::raw::{
     FLAG_INCIDENT_ACTIVE, FLAG_OVER_BUDGET, RawClaim, RawFloor, RawMeta, RawOnboard, RawPrefixAllocation, RawRecovery,
-    RawReference, RawRepair, RawTombstone,
+    RawReference, RawRepair, RawReshard, RawReshardSource, RawTombstone,
 };
 use super::{
     AlarmKind, ClaimEntry, Entry, EntryError, MERGE_BYTES, Merge, Meta, PassCounts, PassPhase, Principal, Record,
+    ReshardSource,
 };
 use crate::corpus::Prefix;
 use crate::dispute::{DisputeId, DisputeStep, SIDES_MAX, Sides, Verdict};
@@ -13,6 +14,7 @@ use crate::id::EventId;
 use crate::policy::{Action, Role};
 use crate::row::ReasonCode;
 use crate::time::TIME_US_MAX;
+use uuid::Uuid;
 use zerocopy::FromBytes;
 use zerocopy::little_endian::{I64, U16, U32, U64};
 
@@ -185,6 +187,16 @@ impl Record<'_> {
                     _ => Entry::Restore { cut_at, given_up_to, floors },
                 }
             }
+            35 => {
+                let r: RawReshard = fields.fixed("reshard")?;
+                let count = usize::from(r.sources.get());
+                let sources = fields.bytes(count * size_of::<RawReshardSource>(), "sources")?;
+                let (ledger, shards, at_us) = (Uuid::from_bytes(r.ledger), r.shards.get(), r.at_us.get());
+                if !(0..=TIME_US_MAX).contains(&at_us) {
+                    return Err(EntryError::Field("at"));
+                }
+                Entry::Reshard { ledger, shards, at_us, sources }
+            }
             other => return Err(EntryError::Kind(other)),
         };
         let meta = Meta {
@@ -219,6 +231,15 @@ pub fn floors(bytes: &[u8]) -> impl Iterator<Item = (Prefix, u64)> + '_ {
     bytes.chunks_exact(size_of::<RawFloor>()).filter_map(|bytes| {
         let raw = RawFloor::read_from_bytes(bytes).ok()?;
         Some((Prefix::new(raw.prefix.get())?, raw.claim_sequence.get()))
+    })
+}
+
+/// Reads what [`encode_sources`](super::encode_sources) wrote.
+pub fn sources(bytes: &[u8]) -> impl Iterator<Item = ReshardSource> + '_ {
+    bytes.chunks_exact(size_of::<RawReshardSource>()).filter_map(|bytes| {
+        let raw = RawReshardSource::read_from_bytes(bytes).ok()?;
+        let (shard, last_position, entries) = (raw.shard.get(), raw.last_position.get(), raw.entries.get());
+        Some(ReshardSource { shard, last_position, entries })
     })
 }
 

@@ -2,9 +2,9 @@
 
 use super::raw::{
     FLAG_INCIDENT_ACTIVE, FLAG_OVER_BUDGET, RawClaim, RawFloor, RawMeta, RawOnboard, RawPrefixAllocation, RawRecovery,
-    RawReference, RawRepair, RawTombstone,
+    RawReference, RawRepair, RawReshard, RawReshardSource, RawTombstone,
 };
-use super::{Entry, MERGE_BYTES, Merge, Record};
+use super::{Entry, MERGE_BYTES, Merge, Record, ReshardSource};
 use crate::corpus::Prefix;
 use crate::dispute::Verdict;
 use zerocopy::IntoBytes;
@@ -178,6 +178,18 @@ impl Record<'_> {
                 out.extend_from_slice(raw.as_bytes());
                 out.extend_from_slice(&floors[..count * size_of::<RawFloor>()]);
             }
+            Entry::Reshard { ledger, shards, at_us, sources } => {
+                let count = sources.len() / size_of::<RawReshardSource>();
+                let raw = RawReshard {
+                    ledger: *ledger.as_bytes(),
+                    at_us: (*at_us).into(),
+                    shards: (*shards).into(),
+                    sources: (count as u16).into(),
+                    reserved: [0; 4],
+                };
+                out.extend_from_slice(raw.as_bytes());
+                out.extend_from_slice(&sources[..count * size_of::<RawReshardSource>()]);
+            }
         }
         out.extend_from_slice(m.rationale.as_bytes());
     }
@@ -200,6 +212,16 @@ pub fn encode_floors(floors: &[(Prefix, u64)]) -> Vec<u8> {
     let raw = floors
         .iter()
         .map(|(prefix, sequence)| RawFloor { prefix: prefix.get().into(), claim_sequence: (*sequence).into() });
+    raw.flat_map(|raw| raw.as_bytes().to_vec()).collect()
+}
+
+/// Where the entries of a shard come from.
+pub fn encode_sources(sources: &[ReshardSource]) -> Vec<u8> {
+    let raw = sources.iter().map(|source| RawReshardSource {
+        shard: source.shard.into(),
+        last_position: source.last_position.into(),
+        entries: source.entries.into(),
+    });
     raw.flat_map(|raw| raw.as_bytes().to_vec()).collect()
 }
 

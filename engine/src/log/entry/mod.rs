@@ -35,6 +35,7 @@
 //! | 32 | recovery | incarnation 8, log offset of the cut 8 |
 //! | 33 | repair | log offset of the cut 8, last position given up 8, floors 4, reserved 4; each floor: corpus prefix 2, claim sequence 8 |
 //! | 34 | restore | as a repair |
+//! | 35 | reshard | ledger before 16, at us 8, its shards 2, sources 2, reserved 4; each source: shard 2, its last position 8, entries taken from it 8 |
 //!
 //! Kinds are never renumbered; a new one is added, so that old ledgers stay readable.
 
@@ -45,8 +46,8 @@ mod raw;
 #[cfg(test)]
 mod tests;
 
-pub use decode::{claimed_id, floors, merges};
-pub use encode::{encode_floors, encode_merges};
+pub use decode::{claimed_id, floors, merges, sources};
+pub use encode::{encode_floors, encode_merges, encode_sources};
 
 use crate::corpus::Prefix;
 use crate::dispute::{DisputeId, DisputeStep, Sides, Verdicts};
@@ -54,6 +55,7 @@ use crate::id::EventId;
 use crate::policy::{Action, Role};
 use crate::row::ReasonCode;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 /// Who a connection is, as the kernel reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -204,6 +206,17 @@ pub struct Merge {
     pub position: u64,
     /// Whether this shard applied it.
     pub applied: bool,
+}
+
+/// A shard of another ledger that entries of a shard were taken from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReshardSource {
+    /// Which.
+    pub shard: u16,
+    /// Its last position then.
+    pub last_position: u64,
+    /// Entries that were taken from it, but for those that every shard keeps.
+    pub entries: u64,
 }
 
 /// Most merges of one entry: what every shard logs beside its own load stays small.
@@ -428,6 +441,17 @@ pub enum Entry<'a> {
         /// What corpora may not be given again; see [`encode_floors`].
         floors: &'a [u8],
     },
+    /// `claimd reshard` made the log up to here from the logs of a ledger with another number of shards.
+    Reshard {
+        /// That ledger.
+        ledger: Uuid,
+        /// Its number of shards.
+        shards: u16,
+        /// When it was done, by the wall clock: the entry's timestamp is the ledger's last one.
+        at_us: i64,
+        /// See [`encode_sources`].
+        sources: &'a [u8],
+    },
 }
 
 /// A whole record.
@@ -478,6 +502,7 @@ impl Entry<'_> {
             Entry::Recovery { .. } => 32,
             Entry::Repair { .. } => 33,
             Entry::Restore { .. } => 34,
+            Entry::Reshard { .. } => 35,
         }
     }
 
@@ -517,6 +542,7 @@ impl Entry<'_> {
             Entry::Recovery { .. } => "recovery",
             Entry::Repair { .. } => "repair",
             Entry::Restore { .. } => "restore",
+            Entry::Reshard { .. } => "reshard",
         }
     }
 

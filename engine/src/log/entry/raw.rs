@@ -89,6 +89,24 @@ pub struct RawRepair {
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
+pub struct RawReshard {
+    pub ledger: [u8; 16],
+    pub at_us: I64,
+    pub shards: U16,
+    pub sources: U16,
+    pub reserved: [u8; 4],
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct RawReshardSource {
+    pub shard: U16,
+    pub last_position: U64,
+    pub entries: U64,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
 pub struct RawFloor {
     pub prefix: U16,
     pub claim_sequence: U64,

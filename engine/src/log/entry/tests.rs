@@ -83,6 +83,14 @@ fn entries() -> Vec<Entry<'static>> {
         Entry::Recovery { incarnation: 2, cut_at: 4096 },
         Entry::Repair { cut_at: 4096, given_up_to: 7, floors: &[1, 0, 9, 0, 0, 0, 0, 0, 0, 0] },
         Entry::Restore { cut_at: 8192, given_up_to: 8, floors: &[1, 0, 9, 0, 0, 0, 0, 0, 0, 0] },
+        Entry::Reshard {
+            ledger: Uuid::from_u128(7),
+            shards: 2,
+            at_us: 5,
+            sources: Box::leak(
+                encode_sources(&[ReshardSource { shard: 1, last_position: 9, entries: 3 }]).into_boxed_slice(),
+            ),
+        },
     ]
 }
 

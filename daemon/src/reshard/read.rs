@@ -1,0 +1,273 @@
+//! A ledger as a reshard reads it: for each shard the entries of its own, in their order, and its own part of each entry
+//! that every shard keeps.
+
+use crate::verify::{self, ShardReport};
+use claim_engine::corpus::Prefix;
+use claim_engine::dispute::DisputeId;
+use claim_engine::id::EventId;
+use claim_engine::log::batch::BATCH_HEADER_BYTES;
+use claim_engine::log::entry::{Entry, Record, merges};
+use claim_engine::log::record::{self, RawRecord};
+use claim_engine::log::superblock::Superblock;
+use claim_engine::log::verify::Standing;
+use claim_engine::log::writer::{Io, IoDone, LogEnd, LogWriter};
+use claim_engine::mutant::Mutation;
+use claim_engine::shard::Shard;
+use indicatif::ProgressBar;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use xxhash_rust::xxh3::xxh3_128;
+
+/// An entry that one shard alone has.
+#[derive(Debug, Clone, Copy)]
+pub struct Local {
+    /// Its time.
+    pub at_us: i64,
+    /// How much of the global order its shard had before it.
+    pub globals: u64,
+    /// Where its record lies.
+    pub log_offset: u64,
+    /// The record's bytes there.
+    pub bytes: u32,
+    /// The prefix of the corpus that it goes with; 0: none.
+    pub home: u16,
+    /// It concerns every new shard.
+    pub is_for_all: bool,
+}
+
+/// A shard's own part of an entry that every shard keeps.
+#[derive(Debug)]
+pub struct Copy {
+    /// When the shard logged it.
+    pub at_us: i64,
+    /// With a dispute's step: the rows of this shard that it changed, a bit each.
+    pub rows: u8,
+    /// With merges: which of them the shard applied.
+    pub applied: Vec<bool>,
+    /// By prefix of the rows that it is about: how many of the shard's own entries have to come before it.
+    pub needs: Vec<(Prefix, usize)>,
+}
+
+/// An entry that every shard keeps, as shard 0 has it.
+#[derive(Debug)]
+pub struct Global {
+    /// The record's kind.
+    pub kind: u16,
+    /// The record's body.
+    pub body: Vec<u8>,
+}
+
+/// A count of entries, and a sum of hashes of them: whichever shards they lie on, and in whatever order.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Digest {
+    /// How many.
+    pub entries: u64,
+    sum: u128,
+}
+
+impl Digest {
+    /// Takes an entry in.
+    pub fn add(&mut self, kind: u16, body: &[u8]) {
+        self.entries += 1;
+        self.sum = self.sum.wrapping_add(Digest::hash(kind, body));
+    }
+
+    /// Takes one entry for another.
+    pub fn replace(&mut self, kind: u16, old: &[u8], new: &[u8]) {
+        self.sum = self.sum.wrapping_sub(Digest::hash(kind, old)).wrapping_add(Digest::hash(kind, new));
+    }
+
+    /// Takes in what others add up to.
+    pub fn merge(&mut self, other: &Digest) {
+        self.entries += other.entries;
+        self.sum = self.sum.wrapping_add(other.sum);
+    }
+
+    fn hash(kind: u16, body: &[u8]) -> u128 {
+        xxh3_128(body) ^ u128::from(kind)
+    }
+}
+
+/// One shard of a ledger.
+#[derive(Debug)]
+pub struct Stream {
+    /// What its verification found.
+    pub report: ShardReport,
+    /// Its state.
+    pub shard: Shard,
+    /// Its own entries, in their order.
+    pub locals: Vec<Local>,
+    /// Its part of the global order.
+    pub copies: Vec<Copy>,
+    /// The global order, where it was to be kept.
+    pub globals: Vec<Global>,
+    /// By corpus: claims and what happened to them, alarms, refusals.
+    pub digests: BTreeMap<u16, Digest>,
+    /// Rows with entries behind their claim, and how many of the shard's own there were up to the last of them.
+    touched: HashMap<EventId, usize>,
+}
+
+/// Entries that a ledger has once, on whichever shard: claims and what happened to them, alarms, refusals.
+pub fn is_single(kind: u16) -> bool {
+    (1..=6).contains(&kind)
+}
+
+/// Reads a shard's file, verifies it, and keeps what a reshard goes by. The error is a sentence; damage is in the report.
+pub fn read_shard(
+    path: &Path,
+    superblock: &Superblock,
+    keeps_globals: bool,
+    bar: &ProgressBar,
+) -> Result<Stream, String> {
+    let mut taking = Taking {
+        shard: Shard::without_keys(superblock),
+        locals: Vec::new(),
+        copies: Vec::new(),
+        globals: Vec::new(),
+        digests: BTreeMap::new(),
+        touched: HashMap::new(),
+        keeps_globals,
+        failed: None,
+    };
+    let each = Box::new(|raw: &RawRecord<'_>, log_offset: u64, standing: Standing| {
+        if standing == Standing::Proven && taking.failed.is_none() {
+            let taken = taking.take(raw, log_offset);
+            taking.failed = taken.err().map(|reason| format!("position {}: {reason}", raw.position));
+        }
+    });
+    let report = verify::verify_shard(path, superblock.shard, Some(superblock), false, bar, Some(each));
+    let report = report.map_err(|e| verify::place(path, &e))?;
+    let is_damaged = report.findings.iter().any(|finding| finding.is_damage);
+    if let Some(reason) = taking.failed.filter(|_| !is_damaged) {
+        return Err(format!("{}: {reason}", path.display()));
+    }
+    let Taking { shard, locals, copies, globals, digests, touched, .. } = taking;
+    Ok(Stream { report, shard, locals, copies, globals, digests, touched })
+}
+
+struct Taking {
+    shard: Shard,
+    locals: Vec<Local>,
+    copies: Vec<Copy>,
+    globals: Vec<Global>,
+    digests: BTreeMap<u16, Digest>,
+    touched: HashMap<EventId, usize>,
+    keeps_globals: bool,
+    failed: Option<String>,
+}
+
+impl Taking {
+    fn take(&mut self, raw: &RawRecord<'_>, log_offset: u64) -> Result<(), String> {
+        let record = Record::decode(raw.kind, raw.body).map_err(|e| e.to_string())?;
+        if record.entry.global_sequence().is_some() {
+            let copy = copy_of(&record, &self.shard, &self.locals, &self.touched)?;
+            self.copies.push(copy);
+            if self.keeps_globals {
+                self.globals.push(Global { kind: raw.kind, body: raw.body.to_vec() });
+            }
+        } else if let Some(home) = home(&record)? {
+            if is_single(raw.kind) {
+                self.digests.entry(home).or_default().add(raw.kind, raw.body);
+            }
+            self.locals.push(Local {
+                at_us: record.meta.timestamp_us,
+                globals: self.shard.globals_applied(),
+                log_offset,
+                bytes: record::padded(raw.body.len()) as u32,
+                home,
+                is_for_all: matches!(record.entry, Entry::User { .. } | Entry::Repair { .. }),
+            });
+            if let Entry::Reference { event_id, .. }
+            | Entry::Tombstone { event_id, .. }
+            | Entry::Reactivate { event_id } = record.entry
+            {
+                self.touched.insert(event_id, self.locals.len());
+            }
+        }
+        self.shard.apply(raw.position, log_offset, &record)
+    }
+}
+
+/// The prefix of the corpus that an entry goes with, 0 for none; `None` for what stays behind: the runs of the old ledger.
+fn home(record: &Record<'_>) -> Result<Option<u16>, String> {
+    Ok(Some(match &record.entry {
+        Entry::Claim(claim) => claim.event_id.prefix().get(),
+        // References are logged, and their keys are kept, where the row lives that they name.
+        Entry::Reference { event_id, .. } | Entry::Tombstone { event_id, .. } | Entry::Reactivate { event_id } => {
+            event_id.prefix().get()
+        }
+        Entry::Alarm { .. } | Entry::Forbidden { .. } => record.meta.corpus.map_or(0, Prefix::get),
+        Entry::User { .. } | Entry::Repair { .. } | Entry::Reshard { .. } => 0,
+        Entry::Recovery { .. } => return Ok(None),
+        other => return Err(format!("this build does not know how to reshard a {}", other.operation())),
+    }))
+}
+
+fn copy_of(
+    record: &Record<'_>,
+    shard: &Shard,
+    locals: &[Local],
+    touched: &HashMap<EventId, usize>,
+) -> Result<Copy, String> {
+    let mut copy = Copy { at_us: record.meta.timestamp_us, rows: 0, applied: Vec::new(), needs: Vec::new() };
+    let mut concerned: Vec<EventId> = Vec::new();
+    match &record.entry {
+        Entry::Dispute { sides, .. } => concerned.extend(sides.ids()),
+        Entry::DisputeStep { dispute, rows, .. } => {
+            copy.rows = *rows;
+            let ids = sides(shard, *dispute)?;
+            concerned.extend(ids.iter().enumerate().filter(|(bit, _)| rows & (1 << bit) != 0).map(|(_, id)| id));
+        }
+        Entry::Reconcile { merges: planned, .. } => {
+            copy.applied = merges(planned).map(|merge| merge.applied).collect();
+            concerned.extend(merges(planned).filter(|merge| merge.applied).map(|merge| merge.alias));
+        }
+        _ => {}
+    }
+    for event_id in concerned {
+        let Some(found) = shard.rows().get(event_id).map_err(|unread| unread.to_string())? else { continue };
+        let claimed = locals.partition_point(|local| local.at_us <= found.claim_timestamp_us);
+        let needs = claimed.max(touched.get(&event_id).copied().unwrap_or(0));
+        copy.needs.push((event_id.prefix(), needs));
+    }
+    Ok(copy)
+}
+
+/// The rows of a dispute.
+pub fn sides(shard: &Shard, dispute: DisputeId) -> Result<Vec<EventId>, String> {
+    let found = shard.disputes().get(dispute).ok_or_else(|| format!("there is no dispute {dispute}"))?;
+    Ok(found.sides.ids().to_vec())
+}
+
+impl Stream {
+    /// Lends the report out, to be compared with the other shards'.
+    pub fn take_report(&mut self) -> ShardReport {
+        let (shard, path) = (self.report.shard, self.report.path.clone());
+        std::mem::replace(&mut self.report, ShardReport::new(&path, shard, false))
+    }
+
+    /// Has a shard that stopped before it had all of the global order follow the rest, as it would at its next start: what
+    /// that means for its rows is decided by its state. Gives the number of entries that it followed.
+    pub fn catch_up(&mut self, superblock: &Superblock, globals: &[Global]) -> Result<u64, String> {
+        let missing = globals.get(self.copies.len()..).unwrap_or_default();
+        let Some(walked) = self.report.walked.as_ref().filter(|_| !missing.is_empty()) else { return Ok(0) };
+        // Nothing of this is written: the writer gives each record its place, and takes it for durable.
+        let end = LogEnd { segments_prepared: u64::MAX >> 1, ..walked.end };
+        let mut writer = LogWriter::new(superblock, end, None, Mutation::NONE);
+        for global in missing {
+            let mut record = Record::decode(global.kind, &global.body).map_err(|e| e.to_string())?;
+            record.meta.timestamp_us = record.meta.timestamp_us.max(self.shard.last_us());
+            self.shard.append_global(record, &mut writer)?;
+            while let Some(Io::Write { number, batch, .. }) = writer.next_io() {
+                let (raw, _) = record::read(&batch[BATCH_HEADER_BYTES..]).map_err(|e| e.to_string())?;
+                let record = Record::decode(raw.kind, raw.body).map_err(|e| e.to_string())?;
+                self.copies.push(copy_of(&record, &self.shard, &self.locals, &self.touched)?);
+                writer.complete(IoDone::Write { number, batch, result: Ok(()) }, 0);
+            }
+        }
+        match self.copies.len() == globals.len() {
+            true => Ok(missing.len() as u64),
+            false => Err(format!("shard {} does not follow the global order to its end", superblock.shard)),
+        }
+    }
+}

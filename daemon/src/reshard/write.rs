@@ -1,0 +1,415 @@
+//! The new ledger, written: for each new shard the entries of its corpora, merged by time from the shards that they come
+//! from, and between them all of the global order.
+//!
+//! Entries of one shard alone keep their times, and so their order is given. An entry that every shard keeps goes before the
+//! first entry that stood behind it on any of the old shards, and behind those of its own rows that stood before it: those
+//! are what its part was decided by. Its time is raised, or lowered, to between its neighbours'. Every record is applied to
+//! a shard as it is written: what would not apply ends the reshard.
+
+use super::placement::Placement;
+use super::read::{Digest, Global, Local, Stream, is_single, sides};
+use claim_engine::corpus::Prefix;
+use claim_engine::log::entry::{
+    Entry, Merge, Meta, Principal, Record, ReshardSource, encode_floors, encode_merges, encode_sources, floors, merges,
+};
+use claim_engine::log::layout::Geometry;
+use claim_engine::log::record;
+use claim_engine::log::superblock::Superblock;
+use claim_engine::log::writer::{LogEnd, LogWriter, perform};
+use claim_engine::mutant::Mutation;
+use claim_engine::shard::Shard;
+use claim_engine::shard::keys::KeyId;
+use claim_engine::storage::RealStorage;
+use indicatif::ProgressBar;
+use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+/// Bytes of an old shard's file that are read at a time.
+const WINDOW_BYTES: usize = 1 << 20;
+
+/// The old ledger, and where everything goes.
+#[derive(Debug)]
+pub struct Plan {
+    /// The old ledger's shards.
+    pub old: Vec<Superblock>,
+    /// What each of them has.
+    pub streams: Vec<Stream>,
+    /// The global order.
+    pub globals: Vec<Global>,
+    /// Where each corpus lived, and lives.
+    pub placement: Placement,
+    /// When this is done, by the wall clock.
+    pub now_us: i64,
+    /// Copies of global entries that old shards did not have yet.
+    pub followed: u64,
+    /// No entry of the old ledger is later.
+    pub last_us: i64,
+}
+
+/// What was written for one new shard.
+#[derive(Debug, Default)]
+pub struct Written {
+    /// By old shard: entries taken.
+    pub entries: Vec<u64>,
+    /// Entries that lost their idempotency key to another entry of the same key, by corpus: what they add up to then.
+    pub without_keys: Vec<(u16, u16, Vec<u8>, Vec<u8>)>,
+}
+
+/// Bytes of an old shard's file, read ahead.
+struct Window {
+    file: File,
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Window {
+    fn record(&mut self, geometry: Geometry, local: &Local) -> Result<&[u8], String> {
+        let (at, bytes) = (geometry.file_offset(local.log_offset), local.bytes as usize);
+        let end = at + bytes as u64;
+        if at < self.start || end > self.start + self.bytes.len() as u64 {
+            self.bytes.resize(WINDOW_BYTES.max(bytes), 0);
+            let mut read = 0;
+            while read < self.bytes.len() {
+                match self.file.read_at(&mut self.bytes[read..], at + read as u64) {
+                    Ok(0) => break,
+                    Ok(more) => read += more,
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(format!("reading at file offset {at}: {error}")),
+                }
+            }
+            self.bytes.truncate(read);
+            self.start = at;
+        }
+        let from = (at - self.start) as usize;
+        self.bytes.get(from..from + bytes).ok_or_else(|| format!("the file ends at file offset {end}"))
+    }
+}
+
+/// Writes the log of one new shard. The file is formatted.
+pub async fn write_shard(
+    plan: &Plan,
+    superblock: &Superblock,
+    storage: &RealStorage,
+    files: Vec<File>,
+    bar: &ProgressBar,
+) -> Result<Written, String> {
+    // A format leaves one segment with a header.
+    let writer = LogWriter::new(superblock, LogEnd::of_empty(superblock, 1, Mutation::NONE), None, Mutation::NONE);
+    let mut making = Making {
+        plan,
+        number: superblock.shard,
+        room_bytes_min: writer.room_bytes() / 2,
+        shard: Shard::without_keys(superblock),
+        writer,
+        next: vec![0; plan.streams.len()],
+        windows: files.into_iter().map(|file| Window { file, start: 0, bytes: Vec::new() }).collect(),
+        keys: HashSet::new(),
+        repairs: HashSet::new(),
+        globals: 0,
+        written: Written { entries: vec![0; plan.streams.len()], ..Written::default() },
+    };
+    making.recovery(superblock)?;
+    making.reserve_keys()?;
+    for old in 0..plan.streams.len() {
+        making.seek(old);
+    }
+    let mut due = 0;
+    while let Some((old, local)) = making.first() {
+        due = due.max(local.globals);
+        while making.globals < due && !making.is_held() {
+            making.global(Some(local.at_us))?;
+        }
+        making.local(old, &local)?;
+        bar.inc(local.bytes.into());
+        making.drain_if_full(storage).await?;
+    }
+    while (making.globals as usize) < plan.globals.len() {
+        making.global(None)?;
+        making.drain_if_full(storage).await?;
+    }
+    making.reshard()?;
+    making.drain(storage).await?;
+    making.writer.mark();
+    making.drain(storage).await?;
+    Ok(making.written)
+}
+
+struct Making<'a> {
+    plan: &'a Plan,
+    number: u16,
+    shard: Shard,
+    writer: LogWriter,
+    /// What is gathered is written before there is less room than this.
+    room_bytes_min: u64,
+    /// By old shard: the next of its entries that goes here.
+    next: Vec<usize>,
+    windows: Vec<Window>,
+    /// Hashes of the idempotency keys of this shard.
+    keys: HashSet<u64>,
+    /// The repairs that were told: time, place, last position given up.
+    repairs: HashSet<(i64, u64, u64)>,
+    /// How much of the global order is written.
+    globals: u64,
+    written: Written,
+}
+
+impl Making<'_> {
+    /// The first record of a log is that of an incarnation.
+    fn recovery(&mut self, superblock: &Superblock) -> Result<(), String> {
+        let entry =
+            Entry::Recovery { incarnation: self.writer.incarnation(), cut_at: superblock.geometry.first_batch() };
+        let record = Record { meta: meta(self.shard.last_us(), Principal::default()), entry };
+        let (position, log_offset) = self.writer.append_recovery(&record);
+        self.shard.apply(position, log_offset, &record)
+    }
+
+    /// Of two entries with the same key an entry of the global order keeps it: all shards' copies are the same.
+    fn reserve_keys(&mut self) -> Result<(), String> {
+        if self.number != 0 {
+            return Ok(());
+        }
+        for global in &self.plan.globals {
+            let record = Record::decode(global.kind, &global.body).map_err(|e| e.to_string())?;
+            if record.meta.idempotency_key != 0 && !matches!(record.entry, Entry::PrefixAllocation { .. }) {
+                self.keys.insert(KeyId::of(&record.meta).hash(secret(&self.plan.old[0])));
+            }
+        }
+        Ok(())
+    }
+
+    /// Names are wanted wherever somebody did something, and global entries are everywhere; what a repair has to say is
+    /// looked at for each shard.
+    fn goes_here(&self, old: usize, local: &Local) -> bool {
+        local.is_for_all || self.plan.placement.home_of(local.home, old as u16) == self.number
+    }
+
+    /// Goes on to the next entry of an old shard that goes here.
+    fn seek(&mut self, old: usize) {
+        let locals = &self.plan.streams[old].locals;
+        while locals.get(self.next[old]).is_some_and(|local| !self.goes_here(old, local)) {
+            self.next[old] += 1;
+        }
+    }
+
+    /// The earliest of the entries that are next; of several the one with the least of the global order before it.
+    fn first(&self) -> Option<(usize, Local)> {
+        let next = self.next.iter().zip(&self.plan.streams).enumerate();
+        let next = next.filter_map(|(old, (index, stream))| Some((old, *stream.locals.get(*index)?)));
+        next.min_by_key(|(old, local)| (local.at_us, local.globals, *old))
+    }
+
+    /// Whether an entry of rows that the next global entry changes here is still to come.
+    fn is_held(&self) -> bool {
+        let index = self.globals as usize;
+        self.plan.streams.iter().zip(&self.next).any(|(stream, next)| {
+            let is_here = |prefix: Prefix| self.plan.placement.new_of(prefix) == Some(self.number);
+            stream.copies[index].needs.iter().any(|(prefix, needs)| is_here(*prefix) && next < needs)
+        })
+    }
+
+    /// Writes the next entry of the global order, with this shard's part of it.
+    fn global(&mut self, next_us: Option<i64>) -> Result<(), String> {
+        let index = self.globals as usize;
+        let global = &self.plan.globals[index];
+        let placement = &self.plan.placement;
+        let encoded;
+        let mut record = Record::decode(global.kind, &global.body).map_err(|e| e.to_string())?;
+        // The old shard whose part counts for a row that lives here.
+        let old_of =
+            |prefix: Prefix| placement.old_of(prefix).filter(|_| placement.new_of(prefix) == Some(self.number));
+        let mut changed: Vec<u16> = Vec::new();
+        match &mut record.entry {
+            Entry::Onboard { prefix, shard, .. } => {
+                *shard = placement.new_of(*prefix).ok_or("an onboarding of a corpus without a place")?;
+                if *shard != self.shard.registry().place(placement.shards()) {
+                    return Err(format!("prefix {prefix} is to go to shard {shard}, and the registry says another"));
+                }
+            }
+            Entry::DisputeStep { dispute, rows, .. } => {
+                *rows = 0;
+                for (bit, event_id) in sides(&self.shard, *dispute)?.iter().enumerate() {
+                    let Some(old) = old_of(event_id.prefix()) else { continue };
+                    if self.plan.streams[usize::from(old)].copies[index].rows & (1 << bit) != 0 {
+                        *rows |= 1 << bit;
+                        changed.push(old);
+                    }
+                }
+            }
+            Entry::Reconcile { merges: planned, .. } => {
+                let mut here: Vec<Merge> = merges(planned).collect();
+                for (n, merge) in here.iter_mut().enumerate() {
+                    let old = old_of(merge.alias.prefix());
+                    let applied = old.map(|old| self.plan.streams[usize::from(old)].copies[index].applied.get(n));
+                    merge.applied = applied.flatten().copied().unwrap_or(false);
+                    changed.extend(old.filter(|_| merge.applied));
+                }
+                encoded = encode_merges(&here);
+                *planned = &encoded;
+            }
+            _ => {}
+        }
+        // The time at which the old shards whose rows it changes had it, or else those that entries come from.
+        let of_old = |old: u16| self.plan.streams[usize::from(old)].copies[index].at_us;
+        let mut at_us = changed.iter().map(|old| of_old(*old)).max();
+        if at_us.is_none() && self.number != 0 {
+            at_us = placement.sources(self.number).map(of_old).max();
+        }
+        let at_us = at_us.unwrap_or_else(|| of_old(0));
+        record.meta.timestamp_us = at_us.min(next_us.unwrap_or(i64::MAX)).max(self.shard.last_us());
+        let what = record.entry.operation();
+        self.append(&record).map_err(|reason| {
+            format!(
+                "entry {} of the global order, a {what}, can't be put between the entries of new shard {}: {reason}",
+                index + 1,
+                self.number
+            )
+        })?;
+        self.globals += 1;
+        Ok(())
+    }
+
+    /// Writes an entry of an old shard.
+    fn local(&mut self, old: usize, local: &Local) -> Result<(), String> {
+        let place = |reason: String| {
+            let from = format!("the entry at log offset {} of old shard {old}", local.log_offset);
+            format!("{from} can't be put into new shard {}: {reason}", self.number)
+        };
+        let superblock = &self.plan.old[old];
+        let bytes = self.windows[old].record(superblock.geometry, local).map_err(&place)?.to_vec();
+        let (raw, _) = record::read(&bytes).map_err(|e| place(e.to_string()))?;
+        let mut record = Record::decode(raw.kind, raw.body).map_err(|e| place(e.to_string()))?;
+        self.next[old] += 1;
+        self.seek(old);
+        let encoded;
+        match &mut record.entry {
+            Entry::User { uid, name } if self.shard.user(*uid) == Some(*name) => return Ok(()),
+            Entry::Repair { cut_at, given_up_to, floors } => {
+                encoded = self.floors_here(old as u16, floors);
+                *floors = &encoded;
+                let is_new = self.repairs.insert((record.meta.timestamp_us, *cut_at, *given_up_to));
+                // An earlier reshard may have given every shard its own.
+                if encoded.is_empty() && !(is_new && self.has_repairs_of(old as u16)) {
+                    return Ok(());
+                }
+            }
+            _ => {}
+        }
+        if record.meta.idempotency_key != 0 && !self.keys.insert(KeyId::of(&record.meta).hash(secret(superblock))) {
+            // On the old shards these were two keys. Of a retry of this entry it is known that its key was used.
+            (record.meta.idempotency_key, record.meta.fingerprint) = (0, 0);
+            let mut body = Vec::new();
+            record.encode(&mut body);
+            if is_single(raw.kind) {
+                self.written.without_keys.push((local.home, raw.kind, raw.body.to_vec(), body));
+            }
+        }
+        self.written.entries[old] += 1;
+        let what = record.entry.operation();
+        let number = self.number;
+        self.append(&record).map_err(|reason| {
+            format!(
+                "the {what} at log offset {} of old shard {old} can't be put into new shard {number}: {reason}; the times of \
+                 the old shards say another order than what they decided",
+                local.log_offset
+            )
+        })
+    }
+
+    /// Whether repairs of an old shard are told here, even those that say nothing of a corpus: their time counts, too.
+    fn has_repairs_of(&self, old: u16) -> bool {
+        let placement = &self.plan.placement;
+        match placement.has_corpora(old) {
+            true => placement.draws(self.number, old),
+            false => placement.home_of(0, old) == self.number,
+        }
+    }
+
+    /// The floors of a repair that count for corpora of this shard: those of corpora that lived where it was done. One that is
+    /// not onboarded yet may come to live anywhere.
+    fn floors_here(&self, old: u16, encoded: &[u8]) -> Vec<u8> {
+        let placement = &self.plan.placement;
+        let is_here = |prefix: Prefix| match (placement.old_of(prefix), placement.new_of(prefix)) {
+            (Some(lived), Some(lives)) => lived == old && lives == self.number,
+            _ => true,
+        };
+        encode_floors(&floors(encoded).filter(|(prefix, _)| is_here(*prefix)).collect::<Vec<_>>())
+    }
+
+    /// The last entry says where the others come from.
+    fn reshard(&mut self) -> Result<(), String> {
+        let plan = self.plan;
+        let mut from = Vec::new();
+        for (stream, (entries, shard)) in plan.streams.iter().zip(self.written.entries.iter().zip(0..)) {
+            let last_position = stream.report.walked.as_ref().map_or(0, |walked| walked.end.next_position - 1);
+            if *entries > 0 {
+                from.push(ReshardSource { shard, last_position, entries: *entries });
+            }
+        }
+        let sources = encode_sources(&from);
+        let first = &plan.old[0];
+        let entry = Entry::Reshard {
+            ledger: first.ledger,
+            shards: first.shard_count,
+            at_us: plan.now_us.max(0),
+            sources: &sources,
+        };
+        let principal = Principal {
+            uid: nix::unistd::getuid().as_raw(),
+            gid: nix::unistd::getgid().as_raw(),
+            pid: std::process::id(),
+        };
+        // No corpus is to see a time before one that its old shard had.
+        self.append(&Record { meta: meta(plan.last_us.max(self.shard.last_us()), principal), entry })
+    }
+
+    fn append(&mut self, record: &Record<'_>) -> Result<(), String> {
+        let (position, log_offset) = self.writer.append(record);
+        self.shard.apply(position, log_offset, record)
+    }
+
+    async fn drain_if_full(&mut self, storage: &RealStorage) -> Result<(), String> {
+        if self.writer.room_bytes() < self.room_bytes_min { self.drain(storage).await } else { Ok(()) }
+    }
+
+    async fn drain(&mut self, storage: &RealStorage) -> Result<(), String> {
+        while let Some(io) = self.writer.next_io() {
+            let done = perform(storage, io).await;
+            self.writer.complete(done, 0);
+        }
+        match (self.writer.failed(), self.writer.is_idle() && !self.writer.cannot_grow()) {
+            (Some(reason), _) => Err(reason.to_owned()),
+            (None, false) => {
+                Err("a new file can't grow: make room on its file system, and run the same command again".to_owned())
+            }
+            (None, true) => Ok(()),
+        }
+    }
+}
+
+fn meta(timestamp_us: i64, principal: Principal) -> Meta<'static> {
+    Meta {
+        timestamp_us,
+        idempotency_key: 0,
+        correlation_id: 0,
+        fingerprint: 0,
+        principal,
+        item: 0,
+        corpus: None,
+        rationale: "",
+    }
+}
+
+/// What keys are told apart by; see [`super::SECRET_BYTES`].
+fn secret(superblock: &Superblock) -> u64 {
+    u64::from_le_bytes(superblock.key[..super::SECRET_BYTES].try_into().expect("a key has 32 bytes"))
+}
+
+/// What the entries of the old ledger add up to, once those without their keys are taken for those with them.
+pub fn due_digests(plan: &Plan, written: &[Written]) -> BTreeMap<u16, Digest> {
+    let mut due = super::compare::digests(&plan.streams);
+    for (home, kind, old, new) in written.iter().flat_map(|written| &written.without_keys) {
+        due.entry(*home).or_default().replace(*kind, old, new);
+    }
+    due
+}
