@@ -24,7 +24,7 @@ pub enum Part {
     /// The shard's status.
     Status {
         /// It.
-        shard: ShardStatus,
+        shard: Box<ShardStatus>,
     },
     /// The shard's control totals.
     Totals {
@@ -150,7 +150,7 @@ impl Gather {
                 Some(at)
             }
             (Part::Status { shard }, Kind::Status(report)) => {
-                report.shards.push(shard);
+                report.shards.push(*shard);
                 None
             }
             (Part::Totals { at, totals }, Kind::Totals(all)) => {

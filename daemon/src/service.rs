@@ -440,7 +440,7 @@ impl Service {
             free_bytes: space::free_bytes(driver.path(), status.log_bytes).unwrap_or(0),
             ..status
         };
-        Part::Status { shard }
+        Part::Status { shard: Box::new(shard) }
     }
 }
 

@@ -95,7 +95,7 @@ pub fn seal(batch: &mut Vec<u8>, key: &Hash, header: &BatchHeader, mutation: Mut
     let raw = RawHeader {
         magic: MAGIC.into(),
         shard: header.shard.into(),
-        flags: (u16::from(header.is_recovery) * FLAG_RECOVERY | u16::from(header.is_sealing) * FLAG_SEALING).into(),
+        flags: ((u16::from(header.is_recovery) * FLAG_RECOVERY) | (u16::from(header.is_sealing) * FLAG_SEALING)).into(),
         record_count: header.record_count.into(),
         number: header.number.into(),
         incarnation: header.incarnation.into(),

@@ -249,7 +249,7 @@ impl Catalog {
         while keys.len() < limit && number < run.place.first + run.place.pages {
             self.run_page(sealed, number, |page| {
                 let first = after.map_or(0, |after| page.partition_point(|entry| entry.key <= after));
-                keys.extend((first..page.len()).take(limit - keys.len()).map(|index| page.get(index).key));
+                keys.extend((first..page.count()).take(limit - keys.len()).map(|index| page.get(index).key));
             })?;
             number += 1;
         }
@@ -270,7 +270,7 @@ impl Catalog {
     /// The first page of a run by hash whose last hash is not below this one; the number of pages where there is none.
     fn page_of_hash(&self, sealed: &Sealed, run: RunPlace, hash: u64) -> Fetch<u32> {
         let (mut low, mut high) = (0, run.pages);
-        let mut guess = (u128::from(hash) * u128::from(run.pages) >> 64) as u32;
+        let mut guess = ((u128::from(hash) * u128::from(run.pages)) >> 64) as u32;
         let mut guesses = 0;
         while low < high {
             let at = if guesses < GUESSES_MAX { guess.clamp(low, high - 1) } else { low + (high - low) / 2 };
@@ -299,7 +299,7 @@ impl Catalog {
         while number < run.pages {
             let goes_on = self.hash_page(sealed, run.first + number, |page| {
                 let first = page.partition_point(|entry| entry.hash < hash);
-                let found = (first..page.len()).map(|index| page.get(index)).take_while(|entry| entry.hash == hash);
+                let found = (first..page.count()).map(|index| page.get(index)).take_while(|entry| entry.hash == hash);
                 offsets.extend(found.map(|entry| entry.offset));
                 page.last().hash == hash
             })?;
@@ -356,7 +356,7 @@ impl Catalog {
         while hashes.len() < limit && number < run.pages {
             self.hash_page(sealed, run.first + number, |page| {
                 let first = page.partition_point(|entry| entry.hash < from);
-                hashes.extend((first..page.len()).take(limit - hashes.len()).map(|index| page.get(index).hash));
+                hashes.extend((first..page.count()).take(limit - hashes.len()).map(|index| page.get(index).hash));
             })?;
             number += 1;
         }

@@ -170,7 +170,7 @@ impl<'a, E: RunEntry> Page<'a, E> {
     }
 
     /// How many entries it has, at least one.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.entries
     }
 
@@ -223,8 +223,8 @@ mod tests {
         let mut found = Vec::new();
         for number in 1..=count {
             let page = Page::<HashEntry>::read(&pages[number * PAGE_BYTES..][..PAGE_BYTES], 7, number as u32).unwrap();
-            found.extend((0..page.len()).map(|index| page.get(index)));
-            assert_eq!(page.partition_point(|entry| *entry < page.last()), page.len() - 1);
+            found.extend((0..page.count()).map(|index| page.get(index)));
+            assert_eq!(page.partition_point(|entry| *entry < page.last()), page.count() - 1);
         }
         assert_eq!(found, entries);
         let page = &pages[PAGE_BYTES..2 * PAGE_BYTES];

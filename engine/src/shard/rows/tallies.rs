@@ -87,7 +87,7 @@ impl Tallies {
     fn enter(&mut self, prefix: Prefix, quarter: Quarter) -> &mut Tally {
         let tally = self.of_mut(prefix);
         if tally.quarter != Some(quarter) {
-            let before = std::mem::replace(&mut tally.quarter, Some(quarter));
+            let before = tally.quarter.replace(quarter);
             let claims = std::mem::take(&mut tally.claims);
             tally.sequence = 0;
             if let Some(before) = before
