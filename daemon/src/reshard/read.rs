@@ -175,7 +175,7 @@ impl Taking {
                 log_offset,
                 bytes: record::padded(raw.body.len()) as u32,
                 home,
-                is_for_all: matches!(record.entry, Entry::User { .. } | Entry::Repair { .. }),
+                is_for_all: matches!(record.entry, Entry::User { .. } | Entry::Repair { .. } | Entry::Restore { .. }),
             });
             if let Entry::Reference { event_id, .. }
             | Entry::Tombstone { event_id, .. }
@@ -197,7 +197,7 @@ fn home(record: &Record<'_>) -> Result<Option<u16>, String> {
             event_id.prefix().get()
         }
         Entry::Alarm { .. } | Entry::Forbidden { .. } => record.meta.corpus.map_or(0, Prefix::get),
-        Entry::User { .. } | Entry::Repair { .. } | Entry::Reshard { .. } => 0,
+        Entry::User { .. } | Entry::Repair { .. } | Entry::Restore { .. } | Entry::Reshard { .. } => 0,
         Entry::Recovery { .. } => return Ok(None),
         other => return Err(format!("this build does not know how to reshard a {}", other.operation())),
     }))

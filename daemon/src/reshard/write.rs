@@ -284,7 +284,7 @@ impl Making<'_> {
         let encoded;
         match &mut record.entry {
             Entry::User { uid, name } if self.shard.user(*uid) == Some(*name) => return Ok(()),
-            Entry::Repair { cut_at, given_up_to, floors } => {
+            Entry::Repair { cut_at, given_up_to, floors } | Entry::Restore { cut_at, given_up_to, floors } => {
                 encoded = self.floors_here(old as u16, floors);
                 *floors = &encoded;
                 let is_new = self.repairs.insert((record.meta.timestamp_us, *cut_at, *given_up_to));
