@@ -572,18 +572,20 @@ impl<'a> Stage<'a> {
         const SHARD: usize = 1;
         let mut daemon = self.serving()?;
         let probe = Probe::new(self)?;
-        let row = probe.claim_on(SHARD)?;
         self.under_load(Weight::LIGHT, 1, || {
             thread::sleep(LOAD);
             Ok(())
         })?;
-        let right = probe.row(row, None).map_err(|e| format!("a lookup before the fault: {e}"))?;
+        // What was looked up before may be in memory.
+        let row = probe.claim_on(SHARD)?;
         self.order(Some(SHARD), Call::Read, None, 1, failure);
         let deadline = (failure == Failure::Hang).then_some(DEADLINE);
         let answer = probe.row(row, deadline);
         self.until_it_happens()?;
         let happened = match (failure, answer) {
-            (Failure::Short, Ok(found)) if found == right => "read on to the end: the right row",
+            (Failure::Short, Ok(found)) if probe.row(row, None).as_ref() == Ok(&found) => {
+                "read on to the end: the right row"
+            }
             (Failure::Hang, Err(ClientError::Refused(error))) if error.code == ErrorCode::Deadline => {
                 probe.is_row(row)?;
                 probe.claim_on(SHARD)?;
@@ -595,9 +597,7 @@ impl<'a> Stage<'a> {
             }
             (_, answer) => return Err(format!("the lookup gives {answer:?}")),
         };
-        if probe.row(row, None).as_ref() != Ok(&right) {
-            return Err("the next lookup does not give the same row".into());
-        }
+        probe.is_row(row)?;
         probe.claim_on(SHARD)?;
         ends_well(&mut daemon)?;
         Ok(happened.into())
