@@ -570,7 +570,8 @@ impl Cluster {
                 assert_eq!(ids.len(), results.len());
                 for (id, (_, result)) in ids.iter().zip(results) {
                     if let Ok(canonical) = result {
-                        assert_eq!(canonical, id);
+                        // A pass may have made the row an alias of another one of the same event.
+                        assert!(canonical == id || self.ids.contains(canonical), "{id} stands for {canonical}");
                         self.entries.push((node, *id, Kind::Reference, sent.key));
                     }
                 }

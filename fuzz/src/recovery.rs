@@ -183,7 +183,7 @@ impl Ledger {
     fn forge_superblock(&mut self, input: &mut Input<'_>) {
         self.is_forged = true;
         let Ok(mut forged) = now_or_never(Superblock::read(&self.disk)) else { return };
-        forged.generation += 1;
+        forged.generation = forged.generation.wrapping_add(1);
         for _ in 0..1 + input.below(3) {
             match input.below(8) {
                 0 => forged.generation = input.number(),
