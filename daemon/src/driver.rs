@@ -193,16 +193,22 @@ impl Driver {
         parse(bytes.get((at - start) as usize..).unwrap_or_default(), at)
     }
 
-    /// Durable blocks never change: what was read once and is still at hand need not be read again.
+    /// Blocks of sealed segments never change: what was read once and is still at hand need not be read again. In others, what
+    /// is read with a record may lie beyond what is written, and be written later.
     async fn read(&self, log_offset: u64, bytes: u64) -> Result<Vec<u8>, String> {
-        if bytes <= CACHED_READ_BYTES_MAX {
+        let is_kept = {
+            let engine = self.engine.borrow();
+            let segment = engine.superblock().geometry.segment_of(log_offset + bytes - 1);
+            bytes <= CACHED_READ_BYTES_MAX && segment < engine.shard().rows().catalog().end()
+        };
+        if is_kept {
             let at_hand = self.engine.borrow().shard().rows().catalog().stretch(log_offset, log_offset + bytes);
             if let Ok(at_hand) = at_hand {
                 return Ok(at_hand);
             }
         }
         let read = self.read_storage(log_offset, bytes).await?;
-        if bytes <= CACHED_READ_BYTES_MAX {
+        if is_kept {
             self.engine.borrow().shard().rows().catalog().put(log_offset, &read);
         }
         Ok(read)

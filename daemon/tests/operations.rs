@@ -180,6 +180,24 @@ fn a_key_executes_once_across_a_kill() {
     );
 }
 
+/// What is read with a row may lie beyond what is written then.
+#[test]
+fn a_row_that_was_claimed_where_a_lookup_has_read_before_is_found() {
+    let scratch = scratch();
+    format(scratch.path(), 2, "wall");
+    let daemon = Daemon::start(scratch.path());
+    let client = two_corpora(&daemon);
+    let claim = || client.claim("customer", &item("of two"), &options()).wait().expect("a claim").value.event_id;
+    let lookup = |event_id| {
+        let row = client.lookup(event_id, &options()).wait().expect("a lookup").value;
+        assert_eq!(row.event_id, event_id);
+    };
+    for _ in 0..20 {
+        let pair = [claim(), claim()];
+        pair.into_iter().rev().for_each(lookup);
+    }
+}
+
 #[test]
 fn a_replay_ledger_takes_its_time_from_requests() {
     let scratch = scratch();
