@@ -269,6 +269,7 @@ impl Service {
             now,
             &Request {
                 token: token as u64,
+                stream: 0,
                 principal: Principal { uid, gid, pid: std::process::id() },
                 user: &self.users.name(uid),
                 idempotency_key: key.as_u128(),
@@ -388,6 +389,7 @@ impl Service {
                 let at_least: Vec<_> = request.at_least.iter().map(|at| (at.shard, at.position)).collect();
                 let request = Request {
                     token: token as u64,
+                    stream: peer.connection,
                     principal,
                     user: &user,
                     idempotency_key: request.idempotency_key.map_or(0, |key| key.as_u128()),

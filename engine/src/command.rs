@@ -45,6 +45,8 @@ pub type Token = u64;
 pub struct Request<'a> {
     /// See [`Token`].
     pub token: Token,
+    /// Requests of one stream, a connection, take effect in the order they come in; 0: of none.
+    pub stream: u64,
     /// Who asks.
     pub principal: Principal,
     /// The name that the system gives the principal's uid; empty: none.

@@ -36,11 +36,13 @@ pub enum Mutant {
     AliasFollowedOnce,
     /// A conditional claim reserves nothing.
     ClaimWithoutReservation,
+    /// A request that waits for the disk is overtaken by later ones of its connection.
+    OvertakenWhileWaiting,
 }
 
 impl Mutant {
     /// All of them, with their names.
-    pub const ALL: [(Mutant, &'static str); 16] = [
+    pub const ALL: [(Mutant, &'static str); 17] = [
         (Mutant::AckBeforeDurable, "ack-before-durable"),
         (Mutant::AckOutOfOrder, "ack-out-of-order"),
         (Mutant::NoDsync, "no-dsync"),
@@ -57,6 +59,7 @@ impl Mutant {
         (Mutant::VoidLeavesRowsFlagged, "void-leaves-rows-flagged"),
         (Mutant::AliasFollowedOnce, "alias-followed-once"),
         (Mutant::ClaimWithoutReservation, "claim-without-reservation"),
+        (Mutant::OvertakenWhileWaiting, "overtaken-while-waiting"),
     ];
 
     /// The mutant of a name.

@@ -162,6 +162,7 @@ impl Ledger {
         let key = ((at.wall_us / 1_000) as u128) << 80 | 7 << 76 | 0b10 << 62 | u128::from(self.tokens);
         let request = Request {
             token: self.tokens,
+            stream: 0,
             principal: WHO,
             user: "",
             idempotency_key: key,

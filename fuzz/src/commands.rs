@@ -186,6 +186,7 @@ impl Cluster {
         let toml = Policy::of_owner(WHO.uid).to_toml();
         let request = Request {
             token: 0,
+            stream: 0,
             principal: WHO,
             user: "fuzz",
             idempotency_key: self.key(START_US),
@@ -371,6 +372,7 @@ impl Cluster {
         };
         let request = Request {
             token: self.next_token,
+            stream: 0,
             principal: WHO,
             user: "fuzz",
             idempotency_key: sent.key,

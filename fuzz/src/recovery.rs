@@ -628,6 +628,7 @@ impl Load {
         let is_replay = self.engine.shard().clock().mode() == ClockMode::Replay;
         let request = Request {
             token: self.tokens,
+            stream: 0,
             principal: WHO,
             user: "fuzz",
             idempotency_key: key.unwrap_or(own),

@@ -15,6 +15,8 @@ use std::{
 /// Who is at the other end: the credentials that the kernel took when the peer connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Peer {
+    /// Number of the connection: no other one of this process has it, nor is it 0.
+    pub connection: u64,
     /// User id.
     pub uid: u32,
     /// Group id.
@@ -93,7 +95,6 @@ pub struct ConnectionCounters {
 
 /// One connection. Shared within its executor by `Rc`; everything that handlers may do to it is here.
 pub struct Connection {
-    id: u64,
     peer: Peer,
     door: Door,
     sockets: Rc<Sockets>,
@@ -178,7 +179,7 @@ impl Output {
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection")
-            .field("id", &self.id)
+            .field("id", &self.id())
             .field("peer", &self.peer)
             .field("door", &self.door)
             .field("unsent_bytes", &self.unsent_bytes())
@@ -189,9 +190,8 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    pub(super) fn new(id: u64, peer: Peer, door: Door, sockets: Rc<Sockets>) -> Rc<Self> {
+    pub(super) fn new(peer: Peer, door: Door, sockets: Rc<Sockets>) -> Rc<Self> {
         Rc::new(Self {
-            id,
             peer,
             door,
             sockets,
@@ -209,7 +209,7 @@ impl Connection {
 
     /// A number that no other connection of this process has.
     pub fn id(&self) -> u64 {
-        self.id
+        self.peer.connection
     }
 
     /// Who is at the other end.
@@ -253,7 +253,7 @@ impl Connection {
     /// If more requests are finished than were begun.
     pub fn finish(&self) {
         let open = self.outstanding.get();
-        assert!(open > 0, "connection {} finished a request that it never began", self.id);
+        assert!(open > 0, "connection {} finished a request that it never began", self.id());
         self.outstanding.set(open - 1);
         let resumes = open == self.limits().outstanding_max;
         let ends = open == 1 && matches!(self.end.get(), End::Draining(_));

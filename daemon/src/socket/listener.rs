@@ -220,8 +220,6 @@ fn refuse_if_taken(path: &Path) -> Result<(), BindError> {
 pub struct Accepted {
     /// The connected socket.
     pub fd: OwnedFd,
-    /// A number that no other connection of this process has.
-    pub id: u64,
     /// Who connected.
     pub peer: Peer,
     /// Where.
@@ -467,7 +465,9 @@ impl Accepting {
 
     fn route(&mut self, stream: UnixStream, door: Door) {
         let peer = match socket::getsockopt(&stream, PeerCredentials) {
-            Ok(who) => Peer { uid: who.uid(), gid: who.gid(), pid: who.pid().cast_unsigned() },
+            Ok(who) => {
+                Peer { connection: self.next_id, uid: who.uid(), gid: who.gid(), pid: who.pid().cast_unsigned() }
+            }
             Err(errno) => {
                 // Every entry names its author: a peer without credentials cannot be served.
                 tracing::warn!(%errno, "a connection without peer credentials was closed");
@@ -484,9 +484,8 @@ impl Accepting {
             }
             Door::Shard(shard) => self.routes.executor_of_shard[usize::from(shard)],
         };
-        let id = self.next_id;
         self.next_id += 1;
-        let accepted = Accepted { fd: stream.into(), id, peer, door, permit };
+        let accepted = Accepted { fd: stream.into(), peer, door, permit };
         match self.routes.inboxes[executor].try_push(accepted) {
             Ok(()) => {
                 self.counters.accepted.fetch_add(1, Ordering::Relaxed);

@@ -169,10 +169,10 @@ impl Sockets {
 
     /// Makes a task of an accepted connection.
     fn adopt<H: FrameHandler>(self: &Rc<Self>, accepted: Accepted, handler: &Rc<H>) {
-        let Accepted { fd, id, peer, door, permit } = accepted;
-        let conn = Connection::new(id, peer, door, Rc::clone(self));
-        let before = self.connections.borrow_mut().insert(id, Rc::clone(&conn));
-        assert!(before.is_none(), "connection id {id} was given twice");
+        let Accepted { fd, peer, door, permit } = accepted;
+        let conn = Connection::new(peer, door, Rc::clone(self));
+        let before = self.connections.borrow_mut().insert(conn.id(), Rc::clone(&conn));
+        assert!(before.is_none(), "connection {} was given twice", conn.id());
         self.count(|counters| counters.connections += 1);
         if self.draining.get() {
             conn.drain();

@@ -417,9 +417,10 @@ fn peers_are_who_the_kernel_says_and_doors_are_told_apart() {
         drop(stream);
         server.await_connections(0);
     }
-    let peer =
-        Peer { uid: nix::unistd::getuid().as_raw(), gid: nix::unistd::getgid().as_raw(), pid: std::process::id() };
-    assert_eq!(server.finish().peers, [(peer, Door::Main), (peer, Door::Shard(0)), (peer, Door::Shard(1))]);
+    let (uid, gid) = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
+    let peer = |connection| Peer { connection, uid, gid, pid: std::process::id() };
+    let doors = [(peer(1), Door::Main), (peer(2), Door::Shard(0)), (peer(3), Door::Shard(1))];
+    assert_eq!(server.finish().peers, doors);
 }
 
 #[test]

@@ -69,7 +69,7 @@ impl Engine {
         if !operation.is_mutation() {
             return None;
         }
-        if self.shard.rows().frozen().len() > FULL_SEGMENTS_MAX {
+        if self.shard.rows().frozen().len() >= FULL_SEGMENTS_MAX {
             let message = "segments fill up faster than they are sealed; try again a little later";
             return Some(Refusal::retry_after(Code::Overloaded, OVERLOADED_RETRY_MS, message));
         }

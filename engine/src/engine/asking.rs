@@ -3,7 +3,7 @@
 use super::parked::{OwnedRequest, Parked};
 use super::reading::{Asking, Waiter};
 use super::{Asker, Engine, OVERLOADED_RETRY_MS, Output};
-use crate::command::Request;
+use crate::command::{Request, Token};
 use crate::corpus::Prefix;
 use crate::entropy::Entropy;
 use crate::error::{Code, Refusal};
@@ -83,16 +83,24 @@ impl Engine {
 
     /// Has a request wait for what it needs to know.
     pub(super) fn park(&mut self, request: &Request<'_>, needs: Needs, debt_bytes: u64) {
-        let owned = OwnedRequest::new(request).filter(|_| self.parked.len() < PARKED_MAX);
-        let Some(owned) = owned else {
+        if let Some(id) = self.keep(request.token, OwnedRequest::new(request), debt_bytes) {
+            self.hold_line(request, id);
+            self.find_out(id, needs);
+        }
+    }
+
+    /// Keeps a request that can't be decided yet, or refuses it.
+    pub(super) fn keep(&mut self, token: Token, request: Option<OwnedRequest>, debt_bytes: u64) -> Option<u64> {
+        let Some(request) = request.filter(|_| self.parked.len() < PARKED_MAX) else {
             self.debt.answer(debt_bytes);
-            let message = "too many requests wait for what other shards say; try again a little later";
-            return self.refuse(request.token, Refusal::retry_after(Code::Overloaded, OVERLOADED_RETRY_MS, message));
+            let message = "too many requests wait for other shards or for the disk; try again a little later";
+            self.refuse(token, Refusal::retry_after(Code::Overloaded, OVERLOADED_RETRY_MS, message));
+            return None;
         };
         self.next_parked += 1;
         let id = self.next_parked;
         let parked = Parked {
-            request: owned,
+            request,
             debt_bytes,
             facts: Vec::new(),
             was_told: false,
@@ -102,7 +110,7 @@ impl Engine {
             rounds: 0,
         };
         self.parked.insert(id, parked);
-        self.find_out(id, needs);
+        Some(id)
     }
 
     fn find_out(&mut self, id: u64, needs: Needs) {
@@ -189,6 +197,7 @@ impl Engine {
     /// Takes a request out; with a refusal, answers it.
     pub(super) fn unpark(&mut self, id: u64, refusal: Option<Refusal>) {
         let Some(parked) = self.parked.remove(&id) else { return };
+        self.in_order.leave(parked.request.stream, id);
         self.questions.retain(|_, asker| *asker != Asker::Parked(id));
         if let Some((home, question, key_hash)) = parked.reservation {
             let from = self.shard.number();

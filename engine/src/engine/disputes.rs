@@ -40,9 +40,7 @@ impl Engine {
             let verdicts = Default::default();
             let entry = Entry::DisputeStep { global_sequence, dispute, step, at_us: time_us, rows: 0, verdicts };
             if let Err(unread) = self.shard.at_hand(&entry) {
-                if !self.reads.has_work_waiting() {
-                    self.read_for_work(unread);
-                }
+                self.read_for_work(unread);
                 // The order of the others stays.
                 return;
             }

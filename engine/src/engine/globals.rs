@@ -40,9 +40,7 @@ impl Engine {
                 return self.following.clear();
             }
             if let Err(unread) = self.shard.can_follow(global) {
-                if !self.reads.has_work_waiting() {
-                    self.read_for_work(unread);
-                }
+                self.read_for_work(unread);
                 return;
             }
             let Some(global) = self.following.pop_front() else { return };

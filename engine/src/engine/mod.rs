@@ -6,6 +6,7 @@ mod asking;
 mod disputes;
 mod globals;
 mod holding;
+mod in_order;
 mod opening;
 mod parked;
 mod passes;
@@ -35,6 +36,7 @@ use crate::shard::{Decision, GlobalEntry, Shard, Stepped};
 use crate::time::Now;
 use admission::log_bytes;
 use hashbrown::HashMap;
+use in_order::InOrder;
 use parked::{OwnedRequest, Parked};
 use reading::Reads;
 use sealing::Sealing;
@@ -87,6 +89,7 @@ pub struct Engine {
     /// Requests that wait for what other shards say.
     parked: BTreeMap<u64, Parked>,
     next_parked: u64,
+    in_order: InOrder,
     questions: HashMap<u64, Asker>,
     next_question: u64,
     /// Answers of this shard to itself, and of others, that are to be looked at.
@@ -205,6 +208,11 @@ impl Engine {
             return;
         }
         self.debt.accept(debt_bytes);
+        // What never waits is answered from memory, and changes nothing.
+        let behind = self.in_order.is_behind(request).then(|| OwnedRequest::new(request)).flatten();
+        if let Some(owned) = behind {
+            return self.get_in_line(owned, debt_bytes);
+        }
         match self.shard.step(now, entropy, request, None, &mut self.log) {
             Stepped::Decided(decision) => self.decided(request, decision, debt_bytes),
             Stepped::Needs(needs) => self.park(request, needs, debt_bytes),
@@ -235,6 +243,7 @@ impl Engine {
     /// Looks at answers until there are none, and goes on with what waited for them.
     fn work(&mut self, now: Now, entropy: &mut Entropy) {
         let has_work = !self.answers.is_empty()
+            || self.in_order.has_turns()
             || !self.following.is_empty()
             || self.pass.is_some()
             || self.shard.disputes().open_count() > 0;
@@ -255,12 +264,16 @@ impl Engine {
                 None => {}
             }
         }
+        while let Some(id) = self.in_order.next_turn() {
+            self.take_turn(id);
+            self.decide_parked(now, entropy, id);
+        }
         if self.shard.number() == 0 && self.log.failed().is_none() {
             self.run_pass(now, entropy);
             self.advance_disputes(now);
         }
         // What was done may have answered this shard's own questions.
-        if !self.answers.is_empty() {
+        if !self.answers.is_empty() || self.in_order.has_turns() {
             self.work(now, entropy);
         }
     }
@@ -372,7 +385,7 @@ impl Engine {
         let is_late = |parked: &Parked| parked.request.deadline_boot_us.is_some_and(|deadline| now.boot_us >= deadline);
         let late: Vec<_> = self.parked.iter().filter(|(_, parked)| is_late(parked)).map(|(id, _)| *id).collect();
         for id in late {
-            let message = "the deadline passed before other shards had answered";
+            let message = "the deadline passed before other shards had answered, or the disk";
             self.unpark(id, Some(Refusal::new(Code::Deadline, message)));
         }
         self.raise_due_barrier(now);

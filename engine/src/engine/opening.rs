@@ -1,5 +1,6 @@
 //! Opening a shard: recovery, the new incarnation, and the start of its clock.
 
+use super::in_order::InOrder;
 use super::reading::Reads;
 use super::sealing::Sealing;
 use super::{Engine, Output, Peer};
@@ -104,6 +105,7 @@ impl Engine {
             was_overloaded: false,
             parked: BTreeMap::new(),
             next_parked: 0,
+            in_order: InOrder::default(),
             questions: HashMap::new(),
             next_question: 0,
             answers: VecDeque::new(),

@@ -13,6 +13,8 @@ use crate::row::ReasonCode;
 pub struct OwnedRequest {
     /// See [`Request`].
     pub token: Token,
+    /// See [`Request`].
+    pub stream: u64,
     /// CLOCK_BOOTTIME in microseconds after which nobody waits.
     pub deadline_boot_us: Option<i64>,
     principal: Principal,
@@ -197,6 +199,7 @@ impl OwnedRequest {
     pub fn new(request: &Request<'_>) -> Option<OwnedRequest> {
         Some(OwnedRequest {
             token: request.token,
+            stream: request.stream,
             deadline_boot_us: request.deadline_boot_us,
             principal: request.principal,
             user: request.user.to_owned(),
@@ -213,6 +216,7 @@ impl OwnedRequest {
         self.operation.with(|operation| {
             use_it(&Request {
                 token: self.token,
+                stream: self.stream,
                 principal: self.principal,
                 user: &self.user,
                 idempotency_key: self.idempotency_key,

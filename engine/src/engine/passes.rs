@@ -117,9 +117,7 @@ impl Engine {
                     if let Err(unread) = self.shard.rows_at_hand(merges.iter().map(|merge| merge.alias)) {
                         running.merges = Some(merges);
                         self.pass = Some(running);
-                        if !self.reads.has_work_waiting() {
-                            self.read_for_work(unread);
-                        }
+                        self.read_for_work(unread);
                         return;
                     }
                     for chunk in merges.chunks(MERGES_MAX) {

@@ -16,6 +16,8 @@ use std::collections::VecDeque;
 const READS_IN_FLIGHT_MAX: usize = 64;
 /// Blocks of one read, at most: 1 MiB.
 const READ_BLOCKS_MAX: u64 = 256;
+/// After a read that failed, what the shard does by itself waits for so long.
+const WORK_RETRY_US: i64 = 1_000_000;
 /// Event keys whose rows are looked up at once.
 const KEYS_AT_ONCE: usize = 64;
 
@@ -57,15 +59,10 @@ pub(super) struct Reads {
     /// Reads under way, with their groups.
     in_flight: HashMap<u64, u64>,
     next: u64,
-    /// This shard waits for something that it does by itself.
+    /// Reads for what this shard does by itself.
     works: usize,
-}
-
-impl Reads {
-    /// Whether anything that the shard does by itself waits.
-    pub fn has_work_waiting(&self) -> bool {
-        self.works > 0
-    }
+    /// After one that failed none is begun before this moment.
+    works_again_at_us: i64,
 }
 
 impl Engine {
@@ -87,14 +84,24 @@ impl Engine {
         self.reads.queue.extend(ranges.into_iter().map(|(first, count)| (group, first, count)));
     }
 
-    /// Has what was unread read for what this shard does by itself; damage is told, and waits for somebody to mend it.
+    /// Has what was unread read for what this shard does by itself, one thing at a time. What fails is told, and tried again
+    /// after a while.
     pub(super) fn read_for_work(&mut self, unread: Unread) {
+        if self.reads.works > 0 || self.boot_us < self.reads.works_again_at_us {
+            return;
+        }
         match unread {
             Unread::Missing(blocks) => self.read_blocks(blocks, Waiter::Work),
-            Unread::Damaged(what) => {
-                tracing::error!(what, "the ledger's storage is damaged or failing; see `claimd verify`");
-            }
+            Unread::Damaged(what) => self.work_failed(&what),
         }
+    }
+
+    fn work_failed(&mut self, what: &str) {
+        self.reads.works_again_at_us = self.boot_us + WORK_RETRY_US;
+        tracing::error!(
+            what,
+            "what the shard does by itself waits: its storage is damaged or failing; see `claimd verify`"
+        );
     }
 
     pub(super) fn next_read(&mut self) -> Option<Io> {
@@ -144,7 +151,7 @@ impl Engine {
             (Waiter::Work, failed) => {
                 self.reads.works -= 1;
                 if let Some(what) = failed {
-                    tracing::error!(what, "a read of the ledger failed; what waits for it waits on");
+                    self.work_failed(&what);
                 }
             }
         }

@@ -20,7 +20,7 @@ use crate::id::EventId;
 use crate::log::layout::{BLOCK_BYTES, Geometry};
 use hashbrown::HashMap;
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Why something was not read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,6 +124,8 @@ pub struct Catalog {
     spans: HashMap<u16, VecDeque<Span>>,
     /// Segments in which anything changed, in order.
     changed: VecDeque<u64>,
+    /// Spans of the own times of all sealed idempotency keys, by their beginning, in milliseconds; they don't touch.
+    key_spans: BTreeMap<u64, u64>,
     cache: RefCell<BlockCache>,
 }
 
@@ -135,6 +137,7 @@ impl Catalog {
             segments: VecDeque::new(),
             spans: HashMap::new(),
             changed: VecDeque::new(),
+            key_spans: BTreeMap::new(),
             cache: RefCell::new(BlockCache::new(cache_bytes)),
         }
     }
@@ -181,6 +184,17 @@ impl Catalog {
         if changes.place.entries > 0 {
             self.changed.push_back(*segment);
         }
+        for (first, last) in &sealed.summary.key_spans {
+            let (mut from, mut to) = (*first, *last);
+            while let Some((start, end)) =
+                self.key_spans.range(..=to + 1).next_back().map(|(start, end)| (*start, *end))
+                && end + 1 >= from
+            {
+                self.key_spans.remove(&start);
+                (from, to) = (from.min(start), to.max(end));
+            }
+            self.key_spans.insert(from, to);
+        }
         self.segments.push_back(sealed);
     }
 
@@ -202,5 +216,26 @@ impl Catalog {
         for (number, block) in (log_offset / BLOCK_BYTES..).zip(bytes.chunks_exact(BLOCK_BYTES as usize)) {
             cache.put(number, Block::from(block));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_spans_of_all_keys_are_those_of_each_segment() {
+        let mut catalog = Catalog::new(Geometry::DEFAULT, 0);
+        let spans = [vec![(10, 20), (40, 50)], vec![(15, 30), (60, 60)], vec![(51, 59)], vec![(5, 9), (100, 200)]];
+        for (segment, key_spans) in (0..).zip(&spans) {
+            let summary = Summary { segment, key_spans: key_spans.clone(), ..Summary::default() };
+            let checkpoint = Checkpoint { log_offset: 4_096, number: 1, hash: [0; 32] };
+            catalog.add(Sealed { summary, parts: Vec::new(), pages_per_part: 1, checkpoint });
+        }
+        for ms in 0..250 {
+            let is_there = spans.iter().flatten().any(|(first, last)| (*first..=*last).contains(&ms));
+            assert_eq!(catalog.may_have_key_of(ms), is_there, "{ms}");
+        }
+        assert_eq!(catalog.key_spans.len(), 3, "{:?}", catalog.key_spans);
     }
 }

@@ -27,6 +27,13 @@ pub struct Record {
     pub body: Vec<u8>,
 }
 
+impl Record {
+    /// As it lies in a batch.
+    pub fn raw(&self) -> RawRecord<'_> {
+        RawRecord { position: self.position, kind: self.kind, body: &self.body }
+    }
+}
+
 /// What a walk over a stretch of log meets next.
 enum Met<'a> {
     /// A record: where, and its bytes from there on.
@@ -232,9 +239,10 @@ impl Catalog {
         found.ok_or_else(|| damaged_page(self, sealed, place.first + pages.start))
     }
 
-    /// What is encoded of a row's changes, segment by segment, the newest first.
-    pub fn changes_of(&self, event_id: EventId) -> impl Iterator<Item = Fetch<(u64, Vec<u8>)>> + '_ {
-        self.changed.iter().rev().filter_map(move |segment| {
+    /// What is encoded of a row's changes, segment by segment, the newest first, none before `oldest`.
+    pub fn changes_of(&self, event_id: EventId, oldest: u64) -> impl Iterator<Item = Fetch<(u64, Vec<u8>)>> + '_ {
+        let segments = self.changed.iter().rev().take_while(move |segment| **segment >= oldest);
+        segments.filter_map(move |segment| {
             self.change_in(*segment, event_id).map(|found| found.map(|bytes| (*segment, bytes))).transpose()
         })
     }
@@ -330,8 +338,7 @@ impl Catalog {
 
     /// Whether a sealed segment may have an idempotency key of this own time.
     pub fn may_have_key_of(&self, ms: u64) -> bool {
-        // What is asked for is most often newer than all that is sealed, and then it is the newest that shows it.
-        self.segments.iter().rev().any(|sealed| sealed.summary.may_have_key_of(ms))
+        self.key_spans.range(..=ms).next_back().is_some_and(|(_, end)| ms <= *end)
     }
 
     /// Records whose idempotency key has this hash and own time, the newest segment's first.

@@ -282,11 +282,11 @@ impl Step<'_, '_, '_> {
         time_us: i64,
     ) -> Decided<Decision> {
         let prefix = self.own_corpus(corpus)?;
-        self.keys_at_hand(request, prefix, 0..items.len() as u16)?;
         if let [item] = items {
             let (claimed, position) = self.claim_item(request, prefix, 0, item, unless_within_us, time_us)?;
             return Ok(Decision::now(Outcome::Claimed(claimed), position));
         }
+        self.keys_at_hand(request, prefix, 0..items.len() as u16)?;
         let mut depends_on = 0;
         let mut results = Vec::with_capacity(items.len());
         for (index, item) in items.iter().enumerate() {

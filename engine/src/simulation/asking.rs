@@ -37,6 +37,7 @@ impl Asking {
         let key = ms << 80 | 7 << 76 | 0b10 << 62 | u128::from(self.next_key);
         let request = Request {
             token: self.next_token,
+            stream: 0,
             principal: OWNER,
             user: "owner",
             idempotency_key: key,

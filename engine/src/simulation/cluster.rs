@@ -15,6 +15,8 @@ use crate::time::{Now, SECOND_US};
 use std::collections::BTreeMap;
 
 const START_US: i64 = 1_767_225_599 * SECOND_US; // A second before 2026-Q1 begins.
+/// Connections of the clients.
+const STREAMS: u64 = 3;
 const WHO: Principal = Principal { uid: 1000, gid: 100, pid: 42 };
 
 /// What happened in a run.
@@ -74,6 +76,10 @@ pub struct Cluster {
     machine: Machine,
     clients: Clients,
     sent: BTreeMap<Token, Sent>,
+    /// Of mutations that are new, the stream and the shard.
+    ordered: BTreeMap<Token, (u64, u16)>,
+    /// By stream and shard: where mutations that were answered took effect.
+    effects: BTreeMap<(u64, u16), BTreeMap<Token, u64>>,
     references: Vec<(EventId, u128)>,
     /// Proposals that were answered.
     proposals: Vec<u64>,
@@ -90,6 +96,8 @@ impl Cluster {
             machine: Machine::new(seed, entropy, shard_count, mutant, START_US),
             clients: Clients::default(),
             sent: BTreeMap::new(),
+            ordered: BTreeMap::new(),
+            effects: BTreeMap::new(),
             references: Vec::new(),
             proposals: Vec::new(),
             next_token: 0,
@@ -152,9 +160,14 @@ impl Cluster {
     fn submit(&mut self, shard: u16, key: u128, rationale: &str, operation: Operation<'_>, sent: Sent) {
         self.counts.operations += 1;
         self.next_token += 1;
+        let stream = 1 + self.below(STREAMS);
+        if matches!(sent, Sent::Claims(_) | Sent::Reference { .. } | Sent::Transition { .. }) {
+            self.ordered.insert(self.next_token, (stream, shard));
+        }
         self.sent.insert(self.next_token, sent);
         let request = Request {
             token: self.next_token,
+            stream,
             principal: WHO,
             user: "",
             idempotency_key: key,
@@ -275,7 +288,11 @@ impl Cluster {
         }
         if !candidates.is_empty() {
             let claim = candidates.swap_remove(self.machine.entropy.below(candidates.len() as u64) as usize);
-            self.send_claim_request(shard, claim.key, vec![claim]);
+            let key = claim.key;
+            self.send_claim_request(shard, key, vec![claim]);
+            // Whichever of them comes first has the effect.
+            let is_same = |token: &Token| matches!(self.sent.get(token), Some(Sent::Claims(c)) if c[0].key == key);
+            self.ordered.retain(|token, _| !is_same(token));
         }
     }
 
@@ -328,6 +345,7 @@ impl Cluster {
         {
             return Err(format!("an unknown outcome without a fault: {}", refusal.message));
         }
+        self.check_order(&reply)?;
         match (sent, reply.outcome) {
             (Sent::Claims(claims), Outcome::Claimed(claimed)) => self.learn(claims, vec![Ok(claimed)]),
             (Sent::Claims(claims), Outcome::ClaimedItems(results)) => self.learn(claims, results),
@@ -393,6 +411,24 @@ impl Cluster {
             }
             (_, outcome) => Err(format!("an answer that does not fit: {outcome:?}")),
         }
+    }
+
+    /// What a stream sent to a shard took effect in the order of sending.
+    fn check_order(&mut self, reply: &Reply) -> Result<(), String> {
+        let Some(stream) = self.ordered.remove(&reply.token) else { return Ok(()) };
+        match &reply.outcome {
+            Outcome::Refused(_) => return Ok(()),
+            Outcome::ReferencedItems(items) if items.iter().any(|(_, item)| item.is_err()) => return Ok(()),
+            _ => {}
+        }
+        let effects = self.effects.entry(stream).or_default();
+        let before = effects.range(..reply.token).next_back().is_some_and(|(_, position)| *position >= reply.position);
+        let after = effects.range(reply.token..).next().is_some_and(|(_, position)| *position <= reply.position);
+        if before || after {
+            return Err(format!("{reply:?} took effect out of its stream's order: {effects:?}"));
+        }
+        effects.insert(reply.token, reply.position);
+        Ok(())
     }
 
     fn learn(
@@ -468,6 +504,8 @@ impl Cluster {
         let wall_us = self.below(5_000_000) as i64 - 1_000_000;
         self.machine.crash(is_cut, wall_us, 4_000_000);
         self.sent.clear();
+        self.ordered.clear();
+        self.effects.clear();
     }
 
     fn recover(&mut self, ops: Option<u64>) -> Result<(), String> {

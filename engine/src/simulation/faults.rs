@@ -57,6 +57,7 @@ impl Bench {
         let ms = (self.now.wall_us / 1_000) as u128;
         let request = Request {
             token,
+            stream: 0,
             principal: Principal::default(),
             user: "",
             idempotency_key: ms << 80 | 7 << 76 | 0b10 << 62 | u128::from(self.keys),

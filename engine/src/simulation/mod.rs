@@ -98,6 +98,11 @@ fn acknowledging_out_of_order_is_caught() {
 }
 
 #[test]
+fn requests_that_overtake_are_caught() {
+    is_caught(Mutant::OvertakenWhileWaiting);
+}
+
+#[test]
 fn recovery_without_hash_check_is_caught() {
     is_caught(Mutant::NoHashCheck);
 }

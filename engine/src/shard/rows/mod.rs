@@ -18,12 +18,14 @@ use crate::dispute::{DisputeId, Verdict};
 use crate::id::EventId;
 use crate::log::entry::{Entry, Record};
 use crate::log::layout::Geometry;
+use crate::log::record::RawRecord;
 use crate::row::{Becomes, Lifecycle, ReasonCode, RowOperation, RowState, Tombstone, transition};
 use crate::sealed::summary::row_key;
 use crate::sealed::{self, Catalog, Fetch, Unread};
 use crate::time::Quarter;
 use hashbrown::HashSet;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -349,16 +351,16 @@ impl Rows {
         match near {
             Some(claimed) => self.found(claimed).map(Some),
             None => match self.catalog.claim(event_id)? {
-                Some(record) => self.found(self.claimed(&record)?).map(Some),
+                Some(record) => self.found(self.claimed(record.log_offset, record.raw())?).map(Some),
                 None => Ok(None),
             },
         }
     }
 
     /// A claim and its quarter, from its record.
-    fn claimed(&self, record: &sealed::Record) -> Fetch<(Claimed, Quarter)> {
-        let damaged = || Unread::Damaged(format!("the record at log offset {} is no claim", record.log_offset));
-        let decoded = Record::decode(record.kind, &record.body).map_err(|_| damaged())?;
+    fn claimed(&self, log_offset: u64, raw: RawRecord<'_>) -> Fetch<(Claimed, Quarter)> {
+        let damaged = || Unread::Damaged(format!("the record at log offset {log_offset} is no claim"));
+        let decoded = Record::decode(raw.kind, raw.body).map_err(|_| damaged())?;
         let Entry::Claim(claim) = decoded.entry else { return Err(damaged()) };
         let claim_timestamp_us = decoded.meta.timestamp_us;
         let claimed = Claimed {
@@ -369,30 +371,31 @@ impl Rows {
             key_hash: xxh3_64_with_seed(claim.event_key.as_bytes(), self.secret),
             over_budget: claim.over_budget,
             incident_active: claim.incident_active,
-            claim_at: record.log_offset,
-            position: record.position,
+            claim_at: log_offset,
+            position: raw.position,
         };
         Ok((claimed, Quarter::of(claim_timestamp_us)))
     }
 
-    /// The newest change of a row, with the segment that has it; nothing before the row's own segment is looked at.
-    fn newest_change(&self, event_id: EventId) -> Fetch<Option<(u64, std::borrow::Cow<'_, Change>)>> {
+    /// The newest change of a row that was claimed at a log offset, with the segment that has it; nothing before the row's own
+    /// segment is looked at.
+    fn newest_change(&self, event_id: EventId, claim_at: u64) -> Fetch<Option<(u64, Cow<'_, Change>)>> {
         for segment in self.memory() {
             if let Some(change) = segment.change(event_id) {
-                return Ok(Some((segment.number, std::borrow::Cow::Borrowed(change))));
+                return Ok(Some((segment.number, Cow::Borrowed(change))));
             }
         }
-        for found in self.catalog.changes_of(event_id) {
+        for found in self.catalog.changes_of(event_id, self.segment_of(claim_at)) {
             let (segment, bytes) = found?;
             if let Some(change) = decode_noted(segment, &bytes)?.change {
-                return Ok(Some((segment, std::borrow::Cow::Owned(change))));
+                return Ok(Some((segment, Cow::Owned(change))));
             }
         }
         Ok(None)
     }
 
     fn found(&self, (claim, quarter): (Claimed, Quarter)) -> Fetch<Found> {
-        let change = self.newest_change(claim.event_id)?;
+        let change = self.newest_change(claim.event_id, claim.claim_at)?;
         let change = change.as_ref().map(|(_, change)| change.as_ref());
         Ok(Found {
             event_id: claim.event_id,
@@ -414,62 +417,45 @@ impl Rows {
         })
     }
 
-    /// Rows with an event key, the last claimed first, from a log offset back, at most `limit` of them; and the log offset of
-    /// the next one.
-    pub fn find(&self, key_hash: u64, from: Option<u64>, limit: usize) -> Fetch<(Vec<Found>, Option<u64>)> {
-        let from = from.unwrap_or(u64::MAX);
-        let mut claims: Vec<Fetch<(Claimed, Quarter)>> = Vec::new();
-        let mut places: Vec<u64> = Vec::new();
-        for segment in self.memory() {
-            for claim in segment.with_event_key(key_hash).filter(|(claim, _)| claim.claim_at <= from) {
-                if places.len() > limit {
-                    break;
-                }
-                places.push(claim.0.claim_at);
-                claims.push(Ok(claim));
-            }
+    /// Claims with an event key, the last first, from a log offset back and since a moment, at most `limit` of them.
+    fn claims_with_key(&self, key_hash: u64, from: u64, since_us: i64, limit: usize) -> Fetch<Vec<(Claimed, Quarter)>> {
+        let takes = |claim: &(Claimed, Quarter)| claim.0.claim_at <= from && claim.0.claim_timestamp_us >= since_us;
+        let near = self.memory().flat_map(|segment| segment.with_event_key(key_hash));
+        let mut claims: Vec<_> = near.filter(takes).take(limit).collect();
+        if claims.len() == limit {
+            return Ok(claims);
         }
-        for sealed in self.catalog.segments().iter().rev() {
-            if places.len() > limit {
-                break;
-            }
-            if self.geometry.segment_start(sealed.summary.segment) > from {
-                continue;
-            }
-            let offsets = self.catalog.with_event_key(sealed.summary.segment, key_hash)?;
-            for at in offsets.into_iter().rev().filter(|at| *at <= from).take(limit + 1 - places.len()) {
-                places.push(at);
-                if places.len() <= limit {
-                    claims.push(self.catalog.record_at(at).and_then(|record| self.claimed(&record)));
-                }
-            }
-        }
-        claims.truncate(limit);
-        let claims = sealed::all(claims)?;
-        let rows = sealed::all(claims.into_iter().map(|claim| self.found(claim)))?;
-        Ok((rows, places.get(limit).copied()))
-    }
-
-    /// Rows with an event key that were claimed since a moment, the last claimed first, at most `limit` of them.
-    pub fn with_key(&self, key_hash: u64, since_us: i64, limit: usize) -> Fetch<Vec<Found>> {
-        let mut claims = Vec::new();
-        for segment in self.memory() {
-            let found = segment.with_event_key(key_hash).filter(|(claim, _)| claim.claim_timestamp_us >= since_us);
-            claims.extend(found.take(limit - claims.len()).map(Ok));
-        }
-        let sealed = self.catalog.segments().iter().rev();
-        let sealed = sealed.take_while(|sealed| {
+        let is_before = |sealed: &&sealed::Sealed| self.geometry.segment_start(sealed.summary.segment) <= from;
+        let sealed = self.catalog.segments().iter().rev().filter(is_before).take_while(|sealed| {
             // A segment without records has no time of its own.
             sealed.summary.times_us.1 >= since_us || sealed.summary.positions.0 > sealed.summary.positions.1
         });
         let places = sealed::all(sealed.map(|sealed| self.catalog.with_event_key(sealed.summary.segment, key_hash)))?;
-        let places = places.into_iter().flat_map(|places| places.into_iter().rev());
-        for at in places.take(limit - claims.len()) {
-            claims.push(self.catalog.record_at(at).and_then(|record| self.claimed(&record)));
-        }
-        let claims = sealed::all(claims)?;
-        let claims = claims.into_iter().filter(|(claim, _)| claim.claim_timestamp_us >= since_us);
-        sealed::all(claims.map(|claim| self.found(claim)))
+        let places = places.into_iter().flat_map(|places| places.into_iter().rev()).filter(|at| *at <= from);
+        let far = sealed::all(places.take(limit - claims.len()).map(|at| {
+            let record = self.catalog.record_at(at)?;
+            self.claimed(at, record.raw())
+        }))?;
+        claims.extend(far.into_iter().filter(takes));
+        Ok(claims)
+    }
+
+    /// Rows with an event key, the last claimed first, from a log offset back, at most `limit` of them; and the log offset of
+    /// the next one.
+    pub fn find(&self, key_hash: u64, from: Option<u64>, limit: usize) -> Fetch<(Vec<Found>, Option<u64>)> {
+        let mut claims = self.claims_with_key(key_hash, from.unwrap_or(u64::MAX), i64::MIN, limit + 1)?;
+        let next = claims.get(limit).map(|(claim, _)| claim.claim_at);
+        claims.truncate(limit);
+        Ok((self.all_found(claims)?, next))
+    }
+
+    /// Rows with an event key that were claimed since a moment, the last claimed first, at most `limit` of them.
+    pub fn with_key(&self, key_hash: u64, since_us: i64, limit: usize) -> Fetch<Vec<Found>> {
+        self.all_found(self.claims_with_key(key_hash, u64::MAX, since_us, limit)?)
+    }
+
+    fn all_found(&self, claims: Vec<(Claimed, Quarter)>) -> Fetch<Vec<Found>> {
+        sealed::all(claims.into_iter().map(|claim| self.found(claim)))
     }
 
     /// Takes the last rows in among the event keys. It changes nothing that can be seen, but how long it takes to see it.
@@ -482,7 +468,7 @@ impl Rows {
         // From the newest change back to the one that has the first entry of the page. The claim is entry 0.
         let mut parts: Vec<Vec<u64>> = Vec::new();
         let mut first = 1;
-        let mut next = self.newest_change(found.event_id)?.map(|(_, change)| change.into_owned());
+        let mut next = self.newest_change(found.event_id, found.claim_at)?.map(|(_, change)| change.into_owned());
         while let Some(Change { entries_at, entries_before, segment_before, .. }) = next.take() {
             parts.push(entries_at);
             first = 1 + entries_before as usize;
@@ -567,13 +553,7 @@ impl Rows {
                     if crate::log::entry::claimed_id(raw.kind, raw.body).is_none_or(|id| id.prefix() != prefix) {
                         return true;
                     }
-                    let record = sealed::Record {
-                        log_offset: at,
-                        position: raw.position,
-                        kind: raw.kind,
-                        body: raw.body.to_vec(),
-                    };
-                    match self.claimed(&record) {
+                    match self.claimed(at, raw) {
                         Ok((claim, quarter)) => {
                             is_at_end |= claim.event_id >= span.last;
                             if is_after(claim.event_id) && takes(claim.claim_timestamp_us) {
@@ -622,7 +602,7 @@ impl Rows {
     }
 
     fn page(&self, claims: Vec<(Claimed, Quarter)>, more: bool) -> Fetch<(Vec<Found>, bool)> {
-        Ok((sealed::all(claims.into_iter().map(|claim| self.found(claim)))?, more))
+        Ok((self.all_found(claims)?, more))
     }
 
     /// Rows that refer to others or are referred to, in the order of [`row_key`], after one.
@@ -656,7 +636,7 @@ impl Rows {
     /// Rows that were said to refer to this one.
     pub fn aliases_of(&self, canonical: EventId) -> Fetch<Vec<EventId>> {
         let mut aliases = Vec::new();
-        for found in self.catalog.changes_of(canonical) {
+        for found in self.catalog.changes_of(canonical, 0) {
             let (segment, bytes) = found?;
             aliases.extend(decode_noted(segment, &bytes)?.aliases);
         }
@@ -738,9 +718,11 @@ impl Rows {
     }
 
     /// What became of a row, to go on from in the open segment.
-    fn change_mut(&mut self, event_id: EventId) -> Result<&mut Change, String> {
+    fn change_mut(&mut self, row: &Found) -> Result<&mut Change, String> {
+        let event_id = row.event_id;
         if self.open.change(event_id).is_none() {
-            let before = self.newest_change(event_id).map_err(|unread| format!("{event_id}: {unread}"))?;
+            let before =
+                self.newest_change(event_id, row.claim_at).map_err(|unread| format!("{event_id}: {unread}"))?;
             let change = match before {
                 None => Change::default(),
                 Some((segment, before)) => {
@@ -757,10 +739,10 @@ impl Rows {
     /// Records that a corpus refers to the row.
     pub(super) fn refer(&mut self, event_id: EventId, log_offset: u64) -> Result<(), String> {
         let found = self.near(event_id)?;
-        if found.and_then(|found| transition(found.state, RowOperation::Reference)).is_none() {
+        let Some(row) = found.filter(|row| transition(row.state, RowOperation::Reference).is_some()) else {
             return Err(format!("a reference to {event_id}, which is {}", state_name(found)));
-        }
-        let change = self.change_mut(event_id)?;
+        };
+        let change = self.change_mut(&row)?;
         change.references += 1;
         change.entries_at.push(log_offset);
         Ok(())
@@ -768,8 +750,8 @@ impl Rows {
 
     /// Records an entry that concerns a row and leaves it what it is. A row of another shard has none here.
     pub(super) fn concern(&mut self, event_id: EventId, log_offset: u64) -> Result<(), String> {
-        if self.near(event_id)?.is_some() {
-            self.change_mut(event_id)?.entries_at.push(log_offset);
+        if let Some(row) = self.near(event_id)? {
+            self.change_mut(&row)?.entries_at.push(log_offset);
         }
         Ok(())
     }
@@ -788,7 +770,7 @@ impl Rows {
         let Some(becomes) = transition(found.state, operation) else {
             return Err(format!("{} of {event_id}, which is {}", operation.name(), found.state.name()));
         };
-        let change = self.change_mut(event_id)?;
+        let change = self.change_mut(&found)?;
         let (was, referred_to) = (change.state, change.alias_of());
         change.state = match (becomes, change.dispute) {
             (Becomes::State(state), _) => state,

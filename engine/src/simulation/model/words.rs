@@ -187,6 +187,7 @@ impl Asked {
         self.op.lend(|operation| {
             use_it(&Request {
                 token,
+                stream: 0,
                 principal: self.who,
                 user: self.user,
                 idempotency_key: self.key,
