@@ -65,7 +65,7 @@ pub struct RunArguments {
     corpora: usize,
     /// Different rows to look up, each before any again, in random order over all corpora; few of them stay in the daemon's
     /// memory. They are found by short scans before the measured time.
-    #[arg(long, default_value = "200000", value_parser = positive)]
+    #[arg(long, default_value = "50000", value_parser = positive)]
     ids: usize,
     /// Which rows are looked up, or where scans begin: printed, and repeated with this.
     #[arg(long)]

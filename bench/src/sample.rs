@@ -1,16 +1,20 @@
 //! Ids that a ledger has, found by looking into its corpora at random times.
 //!
 //! Times rather than rows are drawn, because a scan begins at a time; so where rows lie dense, fewer of them are found than
-//! their number would give. Times without rows are learnt and left out from then on.
+//! their number would give. Times without rows are learnt and left out from then on. A page costs a daemon the same whether one
+//! row of it is wanted or many, so several are taken, as far from each other as they are.
 
 use crate::error::BenchError;
 use crate::random::Random;
 use crate::session::Session;
-use claim_protocol::{CorpusInfo, Operation, ReplyResult, Uuid};
+use claim_protocol::{CorpusInfo, Operation, ReplyResult, Row, SCAN_ROWS_MAX, Uuid};
 use std::collections::HashSet;
 
 /// Looks that are out at a time: enough to keep a device busy.
-const LOOKS: usize = 64;
+const LOOKS: usize = 8;
+
+/// Rows that are taken from a page: some 10 KiB of log lie between two of them where claims are small.
+const ROWS_OF_PAGE: usize = 32;
 
 /// After so many looks for each id that is wanted, those that were found have to do.
 const LOOKS_PER_ID_MAX: usize = 4;
@@ -50,24 +54,29 @@ pub fn sample(
             looks.push(Look { corpus, since_us, after: None });
         }
         looks_left = looks_left.saturating_sub(looks.len());
-        let operations: Vec<Operation<'_>> =
-            looks.iter().map(|look| first_row(&corpora[look.corpus].name, Some(look.since_us), look.after)).collect();
+        let operations: Vec<Operation<'_>> = looks
+            .iter()
+            .map(|look| scan(&corpora[look.corpus].name, Some(look.since_us), look.after, SCAN_ROWS_MAX))
+            .collect();
         let pages = session.ask_all("scan a page", &operations)?;
         let mut unfinished = Vec::new();
         for (look, page) in looks.into_iter().zip(pages) {
             let spans = &mut spans[look.corpus];
-            match first_of(page)? {
-                First::Row { event_id, claimed_us } => {
-                    let place = Place { corpus: look.corpus, event_id };
-                    if places.len() < wanted && found.insert(place) {
-                        places.push(place);
-                    }
-                    if (claimed_us - look.since_us) as u64 > spans.total_us() / GAP_SHARE {
-                        spans.remove(look.since_us, claimed_us);
-                    }
+            let (rows, next) = rows_of(page)?;
+            let first = rows.first().map(|row| row.claim_timestamp_us);
+            for row in rows.iter().step_by(rows.len().div_ceil(ROWS_OF_PAGE).max(1)) {
+                let place = Place { corpus: look.corpus, event_id: row.event_id };
+                if places.len() < wanted && found.insert(place) {
+                    places.push(place);
                 }
-                First::Behind(after) => unfinished.push(Look { after: Some(after), ..look }),
-                First::None => spans.remove(look.since_us, i64::MAX),
+            }
+            match (first, next) {
+                (Some(claimed_us), _) if (claimed_us - look.since_us) as u64 > spans.total_us() / GAP_SHARE => {
+                    spans.remove(look.since_us, claimed_us);
+                }
+                (Some(_), _) => {}
+                (None, Some(after)) => unfinished.push(Look { after: Some(after), ..look }),
+                (None, None) => spans.remove(look.since_us, i64::MAX),
             }
         }
         looks = unfinished;
@@ -75,7 +84,7 @@ pub fn sample(
     Ok(places)
 }
 
-/// A look for the first row claimed at or after a time.
+/// A look for rows claimed at or after a time.
 #[derive(Debug, Clone, Copy)]
 struct Look {
     corpus: usize,
@@ -84,37 +93,29 @@ struct Look {
     after: Option<Uuid>,
 }
 
-/// What a page of one row says.
-enum First {
-    Row { event_id: Uuid, claimed_us: i64 },
-    Behind(Uuid),
-    None,
+fn scan(corpus: &str, since_us: Option<i64>, after: Option<Uuid>, limit: usize) -> Operation<'_> {
+    Operation::Scan { corpus, since_us, until_us: None, after, limit: limit as u32 }
 }
 
-fn first_row(corpus: &str, since_us: Option<i64>, after: Option<Uuid>) -> Operation<'_> {
-    Operation::Scan { corpus, since_us, until_us: None, after, limit: 1 }
-}
-
-fn first_of(page: ReplyResult) -> Result<First, BenchError> {
+/// A page's rows, and where it goes on.
+fn rows_of(page: ReplyResult) -> Result<(Vec<Row>, Option<Uuid>), BenchError> {
     match page {
-        ReplyResult::ScanPage { rows, next } => Ok(match (rows.first(), next) {
-            (Some(row), _) => First::Row { event_id: row.event_id, claimed_us: row.claim_timestamp_us },
-            (None, Some(after)) => First::Behind(after),
-            (None, None) => First::None,
-        }),
+        ReplyResult::ScanPage { rows, next } => Ok((rows, next)),
         other => Err(BenchError::Protocol { found: format!("{other:?} answers a scan") }),
     }
 }
 
-/// The first row at or after a time, over pages that have none.
+/// When the first row at or after a time was claimed, over pages that have none.
 fn find_first(session: &mut Session, corpus: &str, since_us: Option<i64>) -> Result<Option<i64>, BenchError> {
     let mut after = None;
     loop {
-        let pages = session.ask_all("scan a page", &[first_row(corpus, since_us, after)])?;
-        match first_of(pages.into_iter().next().expect("one answer for one request"))? {
-            First::Row { claimed_us, .. } => return Ok(Some(claimed_us)),
-            First::Behind(next) => after = Some(next),
-            First::None => return Ok(None),
+        let pages = session.ask_all("scan a page", &[scan(corpus, since_us, after, 1)])?;
+        match rows_of(pages.into_iter().next().expect("one answer for one request"))? {
+            (rows, None) if rows.is_empty() => return Ok(None),
+            (rows, next) => match rows.first() {
+                Some(row) => return Ok(Some(row.claim_timestamp_us)),
+                None => after = next,
+            },
         }
     }
 }

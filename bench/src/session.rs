@@ -135,8 +135,12 @@ impl Session {
             if let Some(content) = self.incoming.next_frame().map_err(|error| protocol(&error))? {
                 break decode_reply(content).map_err(|error| protocol(&error))?;
             }
-            if self.incoming.read_from(&mut self.stream).map_err(failed)? == 0 {
-                return Err(failed(io::ErrorKind::UnexpectedEof.into()));
+            match self.incoming.read_from(&mut self.stream) {
+                Ok(0) => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
+                Ok(_) => {}
+                // A read with a time limit is interrupted even where the process was only stopped for a moment.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(failed(error)),
             }
         };
         match reply.result {
