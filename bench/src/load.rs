@@ -10,7 +10,7 @@
 use crate::connection::Connection;
 use crate::error::BenchError;
 use crate::outcome::Tally;
-use crate::pace::Pace;
+use crate::pace::{Pace, last_before};
 use crate::work::Work;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
@@ -81,6 +81,8 @@ struct Load {
     open: Option<Open>,
     measured_from: Instant,
     measured_until: Instant,
+    /// Nothing more is sent.
+    is_over: bool,
     tally: Tally,
 }
 
@@ -107,6 +109,7 @@ impl Load {
             open,
             measured_from,
             measured_until: measured_from + timing.measured,
+            is_over: false,
             tally: Tally::new(),
         })
     }
@@ -128,7 +131,11 @@ impl Load {
     fn turn(&mut self) -> Result<bool, BenchError> {
         let now = Instant::now();
         let drained_until = self.measured_until + Duration::from_secs(DRAIN_SECONDS);
-        if now >= self.measured_until {
+        if !self.is_over {
+            self.is_over = now >= self.measured_until;
+            self.send_due(now.min(last_before(self.measured_until)))?;
+        }
+        if self.is_over {
             let requests: usize = self.channels.iter().map(|channel| channel.connection.waiting()).sum();
             if requests == 0 {
                 return Ok(false);
@@ -136,10 +143,8 @@ impl Load {
             if now >= drained_until {
                 return Err(BenchError::Unanswered { requests, seconds: DRAIN_SECONDS });
             }
-        } else {
-            self.send_due(now)?;
         }
-        let next_deadline = if now < self.measured_until { self.measured_until } else { drained_until };
+        let next_deadline = if self.is_over { drained_until } else { self.measured_until };
         let mut events = [EpollEvent::empty(); EVENTS_MAX];
         let ready = match self.epoll.wait(&mut events, self.timeout(next_deadline - now)) {
             Ok(ready) => ready,

@@ -38,6 +38,11 @@ impl Pace {
     }
 }
 
+/// The last moment of a time that ends with `end`: what is due at its end is no part of it.
+pub fn last_before(end: Instant) -> Instant {
+    end - Duration::from_nanos(1)
+}
+
 /// When the request of this number is due. Reckoned from the start, so that nothing adds up.
 fn offset(per_second: f64, number: u64) -> Duration {
     Duration::from_secs_f64(number as f64 / per_second)
@@ -83,6 +88,8 @@ mod tests {
         assert_eq!(pace.untaken_before(moment), 10);
         while pace.take(begun + Duration::from_millis(350)).is_some() {}
         assert_eq!(pace.untaken_before(moment), 6);
+        while pace.take(last_before(moment)).is_some() {}
+        assert_eq!((pace.untaken_before(moment), pace.next_due()), (0, moment));
         assert_eq!(pace.untaken_before(begun), 0);
     }
 

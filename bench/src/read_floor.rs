@@ -2,7 +2,7 @@
 
 use crate::error::BenchError;
 use crate::outcome::{Latencies, empty_histogram, number_table, per_second, rate_cell, rounded, thousands};
-use crate::pace::Pace;
+use crate::pace::{Pace, last_before};
 use crate::random::Random;
 use claim_engine::device::scratch::AlignedBuffer;
 use comfy_table::Table;
@@ -249,12 +249,20 @@ impl<'a> Flight<'a> {
         let begun = Instant::now();
         let mut pace = self.trial.rate.map(|rate| Pace::new(rate, begun));
         let (mut completed, mut counted_from, mut last) = (0, begun, begun);
+        let mut is_over = false;
         loop {
             let now = Instant::now();
-            let warm_up = pace.is_none() && completed < WARM_UP_READS;
-            if warm_up || now - counted_from < time {
-                self.fill(now, pace.as_mut(), &mut offsets, random);
-            } else if self.slots.iter().all(|slot| !slot.busy) {
+            if !is_over {
+                let warm_up = pace.is_none() && completed < WARM_UP_READS;
+                is_over = !warm_up && now - counted_from >= time;
+                match &mut pace {
+                    // What was due by the end is still read.
+                    Some(pace) => self.fill(now.min(last_before(begun + time)), Some(pace), &mut offsets, random),
+                    None if !is_over => self.fill(now, None, &mut offsets, random),
+                    None => {}
+                }
+            }
+            if is_over && self.slots.iter().all(|slot| !slot.busy) {
                 break;
             }
             self.wait()?;

@@ -287,7 +287,7 @@ pub fn table(rows: &[ReadRow]) -> Table {
             rate_cell(row.rate),
             thousands(row.requests_per_second),
             thousands(row.rows_per_second),
-            thousands(row.bytes_per_second / 1e6),
+            format!("{:.1}", row.bytes_per_second / 1e6),
         ];
         cells.extend(row.latencies.cells());
         if has_floor {
