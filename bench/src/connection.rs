@@ -20,16 +20,19 @@ pub const OUTSTANDING_MAX: usize = 1 << SLOT_BITS;
 #[derive(Debug, Clone, Copy)]
 struct Slot {
     request_id: u64,
-    /// When the place became free, which is when the request could first be sent.
+    /// When the place became free, which is when the request could first be sent; or when the request was due.
     since: Instant,
     waiting: bool,
 }
 
-/// A reply and when its request could first be sent.
+/// A reply, the place of its request and when that could first be sent or was due.
 #[derive(Debug)]
 pub struct Answered {
     pub reply: Reply,
+    pub slot: usize,
     pub since: Instant,
+    /// Of the reply's frame.
+    pub bytes: usize,
 }
 
 /// A non-blocking connection with a fixed number of requests outstanding.
@@ -88,20 +91,44 @@ impl Connection {
         }
     }
 
-    /// Fills every free place with a request that `encode` appends, given its id.
+    /// Whether another request may be sent.
+    pub fn has_room(&self) -> bool {
+        !self.free.is_empty()
+    }
+
+    /// Fills every free place with a request that `encode` appends, given its id and its place.
     pub fn fill(
         &mut self,
-        mut encode: impl FnMut(u64, &mut Vec<u8>) -> Result<(), BenchError>,
+        mut encode: impl FnMut(u64, usize, &mut Vec<u8>) -> Result<(), BenchError>,
     ) -> Result<(), BenchError> {
         while let Some(number) = self.free.pop() {
-            self.requests += 1;
-            let request_id = self.requests << SLOT_BITS | u64::from(number);
-            let slot = &mut self.slots[number as usize];
-            slot.request_id = request_id;
-            slot.waiting = true;
-            encode(request_id, &mut self.outgoing)?;
+            self.take_place(number, &mut encode)?;
         }
         Ok(())
+    }
+
+    /// Puts one request that was due at `since` into a free place, of which there is one.
+    pub fn send_since(
+        &mut self,
+        since: Instant,
+        mut encode: impl FnMut(u64, usize, &mut Vec<u8>) -> Result<(), BenchError>,
+    ) -> Result<(), BenchError> {
+        let number = self.free.pop().expect("the caller has looked for room");
+        self.slots[number as usize].since = since;
+        self.take_place(number, &mut encode)
+    }
+
+    fn take_place(
+        &mut self,
+        number: u32,
+        encode: &mut impl FnMut(u64, usize, &mut Vec<u8>) -> Result<(), BenchError>,
+    ) -> Result<(), BenchError> {
+        self.requests += 1;
+        let request_id = self.requests << SLOT_BITS | u64::from(number);
+        let slot = &mut self.slots[number as usize];
+        slot.request_id = request_id;
+        slot.waiting = true;
+        encode(request_id, number as usize, &mut self.outgoing)
     }
 
     /// Writes what the socket takes; whether something is left for later.
@@ -163,7 +190,7 @@ impl Connection {
                 let since = std::mem::replace(&mut slot.since, now);
                 slot.waiting = false;
                 self.free.push(number as u32);
-                Ok(Some(Answered { reply, since }))
+                Ok(Some(Answered { reply, slot: number, since, bytes: taken }))
             }
             _ => Err(protocol(format!("a reply came to request {}, which is not outstanding", reply.request_id))),
         }

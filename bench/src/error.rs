@@ -10,6 +10,27 @@ pub enum BenchError {
     /// The device or the kernel below it failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// A file that is to be read does not open.
+    #[error(
+        "cannot open {} for direct reads: {source}; it has to be readable, and lie on a device or a file system with O_DIRECT",
+        path.display()
+    )]
+    Open {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A read of it failed.
+    #[error("cannot read {} at byte {offset}: {source}", path.display())]
+    Read {
+        /// Of what.
+        path: PathBuf,
+        /// Where.
+        offset: u64,
+        /// What the system said.
+        source: io::Error,
+    },
     /// No daemon answers at the socket.
     #[error("cannot connect to {}: {source}", socket.display())]
     Connect {
@@ -48,8 +69,8 @@ pub enum BenchError {
         /// How long they were waited for.
         seconds: u64,
     },
-    /// Some requests of a run were refused, so that its figures do not stand for claims.
-    #[error("{errors} requests or items were refused; the figures stand for something else than claims")]
+    /// Some requests of a run were refused, so that its figures do not stand for what was asked.
+    #[error("{errors} requests or items were refused; the figures stand for something else than what was asked")]
     Errors {
         /// How many.
         errors: u64,

@@ -1,8 +1,9 @@
-//! A daemon without a ledger, in threads of the test: it greets, onboards, and answers claims at once.
+//! A daemon without a ledger, in threads of the test: it greets, onboards, and answers claims and reads at once.
 
 use claim_protocol::{
-    Builder, Claimed, ClockMode, CorpusInfo, ErrorCode, ErrorOutcome, FrameBuffer, LogPosition, Operation, Reply,
-    ReplyResult, Request, ServerError, ShardEndpoint, Uuid, Welcome, decode_request, encode_reply,
+    Builder, Claimed, ClockMode, CorpusInfo, ErrorCode, ErrorOutcome, FrameBuffer, Lifecycle, LogPosition, Operation,
+    ReconciliationState, Reply, ReplyResult, Request, Row, ServerError, ShardEndpoint, Uuid, Welcome, decode_request,
+    encode_reply,
 };
 use std::collections::HashSet;
 use std::io::Write;
@@ -25,6 +26,16 @@ pub enum Manner {
     AnswersTwice,
     /// Its ledger keeps replay time.
     Replays,
+    /// Its ledger has two corpora with rows; see [`claimed_us`].
+    HasRows,
+    /// As before, and every lookup is refused as OVERLOADED.
+    RefusesLookups,
+}
+
+impl Manner {
+    fn has_rows(self) -> bool {
+        matches!(self, Manner::HasRows | Manner::RefusesLookups)
+    }
 }
 
 /// What it saw.
@@ -39,6 +50,12 @@ pub struct Seen {
     keys: HashSet<String>,
     names: Vec<String>,
 }
+
+/// Rows of each corpus of a ledger that has any.
+const ROWS: u64 = 1000;
+
+/// Rows of a page of its scans.
+const PAGE_ROWS: usize = 100;
 
 /// Shards that it pretends to have; corpora alternate between them.
 const SHARDS: u16 = 2;
@@ -148,14 +165,25 @@ impl Served {
         };
         let result = match &request.operation {
             Operation::Hello { .. } => ReplyResult::Welcome(self.welcome()),
+            Operation::Corpora if self.manner.has_rows() => {
+                let corpora = (1..=SHARDS).map(|prefix| corpus(&format!("bench-{}", prefix - 1), prefix));
+                ReplyResult::Corpora(corpora.map(|corpus| CorpusInfo { claims: ROWS, ..corpus }).collect())
+            }
             Operation::Corpora => ReplyResult::Corpora(Vec::new()),
+            Operation::Lookup { .. } if self.manner == Manner::RefusesLookups => ReplyResult::Error(overloaded()),
+            Operation::Lookup { event_id } => ReplyResult::Row(Box::new(row(*event_id))),
+            Operation::Scan { corpus, since_us, after, limit, .. } => {
+                assert!(self.manner.has_rows(), "it has no rows");
+                page(corpus, *since_us, *after, (*limit as usize).min(PAGE_ROWS))
+            }
             Operation::Onboard { name, .. } => {
                 seen.names.push((*name).to_owned());
                 seen.corpora = seen.names.len();
                 ReplyResult::Onboarded(corpus(name, seen.corpora as u16))
             }
             Operation::Claim { corpus, item, .. } => {
-                assert!(seen.names.iter().any(|name| name == corpus), "{corpus} is not onboarded");
+                let is_onboarded = self.manner.has_rows() || seen.names.iter().any(|name| name == corpus);
+                assert!(is_onboarded, "{corpus} is not onboarded");
                 claim(&mut seen, item.event_key).map_or_else(ReplyResult::Error, ReplyResult::Claimed)
             }
             Operation::ClaimBatch { items, .. } => {
@@ -169,13 +197,7 @@ impl Served {
 
     fn claimed(&self, number: u64) -> Result<Claimed, ServerError> {
         if self.manner == Manner::RefusesEverySeventh && number.is_multiple_of(7) {
-            return Err(ServerError {
-                code: ErrorCode::Overloaded,
-                outcome: ErrorOutcome::Definite,
-                message: "the test wants it so".to_owned(),
-                retry_after_ms: 0,
-                registered_id: None,
-            });
+            return Err(overloaded());
         }
         Ok(Claimed { event_id: Uuid::from_u128(number.into()), claim_timestamp_us: 0, claim_sequence: number })
     }
@@ -191,6 +213,71 @@ impl Served {
             batch_items_max: 8190,
         }
     }
+}
+
+fn overloaded() -> ServerError {
+    ServerError {
+        code: ErrorCode::Overloaded,
+        outcome: ErrorOutcome::Definite,
+        message: "the test wants it so".to_owned(),
+        retry_after_ms: 0,
+        registered_id: None,
+    }
+}
+
+/// When a row was claimed: one each millisecond, with an hour between the first half and the second.
+fn claimed_us(number: u64) -> i64 {
+    let pause_us = if number < ROWS / 2 { 0 } else { 3_600_000_000 };
+    1_000_000 + number as i64 * 1000 + pause_us
+}
+
+/// The row of an id, which is the corpus's prefix and the row's number.
+fn row(event_id: Uuid) -> Row {
+    let (prefix, number) = event_id.as_u64_pair();
+    assert!((1..=SHARDS.into()).contains(&prefix) && number < ROWS, "there is no row {event_id}");
+    let corpus = format!("bench-{}", prefix - 1);
+    Row {
+        event_id,
+        corpus: corpus.clone(),
+        lifecycle: Lifecycle::Registered,
+        claim_timestamp_us: claimed_us(number),
+        claim_sequence: number + 1,
+        event_key: number.to_string(),
+        occurred_at_us: 0,
+        owning_corpus: corpus.clone(),
+        hosting_corpus: corpus,
+        category: "bench".to_owned(),
+        taxonomy_version: 1,
+        metadata: vec![7; 16],
+        canonical_id: None,
+        tombstoned_at_us: None,
+        tombstone_reason_code: None,
+        tombstone_reason: None,
+        reactivated_at_us: None,
+        dispute_id: None,
+        reconciliation_state: ReconciliationState::Pending,
+        over_budget: false,
+        incident_active: false,
+        effective_quarter: "1970-Q1".to_owned(),
+        reactivation_quarter: None,
+        retention_expires_at_us: 0,
+        references: 0,
+    }
+}
+
+/// A page of a corpus. One that begins in the pause has no rows, and is not the last.
+fn page(corpus: &str, since_us: Option<i64>, after: Option<Uuid>, rows_max: usize) -> ReplyResult {
+    let prefix = if corpus == "bench-0" { 1 } else { 2 };
+    let id = |number| Uuid::from_u64_pair(prefix, number);
+    let since_us = since_us.unwrap_or(i64::MIN);
+    if after.is_none() && claimed_us(ROWS / 2 - 1) < since_us && since_us <= claimed_us(ROWS / 2) {
+        return ReplyResult::ScanPage { rows: Vec::new(), next: Some(id(ROWS / 2 - 1)) };
+    }
+    let mut left =
+        (0..ROWS).filter(|number| claimed_us(*number) >= since_us && after.is_none_or(|after| id(*number) > after));
+    let rows: Vec<Row> = left.by_ref().take(rows_max).map(|number| row(id(number))).collect();
+    let next = rows.last().map(|row| row.event_id).filter(|_| left.next().is_some());
+    ReplyResult::ScanPage { rows, next }
 }
 
 fn note_key(seen: &mut Seen, key: String) {

@@ -1,7 +1,10 @@
-//! `claim-bench floor`: durable writes on the bare file system, which no daemon can beat.
+//! `claim-bench floor`: durable writes on the bare file system, or reads of a file on it, which no daemon can beat.
 
 use crate::error::BenchError;
 use crate::outcome::{number_table, rounded, thousands};
+use crate::pace;
+use crate::random::Random;
+use crate::read_floor::{self, Pattern, ReadFile, ReadFloorRow, ReadMeasured, ReadTrial};
 use crate::run::seconds;
 use claim_engine::device::probe::{self, Bounds, FlushMode, IN_FLIGHT_MAX, Measured, Trial};
 use claim_engine::device::scratch::{Caching, Extents, Scratch};
@@ -32,6 +35,13 @@ pub struct FloorArguments {
     /// A directory on the device; the scratch file in it has no name and leaves nothing behind.
     #[arg(long, default_value = ".")]
     dir: PathBuf,
+    /// Measure reads of this file or device instead, random ones of 4 KiB and sequential ones of 1 MiB, past the page cache:
+    /// a shard of a large ledger, say. Nothing is written.
+    #[arg(long, conflicts_with_all = ["dir", "modes", "blocks_kib", "extents", "no_direct"])]
+    file: Option<PathBuf>,
+    /// Random reads a second, each timed from when it was due; without it as many as the reads in flight give.
+    #[arg(long, requires = "file", value_parser = pace::rate)]
+    rate: Option<f64>,
     /// Measured time of each row, in seconds.
     #[arg(long, default_value = "2", value_parser = seconds)]
     seconds: Duration,
@@ -41,7 +51,7 @@ pub struct FloorArguments {
     /// Sizes of a write, in KiB: multiples of 4, at most 1024.
     #[arg(long = "kib", value_delimiter = ',', default_values_t = BLOCKS_KIB, value_parser = block_kib)]
     blocks_kib: Vec<u32>,
-    /// Writes kept in flight, at most 256.
+    /// Writes or reads kept in flight, at most 256; at a rate, those that may be in flight.
     #[arg(long, value_delimiter = ',', default_values_t = IN_FLIGHT, value_parser = in_flight)]
     in_flight: Vec<u32>,
     /// What lies under the file before it is written: zeros, as in a prepared segment, or reserved space only.
@@ -85,6 +95,9 @@ enum ExtentsArgument {
 
 /// Measures and prints.
 pub fn floor(arguments: &FloorArguments) -> Result<(), BenchError> {
+    if let Some(file) = &arguments.file {
+        return floor_of_reads(arguments, file);
+    }
     let extents = match arguments.extents {
         ExtentsArgument::Written => Extents::Written,
         ExtentsArgument::Unwritten => Extents::Unwritten,
@@ -99,6 +112,39 @@ pub fn floor(arguments: &FloorArguments) -> Result<(), BenchError> {
         }
     } else {
         println!("{}", table(&floor.rows()));
+    }
+    Ok(())
+}
+
+/// Random reads at every depth, and then sequential ones, in rounds as the writes are.
+fn floor_of_reads(arguments: &FloorArguments, file: &Path) -> Result<(), BenchError> {
+    let file = ReadFile::open(file)?;
+    let mut random = Random::new(Random::fresh_seed());
+    let depths = || arguments.in_flight.iter().copied();
+    let random_reads = depths().map(|in_flight| (Pattern::Random, in_flight, arguments.rate));
+    let sequential = depths().map(|in_flight| (Pattern::Sequential, in_flight, None));
+    let mut measured: Vec<ReadMeasured> = Vec::new();
+    for round in 0..ROUNDS {
+        for (number, (pattern, in_flight, rate)) in random_reads.clone().chain(sequential.clone()).enumerate() {
+            let trial = ReadTrial { pattern, in_flight, rate };
+            let found = read_floor::measure(&file, trial, arguments.seconds / ROUNDS, &mut random)?;
+            if round == 0 {
+                measured.push(found);
+            } else {
+                measured[number].merge(found);
+            }
+        }
+    }
+    let rows: Vec<ReadFloorRow> = measured.iter().map(ReadMeasured::row).collect();
+    if arguments.json {
+        for row in &rows {
+            println!("{}", serde_json::to_string(row).expect("numbers and names serialise"));
+        }
+    } else {
+        println!("{}", read_floor::table(&rows));
+    }
+    for row in rows.iter().filter(|row| row.unsent > 0) {
+        eprintln!("{} in flight: {} reads were due and not begun: take a lower --rate", row.in_flight, row.unsent);
     }
     Ok(())
 }

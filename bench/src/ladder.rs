@@ -1,13 +1,14 @@
 //! `claim-bench ladder`: one daemon from idle to crowded, between two measurements of the floor below it.
 
 use crate::affinity;
-use crate::closed_loop::Timing;
+use crate::claims::Shape;
 use crate::daemon_process::DaemonProcess;
 use crate::error::BenchError;
 use crate::floor::{self, Floor, FloorRow};
-use crate::outcome::{Row, number_table, thousands};
-use crate::run::{Target, positive, seconds};
-use crate::workload::Shape;
+use crate::load::Timing;
+use crate::outcome::{Latencies, Row, hundredths, number_table, thousands};
+use crate::run::{positive, seconds};
+use crate::target::Target;
 use claim_engine::device::probe::FlushMode;
 use claim_engine::device::scratch::{Caching, Extents};
 use clap::Args;
@@ -108,7 +109,7 @@ fn measure_floor(arguments: &LadderArguments) -> Result<Floor, BenchError> {
 
 fn climb(arguments: &LadderArguments, socket: &Path) -> Result<Vec<Row>, BenchError> {
     let target = Target::find(socket, arguments.corpora, false)?;
-    let timing = Timing { warm_up: arguments.warmup, measured: arguments.seconds, spin: arguments.spin };
+    let timing = Timing { warm_up: arguments.warmup, measured: arguments.seconds, spin: arguments.spin, rate: None };
     let singles = OUTSTANDING.iter().map(|outstanding| (*outstanding, 1));
     singles
         .chain([(BATCH_OUTSTANDING, BATCH)])
@@ -152,37 +153,22 @@ impl Rung {
         let FloorRow { p50_us, p99_us, writes_per_second, .. } =
             floor.row(FLOOR_MODE, 4096, 1).expect("the ladder measures it");
         Rung {
-            p50_to_floor: hundredths(row.p50_us / p50_us),
-            p99_to_floor: hundredths(row.p99_us / p99_us),
+            p50_to_floor: hundredths(row.latencies.p50_us / p50_us),
+            p99_to_floor: hundredths(row.latencies.p99_us / p99_us),
             claims_per_floor_write: hundredths(row.claims_per_second / writes_per_second),
             row,
         }
     }
 }
 
-fn hundredths(value: f64) -> f64 {
-    (value * 100.0).round() / 100.0
-}
-
 fn table(rungs: &[Rung]) -> Table {
-    let mut table = number_table(&[
-        "outstanding",
-        "batch",
-        "claims/s",
-        "p50 µs",
-        "p90 µs",
-        "p99 µs",
-        "p99.9 µs",
-        "max µs",
-        "p50 ÷ floor",
-        "p99 ÷ floor",
-        "claims ÷ writes",
-        "errors",
-    ]);
+    let mut header = vec!["outstanding", "batch", "claims/s"];
+    header.extend(Latencies::HEADER);
+    header.extend(["p50 ÷ floor", "p99 ÷ floor", "claims ÷ writes", "errors"]);
+    let mut table = number_table(&header);
     for Rung { row, p50_to_floor, p99_to_floor, claims_per_floor_write } in rungs {
         let mut cells = vec![row.outstanding.to_string(), row.batch.to_string(), thousands(row.claims_per_second)];
-        let latencies = [row.p50_us, row.p90_us, row.p99_us, row.p999_us, row.max_us];
-        cells.extend(latencies.iter().map(|latency| thousands(*latency)));
+        cells.extend(row.latencies.cells());
         cells.extend([p50_to_floor, p99_to_floor, claims_per_floor_write].map(|ratio| format!("{ratio:.2}")));
         cells.push(row.errors.to_string());
         table.add_row(cells);
@@ -230,8 +216,8 @@ mod tests {
         let floor = floor.expect("a floor");
         let base = floor.row(FLOOR_MODE, 4096, 1).expect("it was measured");
         let mut tally = Tally::new();
-        tally.answered(Duration::from_nanos((base.p50_us * 2e3) as u64), 1);
-        let setting = Setting { connections: 1, outstanding: 1, batch: 1 };
+        tally.answered(Duration::from_nanos((base.p50_us * 2e3) as u64), 1, 100);
+        let setting = Setting { connections: 1, outstanding: 1, batch: 1, rate: None };
         let rung = Rung::new(Row::new(setting, tally, Duration::from_secs(1)), &floor);
         assert!((rung.p50_to_floor - 2.0).abs() < 0.02, "{rung:?}");
         let json = serde_json::to_value(&rung).expect("it serialises");

@@ -1,11 +1,12 @@
 //! `claim-bench`: what the device can do, and what a running daemon makes of it.
 //!
-//! `floor` measures durable writes on the bare file system, `run` loads a daemon over its socket in a closed loop, and
-//! `ladder` does both around a daemon of its own, from one request outstanding to many. Nothing here reaches into the
-//! daemon: what is measured is what a client gets.
+//! `floor` measures durable writes on the bare file system, or reads of a file, `run` loads a daemon over its socket with
+//! claims or reads, in a closed loop or at a rate, and `ladder` does both around a daemon of its own, from one claim
+//! outstanding to many. Nothing here reaches into the daemon: what is measured is what a client gets.
 
 mod affinity;
-mod closed_loop;
+mod beside;
+mod claims;
 mod connection;
 mod daemon_process;
 mod error;
@@ -14,15 +15,24 @@ mod fake_daemon;
 mod floor;
 mod keys;
 mod ladder;
+mod load;
+mod lookups;
 mod outcome;
+mod pace;
+mod random;
+mod read_floor;
+mod reads;
 mod run;
+mod sample;
+mod scans;
 mod session;
-mod workload;
+mod target;
+mod work;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
-/// Measures a device's durable writes and a claimd daemon under load.
+/// Measures a device's durable writes and reads, and a claimd daemon under load.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
@@ -30,13 +40,34 @@ struct Arguments {
     command: Command,
 }
 
+const FLOOR_EXAMPLES: &str = "\
+Examples:
+  Durable writes:
+    claim-bench floor --dir ./claimd-data --seconds 2
+  Reads of a shard's file, as many as 1 and 64 in flight give, and random ones at a rate:
+    claim-bench floor --file ./claimd-data/shard-0000.ledger --in-flight 1,64
+    claim-bench floor --file ./claimd-data/shard-0000.ledger --in-flight 256 --rate 2000";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  Claims:
+    claim-bench run --outstanding 1,64,1024
+  Lookups that nobody has asked for lately, at a rate, beside the device's random reads at that rate:
+    claim-bench run --operation lookups --rate 2000 --floor ./claimd-data/shard-0000.ledger
+  Lookups of few rows again and again, as many as 256 outstanding give:
+    claim-bench run --operation lookups --ids 10000 --outstanding 256
+  Whole corpora, page after page, beside the device's sequential reads:
+    claim-bench run --operation scans --outstanding 4 --floor ./claimd-data/shard-0000.ledger
+  What reads do to claims: claims alone and beside lookups, in turn:
+    claim-bench run --operation lookups --beside-claims 64 --rounds 5";
+
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The device's own durable writes, below any daemon.
-    #[command(after_help = "Example: claim-bench floor --dir ./claimd-data --seconds 2")]
+    /// The device's own durable writes or reads, below any daemon.
+    #[command(after_help = FLOOR_EXAMPLES)]
     Floor(floor::FloorArguments),
-    /// A closed loop of claims against a running daemon.
-    #[command(after_help = "Example: claim-bench run --socket ./claimd-data/claimd.sock --outstanding 1,64,1024")]
+    /// Claims, lookups or scans against a running daemon, in a closed loop or at a rate.
+    #[command(after_help = RUN_EXAMPLES)]
     Run(run::RunArguments),
     /// Formats a scratch ledger, starts a daemon on it, and climbs from 1 to 1,024 requests outstanding beside the floor.
     #[command(after_help = "Example: claim-bench ladder --claimd target/release/claimd --dir /srv --seconds 10")]

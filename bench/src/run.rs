@@ -1,17 +1,30 @@
-//! `claim-bench run`: a closed loop against a daemon that is already there.
+//! `claim-bench run`: a load on a daemon that is already there.
 
 use crate::affinity;
-use crate::closed_loop::{Link, Timing, closed_loop};
-use crate::connection::OUTSTANDING_MAX;
+use crate::beside::Beside;
+use crate::claims::Shape;
 use crate::error::BenchError;
-use crate::outcome::{Row, Setting, table};
-use crate::session::{Session, check_clock};
-use crate::workload::Shape;
-use claim_protocol::{CorpusInfo, Welcome};
-use clap::Args;
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use crate::load::Timing;
+use crate::outcome::table;
+use crate::pace;
+use crate::random::Random;
+use crate::read_floor::{self, ReadFile, ReadMeasured};
+use crate::reads::{self, Kind, Reads};
+use crate::target::Target;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use std::path::PathBuf;
 use std::time::Duration;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Operation {
+    /// Claims with fresh keys.
+    Claims,
+    /// Lookups of rows that the ledger has.
+    Lookups,
+    /// Page after page of whole corpora; each request outstanding is a walk of its own.
+    Scans,
+}
 
 /// What to load, and how.
 #[derive(Debug, Args)]
@@ -22,13 +35,20 @@ pub struct RunArguments {
     /// Connect to the corpora's own shards instead of letting the daemon forward.
     #[arg(long)]
     shard_socket: bool,
-    /// Requests outstanding in total, over all connections; one row for each number.
+    /// What is asked for.
+    #[arg(long, default_value = "claims")]
+    operation: Operation,
+    /// Requests outstanding in total, over all connections; one row for each number. At a rate, those that may be.
     #[arg(long, value_delimiter = ',', default_value = "64", value_parser = positive)]
     outstanding: Vec<usize>,
+    /// Requests a second, sent when they are due whatever became of those before, and timed from then; without it a new one
+    /// for every reply. With --beside-claims, of the reads.
+    #[arg(long, value_parser = pace::rate)]
+    rate: Option<f64>,
     /// Connections; never more than there are requests outstanding.
     #[arg(long, default_value = "4", value_parser = positive)]
     connections: usize,
-    /// Claims per request; 1 sends single claims.
+    /// Claims per request; 1 sends single claims. Lookups are single ones, and a scan's page has 1,000 rows.
     #[arg(long, default_value = "1", value_parser = positive)]
     batch: usize,
     /// Measured time of each row, in seconds.
@@ -40,9 +60,26 @@ pub struct RunArguments {
     /// Opaque bytes in each claim.
     #[arg(long, default_value = "128")]
     metadata_bytes: usize,
-    /// Corpora to claim in, in turn; they are called bench-0, bench-1, … and onboarded when missing.
+    /// Corpora to claim in, in turn; they are called bench-0, bench-1, … and onboarded when missing. Reads are of every corpus.
     #[arg(long, default_value = "1", value_parser = positive)]
     corpora: usize,
+    /// Different rows to look up, each before any again, in random order over all corpora; few of them stay in the daemon's
+    /// memory. They are found by short scans before the measured time.
+    #[arg(long, default_value = "50000", value_parser = positive)]
+    ids: usize,
+    /// Which rows are looked up, or where scans begin: printed, and repeated with this.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Claims outstanding beside the reads: in each of some rounds claims alone are measured, and claims and reads together.
+    #[arg(long, value_parser = positive)]
+    beside_claims: Option<usize>,
+    /// Rounds whose medians are shown.
+    #[arg(long, default_value = "3", requires = "beside_claims", value_parser = positive)]
+    rounds: usize,
+    /// A file on the daemon's device, its shard's say: reads of it are measured before and after each row, random ones of
+    /// 4 KiB for lookups (at the same rate) and sequential ones of 1 MiB for scans, and the row has its ratios to them.
+    #[arg(long, conflicts_with = "beside_claims")]
+    floor: Option<PathBuf>,
     /// Poll the sockets without sleeping: waking the generator up then costs no latency, but a whole core.
     #[arg(long)]
     spin: bool,
@@ -71,190 +108,163 @@ pub fn positive(text: &str) -> Result<usize, String> {
 
 /// Runs every row and prints it; an error when any request was refused.
 pub fn run(arguments: &RunArguments) -> Result<(), BenchError> {
+    arguments.check()?;
     if let Some(core) = arguments.core {
         affinity::pin_to(core)?;
     }
-    let timing = Timing { warm_up: arguments.warmup, measured: arguments.seconds, spin: arguments.spin };
-    let shape = Shape { batch: arguments.batch, metadata_bytes: arguments.metadata_bytes };
-    let target = Target::find(&arguments.socket, arguments.corpora, arguments.shard_socket)?;
-    let mut rows = Vec::new();
-    for outstanding in &arguments.outstanding {
-        let row = target.measure(*outstanding, arguments.connections, shape, timing)?;
-        if arguments.json {
-            println!("{}", serde_json::to_string(&row).expect("numbers and names serialise"));
-        }
-        for line in row.error_lines() {
-            eprintln!("{} outstanding: {line}", row.outstanding);
-        }
-        rows.push(row);
-    }
-    if !arguments.json {
-        println!("{}", table(&rows));
-    }
-    match rows.iter().map(|row| row.errors).sum() {
+    let errors = match (arguments.operation.reads(), arguments.beside_claims) {
+        (None, _) => run_claims(arguments)?,
+        (Some(kind), None) => run_reads(arguments, kind)?,
+        (Some(kind), Some(claims)) => run_beside_claims(arguments, kind, claims)?,
+    };
+    match errors {
         0 => Ok(()),
         errors => Err(BenchError::Errors { errors }),
     }
 }
 
-/// Where claims go: sockets, and the corpora that each takes.
-#[derive(Debug)]
-pub struct Target {
-    endpoints: Vec<(PathBuf, Vec<String>)>,
-}
-
-impl Target {
-    /// Greets the daemon at `socket` and makes sure of `corpora` corpora. With `shard_sockets` each shard's corpora are
-    /// reached at the shard's own socket.
-    pub fn find(socket: &Path, corpora: usize, shard_sockets: bool) -> Result<Self, BenchError> {
-        let (mut session, welcome) = Session::open(socket)?;
-        check_clock(&welcome)?;
-        let corpora = session.corpora(corpora)?;
-        let endpoints = if shard_sockets {
-            by_shard(&welcome, corpora)?
-        } else {
-            vec![(socket.to_owned(), corpora.into_iter().map(|corpus| corpus.name).collect())]
-        };
-        Ok(Target { endpoints })
-    }
-
-    /// One row: `outstanding` requests over `connections`, or over as many as there are endpoints or requests.
-    pub fn measure(
-        &self,
-        outstanding: usize,
-        connections: usize,
-        shape: Shape,
-        timing: Timing,
-    ) -> Result<Row, BenchError> {
-        shape.check()?;
-        let connections = connections.min(outstanding).max(self.endpoints.len());
-        if outstanding < connections || outstanding.div_ceil(connections) > OUTSTANDING_MAX {
-            let sentence = format!(
-                "{outstanding} outstanding do not spread over {connections} connections: each takes 1 to {OUTSTANDING_MAX}"
-            );
-            return Err(BenchError::Usage(sentence));
+impl Operation {
+    fn reads(self) -> Option<Kind> {
+        match self {
+            Operation::Claims => None,
+            Operation::Lookups => Some(Kind::Lookups),
+            Operation::Scans => Some(Kind::Scans),
         }
-        let links = shares(outstanding, connections)
-            .zip(self.endpoints.iter().cycle())
-            .map(|(outstanding, (socket, corpora))| {
-                let (session, _) = Session::open(socket)?;
-                Ok(Link { stream: session.into_stream(), outstanding, corpora: corpora.clone() })
-            })
-            .collect::<Result<Vec<_>, BenchError>>()?;
-        let tally = closed_loop(links, shape, timing)?;
-        Ok(Row::new(Setting { connections, outstanding, batch: shape.batch }, tally, timing.measured))
     }
 }
 
-/// `total` in `parts` numbers that differ by at most one.
-fn shares(total: usize, parts: usize) -> impl Iterator<Item = usize> {
-    (0..parts).map(move |part| total / parts + usize::from(part < total % parts))
+impl RunArguments {
+    /// Whether the options go together, as far as clap does not know.
+    fn check(&self) -> Result<(), BenchError> {
+        let is_claims = self.operation == Operation::Claims;
+        let sentence = if is_claims && self.beside_claims.is_some() {
+            "--beside-claims is for reads: add `--operation lookups` or `--operation scans`"
+        } else if is_claims && self.floor.is_some() {
+            "--floor is for reads; `claim-bench ladder` shows claims beside the device's writes"
+        } else if !is_claims && self.batch > 1 && self.beside_claims.is_none() {
+            "--batch is for claims: leave it out, or add `--beside-claims N`"
+        } else {
+            return Ok(());
+        };
+        Err(BenchError::Usage(sentence.to_owned()))
+    }
+
+    fn timing(&self) -> Timing {
+        Timing { warm_up: self.warmup, measured: self.seconds, spin: self.spin, rate: self.rate }
+    }
+
+    fn shape(&self) -> Shape {
+        Shape { batch: self.batch, metadata_bytes: self.metadata_bytes }
+    }
+
+    /// Where reads go, once ids are known, and the random numbers that go on from there.
+    fn reads(&self, kind: Kind) -> Result<(Reads, Random), BenchError> {
+        let seed = self.seed.unwrap_or_else(Random::fresh_seed);
+        let mut random = Random::new(seed);
+        let reads = Reads::find(&self.socket, self.shard_socket, kind, self.ids, &mut random)?;
+        eprintln!("{} rows found with --seed {seed}", reads.rows_found());
+        Ok((reads, random))
+    }
 }
 
-/// Each shard's socket with the names of its corpora.
-fn by_shard(welcome: &Welcome, corpora: Vec<CorpusInfo>) -> Result<Vec<(PathBuf, Vec<String>)>, BenchError> {
-    let mut shards: BTreeMap<u16, Vec<String>> = BTreeMap::new();
-    for corpus in corpora {
-        shards.entry(corpus.shard).or_default().push(corpus.name);
+fn run_claims(arguments: &RunArguments) -> Result<u64, BenchError> {
+    let target = Target::find(&arguments.socket, arguments.corpora, arguments.shard_socket)?;
+    let mut rows = Vec::new();
+    for outstanding in &arguments.outstanding {
+        let row = target.measure(*outstanding, arguments.connections, arguments.shape(), arguments.timing())?;
+        if arguments.json {
+            print_json(&row);
+        }
+        warn(row.outstanding, &row.error_lines(), row.unsent);
+        rows.push(row);
     }
-    shards
-        .into_iter()
-        .map(|(shard, names)| match welcome.shards.iter().find(|endpoint| endpoint.shard == shard) {
-            Some(endpoint) => Ok((PathBuf::from(&endpoint.socket), names)),
-            None => Err(BenchError::Protocol { found: format!("the welcome names no socket for shard {shard}") }),
-        })
-        .collect()
+    if !arguments.json {
+        println!("{}", table(&rows));
+    }
+    Ok(rows.iter().map(|row| row.errors).sum())
+}
+
+fn run_reads(arguments: &RunArguments, kind: Kind) -> Result<u64, BenchError> {
+    let (reads, mut random) = arguments.reads(kind)?;
+    let file = arguments.floor.as_deref().map(ReadFile::open).transpose()?;
+    let (mut rows, mut floor_rows) = (Vec::new(), Vec::new());
+    for outstanding in &arguments.outstanding {
+        let mut floor = |file: &ReadFile| -> Result<ReadMeasured, BenchError> {
+            let trial = kind.floor(*outstanding, arguments.rate);
+            read_floor::measure(file, trial, arguments.seconds / 2, &mut random)
+        };
+        let before = file.as_ref().map(&mut floor).transpose()?;
+        let mut row = reads.measure(*outstanding, arguments.connections, arguments.timing())?;
+        if let (Some(mut measured), Some(file)) = (before, &file) {
+            measured.merge(floor(file)?);
+            let floor_row = measured.row();
+            row.compare(&floor_row);
+            if arguments.json {
+                print_json(&floor_row);
+            }
+            floor_rows.push(floor_row);
+        }
+        if arguments.json {
+            print_json(&row);
+        }
+        warn(row.outstanding, &row.error_lines(), row.unsent);
+        rows.push(row);
+    }
+    if !arguments.json {
+        if !floor_rows.is_empty() {
+            println!("The floor, before and after each row:\n{}\n", read_floor::table(&floor_rows));
+            println!("The daemon; ratios are to the floor's row:");
+        }
+        println!("{}", reads::table(&rows));
+    }
+    Ok(rows.iter().map(|row| row.errors).sum())
+}
+
+fn run_beside_claims(arguments: &RunArguments, kind: Kind, claims: usize) -> Result<u64, BenchError> {
+    let target = Target::find(&arguments.socket, arguments.corpora, arguments.shard_socket)?;
+    let (reads, _) = arguments.reads(kind)?;
+    let mut errors = 0;
+    for outstanding in &arguments.outstanding {
+        let mut beside = Beside::new(kind);
+        for _ in 0..arguments.rounds {
+            let connections = arguments.connections;
+            let alone = Timing { rate: None, ..arguments.timing() };
+            let claims_alone = target.measure(claims, connections, arguments.shape(), alone)?;
+            let claim_links = target.links(claims, connections, arguments.shape())?;
+            let read_links = reads.links(*outstanding, connections)?;
+            beside.round(claims_alone, claim_links, read_links, arguments.shape(), arguments.timing())?;
+            if arguments.json {
+                beside.print_last_round();
+            }
+        }
+        let (claims_row, reads_row) = (beside.claims_beside(), beside.reads());
+        warn(claims_row.outstanding, &claims_row.error_lines(), claims_row.unsent);
+        warn(reads_row.outstanding, &reads_row.error_lines(), reads_row.unsent);
+        beside.print(arguments.json);
+        errors += beside.errors();
+    }
+    Ok(errors)
+}
+
+fn print_json(row: &impl Serialize) {
+    println!("{}", serde_json::to_string(row).expect("numbers and names serialise"));
+}
+
+/// Says what makes a row doubtful.
+fn warn(outstanding: usize, error_lines: &[String], unsent: u64) {
+    for line in error_lines {
+        eprintln!("{outstanding} outstanding: {line}");
+    }
+    if unsent > 0 {
+        eprintln!(
+            "{outstanding} outstanding: {unsent} requests were due and not sent: the daemon does not keep up with --rate"
+        );
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake_daemon::{FakeDaemon, Manner};
-
-    fn timing() -> Timing {
-        Timing { warm_up: Duration::from_millis(20), measured: Duration::from_millis(200), spin: false }
-    }
-
-    fn check(
-        manner: Manner,
-        corpora: usize,
-        shard_sockets: bool,
-        outstanding: usize,
-        connections: usize,
-        batch: usize,
-    ) -> Row {
-        let daemon = FakeDaemon::start(manner);
-        let target = Target::find(daemon.socket(), corpora, shard_sockets).expect("the daemon answers");
-        let shape = Shape { batch, metadata_bytes: 16 };
-        let row = target.measure(outstanding, connections, shape, timing()).expect("a row");
-        let seen = daemon.stop();
-        assert!(row.claims <= seen.claims, "{} of {}", row.claims, seen.claims);
-        assert_eq!(seen.repeated_keys, 0);
-        assert_eq!(seen.corpora, corpora);
-        row
-    }
-
-    #[test]
-    fn every_reply_of_the_measured_time_is_counted() {
-        for (outstanding, connections, batch) in [(1, 4, 1), (64, 4, 1), (1024, 3, 1), (4, 2, 100)] {
-            let row = check(Manner::Willing, 2, false, outstanding, connections, batch);
-            assert_eq!(
-                (row.outstanding, row.connections, row.batch),
-                (outstanding, connections.min(outstanding), batch)
-            );
-            assert!(row.claims > 0, "{row:?}");
-            assert_eq!(row.errors, 0);
-            assert!(row.p50_us <= row.p99_us && row.p99_us <= row.max_us, "{row:?}");
-        }
-    }
-
-    #[test]
-    fn shards_are_reached_at_their_own_sockets() {
-        let row = check(Manner::Willing, 2, true, 8, 1, 1);
-        assert_eq!(row.connections, 2, "one connection per shard at least");
-        assert!(row.claims > 0);
-    }
-
-    #[test]
-    fn refusals_are_counted_by_code_one_by_one_and_in_batches() {
-        let row = check(Manner::RefusesEverySeventh, 1, false, 8, 2, 1);
-        assert_eq!(row.errors_by_code.keys().collect::<Vec<_>>(), ["OVERLOADED"]);
-        assert!(row.claims > 0 && row.errors > 0);
-        let row = check(Manner::RefusesEverySeventh, 1, false, 2, 1, 50);
-        assert_eq!(row.errors_by_code.keys().collect::<Vec<_>>(), ["OVERLOADED"]);
-    }
-
-    #[test]
-    fn a_daemon_that_hangs_up_or_lies_ends_the_run() {
-        for (manner, expected) in
-            [(Manner::HangsUp, "connection to the daemon failed"), (Manner::AnswersTwice, "not outstanding")]
-        {
-            let daemon = FakeDaemon::start(manner);
-            let target = Target::find(daemon.socket(), 1, false).expect("the daemon answers at first");
-            let shape = Shape { batch: 1, metadata_bytes: 16 };
-            let error = target.measure(4, 1, shape, timing()).expect_err("the daemon misbehaves").to_string();
-            assert!(error.contains(expected), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_replay_ledger_is_not_loaded() {
-        let daemon = FakeDaemon::start(Manner::Replays);
-        let error = Target::find(daemon.socket(), 1, false).expect_err("it takes its time from requests").to_string();
-        assert!(error.contains("--clock wall"), "{error}");
-    }
-
-    #[test]
-    fn no_daemon_is_named_by_its_socket() {
-        let error = Target::find(Path::new("/nonexistent/claimd.sock"), 1, false).expect_err("nobody is there");
-        assert!(error.to_string().starts_with("cannot connect to /nonexistent/claimd.sock"), "{error}");
-    }
-
-    #[test]
-    fn shares_add_up() {
-        assert_eq!(shares(10, 4).collect::<Vec<_>>(), [3, 3, 2, 2]);
-        assert_eq!(shares(2, 2).collect::<Vec<_>>(), [1, 1]);
-    }
 
     #[test]
     fn times_and_counts_are_read_strictly() {

@@ -67,6 +67,14 @@ impl Session {
         }
     }
 
+    /// Every corpus that this user may read and that has rows, in the daemon's order.
+    pub fn corpora_with_rows(&mut self) -> Result<Vec<CorpusInfo>, BenchError> {
+        match self.ask("list corpora", Operation::Corpora, None)?.result {
+            ReplyResult::Corpora(corpora) => Ok(corpora.into_iter().filter(|corpus| corpus.claims > 0).collect()),
+            other => Err(unexpected("the corpora", &other)),
+        }
+    }
+
     /// One request and its answer; a refusal is an error. Mutating operations bring the keys to take one from.
     fn ask(
         &mut self,
@@ -78,16 +86,61 @@ impl Session {
         self.next_id += 1;
         request.idempotency_key = keys.map(Keys::idempotency_key);
         let mut bytes = Vec::new();
-        encode_request(&mut self.builder, &request, &mut bytes)
-            .map_err(|error| BenchError::Usage(error.to_string()))?;
+        self.encode(&request, &mut bytes)?;
+        self.send(doing, &bytes)?;
+        self.receive(doing)
+    }
+
+    /// Requests that change nothing, all outstanding at once, and their answers in the order of the requests; a refusal is an
+    /// error. They have to be so few that the socket takes them all.
+    pub fn ask_all(
+        &mut self,
+        doing: &'static str,
+        operations: &[Operation<'_>],
+    ) -> Result<Vec<ReplyResult>, BenchError> {
+        let first_id = self.next_id;
+        let mut bytes = Vec::new();
+        for operation in operations {
+            self.encode(&Request::new(self.next_id, operation.clone()), &mut bytes)?;
+            self.next_id += 1;
+        }
+        self.send(doing, &bytes)?;
+        let mut answers: Vec<Option<ReplyResult>> = operations.iter().map(|_| None).collect();
+        for _ in operations {
+            let reply = self.receive(doing)?;
+            let number = reply.request_id.wrapping_sub(first_id) as usize;
+            match answers.get_mut(number) {
+                Some(answer @ None) => *answer = Some(reply.result),
+                _ => {
+                    return Err(BenchError::Protocol {
+                        found: format!("a second reply to request {}", reply.request_id),
+                    });
+                }
+            }
+        }
+        Ok(answers.into_iter().flatten().collect())
+    }
+
+    fn encode(&mut self, request: &Request<'_>, out: &mut Vec<u8>) -> Result<(), BenchError> {
+        encode_request(&mut self.builder, request, out).map_err(|error| BenchError::Usage(error.to_string()))
+    }
+
+    fn send(&mut self, doing: &'static str, bytes: &[u8]) -> Result<(), BenchError> {
+        self.stream.write_all(bytes).map_err(|source| BenchError::Connection { doing, source })
+    }
+
+    fn receive(&mut self, doing: &'static str) -> Result<Reply, BenchError> {
         let failed = |source| BenchError::Connection { doing, source };
-        self.stream.write_all(&bytes).map_err(failed)?;
         let reply = loop {
             if let Some(content) = self.incoming.next_frame().map_err(|error| protocol(&error))? {
                 break decode_reply(content).map_err(|error| protocol(&error))?;
             }
-            if self.incoming.read_from(&mut self.stream).map_err(failed)? == 0 {
-                return Err(failed(io::ErrorKind::UnexpectedEof.into()));
+            match self.incoming.read_from(&mut self.stream) {
+                Ok(0) => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
+                Ok(_) => {}
+                // A read with a time limit is interrupted even where the process was only stopped for a moment.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(failed(error)),
             }
         };
         match reply.result {

@@ -1,8 +1,11 @@
-//! What is asked of the daemon: claims, one by one or in batches, over some corpora.
+//! Claims, one by one or in batches, over some corpora.
 
 use crate::error::BenchError;
 use crate::keys::{EVENT_KEY_BYTES, Keys};
-use claim_protocol::{BATCH_ITEMS_MAX, Builder, ClaimItem, METADATA_BYTES_MAX, Operation, Request, encode_request};
+use crate::outcome::Tally;
+use claim_protocol::{
+    BATCH_ITEMS_MAX, Builder, ClaimItem, METADATA_BYTES_MAX, Operation, ReplyResult, Request, encode_request,
+};
 
 /// The shape of every request of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +34,8 @@ impl Shape {
 /// Encodes claims with fresh keys, corpus after corpus.
 pub struct Claims {
     shape: Shape,
+    /// Not empty.
+    corpora: Vec<String>,
     keys: Keys,
     metadata: Vec<u8>,
     builder: Builder,
@@ -41,10 +46,11 @@ pub struct Claims {
 }
 
 impl Claims {
-    /// Ready to encode requests of this shape.
-    pub fn new(shape: Shape) -> Self {
+    /// Ready to encode requests of this shape for `corpora` (not empty), in turn.
+    pub fn new(shape: Shape, corpora: Vec<String>) -> Self {
         Claims {
             shape,
+            corpora,
             keys: Keys::new(),
             // Neither zero nor repeating: no layer can make less of it than it is.
             metadata: (0..shape.metadata_bytes).map(|number| (number as u8).wrapping_mul(151) ^ 0x5a).collect(),
@@ -59,9 +65,9 @@ impl Claims {
         self.keys.set_clock();
     }
 
-    /// Appends one request for the next of `corpora` (not empty) to `out`.
-    pub fn encode(&mut self, request_id: u64, corpora: &[String], out: &mut Vec<u8>) -> Result<(), BenchError> {
-        let corpus = corpora[self.requests % corpora.len()].as_str();
+    /// Appends one request for the next corpus to `out`.
+    pub fn encode(&mut self, request_id: u64, out: &mut Vec<u8>) -> Result<(), BenchError> {
+        let corpus = self.corpora[self.requests % self.corpora.len()].as_str();
         self.requests += 1;
         self.event_keys.clear();
         for _ in 0..self.shape.batch {
@@ -85,6 +91,22 @@ impl Claims {
         encode_request(&mut self.builder, &request, out)
             .map_err(|error| BenchError::Usage(format!("{error}: take a smaller --batch or fewer --metadata-bytes")))
     }
+
+    /// The claims that a reply confirms; `None` when all was refused at once.
+    pub fn take(&self, result: &ReplyResult, tally: &mut Tally) -> Result<Option<u64>, BenchError> {
+        match result {
+            ReplyResult::Claimed(_) if self.shape.batch == 1 => Ok(Some(1)),
+            ReplyResult::ClaimedBatch(items) if items.len() == self.shape.batch => {
+                items.iter().filter_map(|item| item.as_ref().err()).for_each(|error| tally.refused(error.code.name()));
+                Ok(Some(items.iter().filter(|item| item.is_ok()).count() as u64))
+            }
+            ReplyResult::Error(error) => {
+                tally.refused(error.code.name());
+                Ok(None)
+            }
+            other => Err(BenchError::Protocol { found: format!("{other:?} answers a claim of {:?}", self.shape) }),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -92,14 +114,18 @@ mod tests {
     use super::*;
     use claim_protocol::{decode_request, frame::split_frame};
 
+    fn claims(batch: usize, metadata_bytes: usize) -> Claims {
+        Claims::new(Shape { batch, metadata_bytes }, vec!["bench-0".to_owned()])
+    }
+
     #[test]
     fn requests_go_round_the_corpora_with_fresh_keys() {
-        let corpora = ["bench-0".to_owned(), "bench-1".to_owned()];
-        let mut claims = Claims::new(Shape { batch: 1, metadata_bytes: 3 });
+        let corpora = vec!["bench-0".to_owned(), "bench-1".to_owned()];
+        let mut claims = Claims::new(Shape { batch: 1, metadata_bytes: 3 }, corpora);
         let mut seen = Vec::new();
         for id in 0..4 {
             let mut out = Vec::new();
-            claims.encode(id, &corpora, &mut out).expect("it fits");
+            claims.encode(id, &mut out).expect("it fits");
             let (content, taken) = split_frame(&out).expect("short").expect("whole");
             assert_eq!(taken, out.len());
             let request = decode_request(content).expect("valid");
@@ -118,9 +144,9 @@ mod tests {
 
     #[test]
     fn a_batch_has_as_many_items_as_asked() {
-        let mut claims = Claims::new(Shape { batch: 1000, metadata_bytes: 128 });
+        let mut claims = claims(1000, 128);
         let mut out = Vec::new();
-        claims.encode(1, &["bench-0".to_owned()], &mut out).expect("it fits");
+        claims.encode(1, &mut out).expect("it fits");
         let (content, _) = split_frame(&out).expect("short").expect("whole");
         let request = decode_request(content).expect("valid");
         let Operation::ClaimBatch { items, .. } = request.operation else { panic!("no batch") };
@@ -134,8 +160,8 @@ mod tests {
             assert!(Shape { batch, metadata_bytes }.check().is_err(), "{batch}, {metadata_bytes}");
         }
         Shape { batch: BATCH_ITEMS_MAX, metadata_bytes: 0 }.check().expect("the largest batch");
-        let mut claims = Claims::new(Shape { batch: 1000, metadata_bytes: METADATA_BYTES_MAX });
-        let error = claims.encode(1, &["bench-0".to_owned()], &mut Vec::new()).expect_err("beyond a frame");
+        let mut claims = claims(1000, METADATA_BYTES_MAX);
+        let error = claims.encode(1, &mut Vec::new()).expect_err("beyond a frame");
         assert!(error.to_string().contains("--batch"), "{error}");
     }
 }
