@@ -262,6 +262,101 @@ fn reconciliation_and_what_bears_on_it() {
 }
 
 #[test]
+fn retention_is_held_released_and_shown() {
+    let (_directory, fake) = start();
+    let held = |result: &ReplyResult| matches!(result, ReplyResult::Held { held: true, .. });
+    let at = "1970-01-01T00:00:00.000001Z";
+    check(
+        &fake,
+        held,
+        &["hold", "2021-Q2", "--rationale", "why"],
+        "Hold { year: 2021, quarter: 2, held: true } because \"why\"",
+        &[json!({"quarter": "2021-Q2", "held": true, "at": at})],
+        "2021-Q2 is held since 1970",
+    );
+    check(
+        &fake,
+        held,
+        &["release", "2021-Q2"],
+        "Hold { year: 2021, quarter: 2, held: false } because \"\"",
+        &[json!({"quarter": "2021-Q2", "held": false, "at": at})],
+        "2021-Q2 is no longer held since 1970",
+    );
+    let status = |result: &ReplyResult| matches!(result, ReplyResult::Status(_));
+    let shards = [
+        json!({
+            "shard": 1, "dry_run": true, "due": "2021-Q1 to 2021-Q3", "segments": 9, "bytes": 10, "rows": 11,
+            "carried_at_most": 12, "waits_for": "a hold on 2021-Q2: an audit", "holds": ["2021-Q2", "2022-Q1"],
+            "dropped_to": "2020-Q4", "first_segment": 7, "quarter_seals": 8
+        }),
+        json!({
+            "shard": 0, "dry_run": true, "due": null, "segments": 0, "bytes": 0, "rows": 0, "carried_at_most": 0,
+            "waits_for": null, "holds": [], "dropped_to": null, "first_segment": 0, "quarter_seals": 0
+        }),
+    ];
+    for text in [
+        "this is a dry run and changes nothing",
+        "2021-Q1 to 2021-Q3  9         0.0  11    12               a hold on 2021-Q2: an audit",
+        "2020-Q4     8              7",
+        "held quarters: 2021-Q2, 2022-Q1",
+    ] {
+        check(&fake, status, &["retention"], "Status because \"\"", &shards, text);
+    }
+}
+
+#[test]
+fn the_status_has_the_archive_and_the_last_drill() {
+    let (_directory, fake) = start();
+    answers(&fake, |result| matches!(result, ReplyResult::Status(_)));
+    let mut status = object(&fake.socket(), &["status"]);
+    for age in ["archive_age_seconds", "drill_age_seconds"] {
+        assert!(status[age].take().as_u64().is_some_and(|seconds| seconds > 1_000_000_000), "{age}: {status}");
+    }
+    for (field, expected) in [
+        ("archive_at", json!("1970-01-01T00:00:00.000002Z")),
+        ("archive_error", json!("the backup's device is full")),
+        ("drill_at", json!("1970-01-01T00:00:00.000000Z")),
+        ("drill_rto_ms", json!(u64::MAX)),
+        ("drill_rpo_ms", json!(-1)),
+    ] {
+        assert_eq!(status[field], expected, "{field}");
+    }
+    for (field, expected) in [
+        ("first_segment", json!(7)),
+        ("dropped_to", json!("2020-Q4")),
+        ("quarter_seals", json!(8)),
+        ("holds", json!(["2021-Q2", "2022-Q1"])),
+        ("retention_due", json!("2021-Q1 to 2021-Q3")),
+        ("retention_segments", json!(9)),
+        ("retention_bytes", json!(10)),
+        ("retention_rows", json!(11)),
+        ("retention_carried", json!(12)),
+        ("retention_waits_for", json!("a hold on 2021-Q2: an audit")),
+    ] {
+        assert_eq!(status["shards"][0][field], expected, "{field}");
+    }
+    let (code, stdout, _) = run(&fake.socket(), &["status"]);
+    assert_eq!(code, 0);
+    assert!(stdout.contains("days ago; the last round failed: the backup's device is full"), "{stdout}");
+    assert!(stdout.contains("last drill       1970-01-01T00:00:00.000000Z, "), "{stdout}");
+    assert!(stdout.contains("dropped to") && stdout.contains("2020-Q4"), "{stdout}");
+    // Without an archive and a drill.
+    let (_directory, fake) = start();
+    let status = object(&fake.socket(), &["status"]);
+    for field in ["archive_at", "archive_age_seconds", "drill_at", "drill_age_seconds", "drill_rto_ms", "drill_rpo_ms"]
+    {
+        assert_eq!(status[field], Value::Null, "{field}");
+    }
+    let (code, stdout, _) = run(&fake.socket(), &["status"]);
+    assert_eq!(code, 0);
+    assert!(
+        stdout.contains("archived         not since the daemon's start\n")
+            && stdout.contains("last drill       never\n"),
+        "{stdout}"
+    );
+}
+
+#[test]
 fn a_claim_that_finds_its_event_names_the_row() {
     let (_directory, fake) = start();
     let socket = fake.socket();

@@ -125,6 +125,11 @@ fn the_registry() {
     stage.check(frozen.clone(), |client, options| client.freeze("one", options), None, asks, &7);
     let asks = "Freeze { corpus: \"\", frozen: false }";
     stage.check(frozen, |client, options| client.unfreeze("", options), None, asks, &7);
+    let held = ReplyResult::Held { year: 2021, quarter: 2, held: true, at_us: 7 };
+    let asks = "Hold { year: 2021, quarter: 2, held: true }";
+    stage.check(held.clone(), |client, options| client.hold(2021, 2, options), None, asks, &7);
+    let asks = "Hold { year: 2021, quarter: 2, held: false }";
+    stage.check(held, |client, options| client.release(2021, 2, options), None, asks, &7);
     let capped = ReplyResult::Capped { corpus: "one".to_owned(), claims_per_minute: 60, at_us: 7 };
     let asks = "Cap { corpus: \"one\", claims_per_minute: 60 }";
     stage.check(capped, |client, options| client.cap("one", 60, options), None, asks, &7);

@@ -148,6 +148,9 @@ impl Service {
             }
             Outcome::IncidentSet { active, at_us } => Ok(ReplyResult::IncidentSet { active, at_us }),
             Outcome::BarrierRaised { at_us } => Ok(ReplyResult::BarrierRaised { at_us }),
+            Outcome::Held { quarter, held, at_us } => {
+                Ok(ReplyResult::Held { year: quarter.year(), quarter: quarter.number(), held, at_us })
+            }
             Outcome::Configured { .. } => return self.configured(),
             Outcome::Configuration { toml, at_us, uid } => Ok(translate::configuration(toml, at_us, uid, at)),
             Outcome::Dispute(dispute) => Ok(ReplyResult::Disputed(translate::dispute(&dispute, names))),
@@ -271,6 +274,17 @@ impl Service {
             while driver.engine.borrow().durable().position < from_position && !is_over() {
                 this.pulse.beat();
                 glommio::timer::sleep(Duration::from_millis(TAIL_LOOK_MS)).await;
+            }
+            // From the beginning: from what is left of it.
+            let first_position = driver.engine.borrow().first_position();
+            let from_position = if from_position <= 1 { first_position } else { from_position };
+            if from_position < first_position {
+                let message = format!(
+                    "shard {} has dropped the positions before {first_position} with their quarters: go on there, or read a \
+                     backup",
+                    asked.shard
+                );
+                return this.finish_asked(&asked, Err(Refusal::new(Code::Expired, message)));
             }
             let page = log_reader::page(&driver, from_position, limit).await.map_err(reading::unreadable);
             let result = page.and_then(|page| {

@@ -36,39 +36,34 @@ pub struct ArchiveState {
     pub rounds: u64,
     /// Bytes that were copied.
     pub bytes_copied: u64,
+    /// By shard, the first segment that is not there as a whole.
+    pub segments: Vec<u64>,
 }
 
 /// The thread.
 #[derive(Debug)]
 pub struct Archive {
-    state: Arc<Mutex<ArchiveState>>,
     is_stopping: Arc<AtomicBool>,
     wake: Sender<()>,
     thread: JoinHandle<()>,
 }
 
 impl Archive {
-    /// Starts the first round at once.
-    pub fn start(data: &Path, options: &ArchiveOptions) -> std::io::Result<Archive> {
-        let state = Arc::new(Mutex::new(ArchiveState::default()));
+    /// Starts the first round at once. What becomes of it goes to `state`.
+    pub fn start(data: &Path, options: &ArchiveOptions, state: Arc<Mutex<ArchiveState>>) -> std::io::Result<Archive> {
         let is_stopping = Arc::new(AtomicBool::new(false));
         let (wake, woken) = channel();
         let (data, options) = (data.to_owned(), options.clone());
-        let (of_thread, stops) = (Arc::clone(&state), Arc::clone(&is_stopping));
+        let stops = Arc::clone(&is_stopping);
         let thread = std::thread::Builder::new().name("claimd-archive".to_owned()).spawn(move || {
             while !stops.load(Ordering::Relaxed) {
-                round(&data, &options, &stops, &of_thread);
+                round(&data, &options, &stops, &state);
                 if woken.recv_timeout(options.every) != Err(RecvTimeoutError::Timeout) {
                     return;
                 }
             }
         })?;
-        Ok(Archive { state, is_stopping, wake, thread })
-    }
-
-    /// What has become of it.
-    pub fn state(&self) -> Arc<Mutex<ArchiveState>> {
-        Arc::clone(&self.state)
+        Ok(Archive { is_stopping, wake, thread })
     }
 
     /// Ends the thread. A round under way is given up: what the archive had before is whole.
@@ -106,6 +101,7 @@ fn round(data: &Path, options: &ArchiveOptions, is_stopping: &AtomicBool, state:
     match made {
         Ok(made) => {
             state.last_success_us = Some(began_us);
+            state.segments = made.manifest.shards.iter().map(|part| part.full_to()).collect();
             let had_failed = state.last_error.take().is_some();
             state.rounds += 1;
             state.bytes_copied += made.bytes_copied;

@@ -185,6 +185,10 @@ fn import(client: &Client, acknowledged: &mut Ledger) -> Result<ImportReport, St
     let style = ProgressStyle::with_template("   {bar:40} {pos}/{len} events, {per_sec}").map_err(|e| e.to_string())?;
     let bar = ProgressBar::new(EVENT_COUNT).with_style(style);
     let mut importing = Importing { acknowledged, bar };
+    // Years go by in it, and every id is looked for in the end.
+    let rationale = "every id is looked for in the end".to_owned();
+    let held = RequestOptions { at_us: Some(0), rationale, ..RequestOptions::default() };
+    client.hold(1970, 1, &held).wait().map_err(|e| e.to_string())?;
     let report = play(client, source, &ImportOptions::default(), &mut importing).map_err(|e| e.to_string())?;
     importing.bar.finish_and_clear();
     Ok(report)

@@ -6,13 +6,16 @@ use crate::stall_guard::Pulse;
 use claim_engine::command::Request;
 use claim_engine::engine::{Engine, Output};
 use claim_engine::entropy::Entropy;
+use claim_engine::log::io::{Io, IoDone, perform};
 use claim_engine::log::layout::BLOCK_BYTES;
 use claim_engine::log::record::{self, RECORD_HEADER_BYTES};
-use claim_engine::log::writer::{Io, IoDone, perform};
 use claim_engine::peer::PeerMessage;
 use claim_engine::storage::{RealStorage, Storage};
 use claim_engine::time::Now;
+use nix::fcntl::{Flock, FlockArg};
 use std::cell::{Cell, RefCell};
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -40,6 +43,13 @@ pub struct Driver {
     outputs: RefCell<Vec<Output>>,
     is_delivering: Cell<bool>,
     scrubbed: RefCell<Scrubbed>,
+}
+
+/// Whether somebody holds the lock of the ledger's directory.
+fn is_being_read(path: &Path) -> bool {
+    let directory = path.parent().map(File::open);
+    let Some(Ok(directory)) = directory else { return false };
+    matches!(Flock::lock(directory, FlockArg::LockExclusiveNonblock), Err((_, nix::errno::Errno::EWOULDBLOCK)))
 }
 
 /// A record as read from disk.
@@ -108,6 +118,11 @@ impl Driver {
                         };
                         IoDone::Cleared(glommio::executor().spawn_blocking(clear).await)
                     }
+                    // A backup under way reads what was dropped since it began.
+                    Io::Free { segments, .. } if is_being_read(&this.path) => {
+                        let result = Err(io::Error::new(io::ErrorKind::WouldBlock, "a backup is under way"));
+                        IoDone::Freed { segments, result }
+                    }
                     io => perform(&*this.storage, io).await,
                 };
                 this.pulse.beat();
@@ -134,6 +149,11 @@ impl Driver {
             *self.outputs.borrow_mut() = outputs;
         }
         self.is_delivering.set(false);
+    }
+
+    /// Segments from this one on are not archived yet.
+    pub fn archived_to(&self, segment: u64) {
+        self.engine.borrow_mut().keep_segments_from(segment);
     }
 
     /// Lets the engine look at the time.

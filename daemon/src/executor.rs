@@ -238,7 +238,7 @@ async fn serve(plan: &Plan, drivers: Drivers, mesh: Mesh<Message>) {
 async fn tick(service: Rc<Service>) {
     loop {
         glommio::timer::sleep(Duration::from_millis(TICK_MS)).await;
-        service.local_drivers().for_each(Driver::tick);
+        service.tick();
     }
 }
 

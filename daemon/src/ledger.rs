@@ -237,7 +237,7 @@ pub fn format(options: &FormatOptions, mut progress: impl FnMut(u16)) -> Result<
         clock: *clock,
         geometry: *geometry,
         formatted_at_us: crate::clock::now().wall_us,
-        first_segment: 0,
+        origin: None,
         checkpoint: None,
         version: FORMAT_VERSION,
     };

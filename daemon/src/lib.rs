@@ -14,7 +14,7 @@
 //! | [`scrub`] | reads the log again in the background |
 //! | [`stall_guard`] | wakes an executor that sleeps over its work |
 //! | [`doctor`], [`inspect`], [`verify`], [`repair`], [`reshard`], [`demo`] | what an operator asks |
-//! | [`backup`], [`restore`], [`archive`] | copies of a ledger, and ledgers made from them |
+//! | [`backup`], [`restore`], [`archive`], [`drill`] | copies of a ledger, and ledgers made from them |
 //! | [`config`], [`check_config`] | the configuration file, and what it says about it |
 //! | [`clock`] | the ledger's time and deadlines |
 
@@ -26,6 +26,7 @@ pub mod clock;
 pub mod config;
 pub mod demo;
 pub mod doctor;
+pub mod drill;
 pub mod driver;
 pub mod executor;
 pub mod gather;

@@ -2,12 +2,13 @@
 //! earlier is still part of the chain.
 
 use crate::driver::{Driver, StoredRecord};
-use claim_engine::log::batch::{self, BATCH_HEADER_BYTES, Found};
+use claim_engine::log::batch::{self, BATCH_HEADER_BYTES, Found, Hash};
 use claim_engine::log::record;
 use claim_engine::log::recovery::BatchPlace;
 use claim_engine::log::superblock::Superblock;
 use claim_engine::log::writer::{Head, LogEnd};
 use claim_engine::mutant::Mutation;
+use claim_engine::retention::{QuarterSeal, verify_seals};
 use claim_engine::storage::Storage;
 use std::rc::Rc;
 use std::time::Duration;
@@ -55,16 +56,29 @@ async fn read_batch(driver: &Driver, superblock: &Superblock, log_offset: u64) -
     }
 }
 
-/// The durable records from a position on, at most `limit` of them.
+/// The durable records from a position on, at most `limit` of them. What was dropped is left out.
 pub async fn page(driver: &Driver, from_position: u64, limit: usize) -> Result<Page, String> {
-    let (superblock, durable, (mut log_offset, _)) = {
+    let (superblock, durable, (start, _)) = {
         let engine = driver.engine.borrow();
         (engine.superblock().clone(), engine.durable(), engine.start_for(from_position))
     };
-    let mut page = Page { records: Vec::new(), next_position: from_position };
+    let begin = LogEnd::at_start(&superblock, 0, Mutation::NONE);
+    let mut log_offset = start.max(begin.next_batch_at);
+    let mut page = Page { records: Vec::new(), next_position: from_position.max(begin.next_position) };
     let mut bytes_taken = 0;
     while page.next_position <= durable.position && page.records.len() < limit && bytes_taken < PAGE_BYTES_MAX {
-        let batch = read_batch(driver, &superblock, log_offset).await?;
+        let batch = match read_batch(driver, &superblock, log_offset).await {
+            Ok(batch) => batch,
+            Err(error) => {
+                let Some(begin) = dropped_meanwhile(driver, log_offset) else { return Err(error) };
+                if !page.records.is_empty() {
+                    break;
+                }
+                log_offset = begin.next_batch_at;
+                page.next_position = page.next_position.max(begin.next_position);
+                continue;
+            }
+        };
         let header = &batch.place.header;
         let mut at = BATCH_HEADER_BYTES;
         for position in header.first_position..header.next_position() {
@@ -78,15 +92,43 @@ pub async fn page(driver: &Driver, from_position: u64, limit: usize) -> Result<P
                 page.records.push(StoredRecord { position, kind: raw.kind, body: raw.body.to_vec() });
             }
         }
-        log_offset = superblock.geometry.next_batch(log_offset, header.total_bytes.into());
+        log_offset = batch.place.next(superblock.geometry);
     }
     Ok(page)
+}
+
+/// Where the log begins now, if what stood at an offset was dropped while it was read.
+fn dropped_meanwhile(driver: &Driver, log_offset: u64) -> Option<LogEnd> {
+    let engine = driver.engine.borrow();
+    let superblock = engine.superblock();
+    let is_dropped = superblock.geometry.segment_of(log_offset) < superblock.first_segment();
+    is_dropped.then(|| LogEnd::at_start(superblock, 0, Mutation::NONE))
+}
+
+/// What can still be said of a head in what was dropped: the seals of dropped quarters name the ends of their chains.
+fn check_dropped(seals: &[QuarterSeal], key: &Hash, wanted: &Head) -> Result<(), String> {
+    verify_seals(seals, key)?;
+    let seal = seals.iter().find(|seal| seal.batch >= wanted.batch);
+    match seal {
+        Some(seal) if seal.chain_head() == *wanted => Ok(()),
+        Some(seal) if seal.batch == wanted.batch => Err(format!(
+            "the seal of {} has another position or hash for batch {} than the head says: an entry at or before that position was \
+             changed, dropped or put elsewhere since the head was given out",
+            seal.quarters.1, wanted.batch
+        )),
+        Some(seal) => Err(format!(
+            "batch {} was dropped with {}, whose retention is over: whether the chain passed through the head can't be told any \
+             more; a backup from before may have it",
+            wanted.batch, seal.quarters.1
+        )),
+        None => Err(format!("batch {} stands before the log's beginning, and no seal tells of it", wanted.batch)),
+    }
 }
 
 /// What came of a check.
 #[derive(Debug)]
 pub struct Checked {
-    /// The chain verifies from its beginning to the present, and passes through the head.
+    /// The chain verifies from where the log begins to the present, and passes through the head.
     pub is_well: bool,
     /// What was found, as a sentence.
     pub message: String,
@@ -94,7 +136,7 @@ pub struct Checked {
     pub batches: u64,
 }
 
-/// Goes over the chain from its beginning to what is durable, and looks whether it passes through a head.
+/// Goes over the chain from where the log begins to what is durable, and looks whether it passes through a head.
 pub async fn check(driver: &Rc<Driver>, wanted: Head) -> Checked {
     let (superblock, head) = {
         let engine = driver.engine.borrow();
@@ -109,17 +151,30 @@ pub async fn check(driver: &Rc<Driver>, wanted: Head) -> Checked {
         );
         return failed(0, message);
     }
-    let mut end = LogEnd::of_empty(&superblock, 0, Mutation::NONE);
-    let mut passes = wanted.batch == 0;
-    if passes && (wanted.position != 0 || wanted.hash != end.previous_hash) {
-        let message =
-            "the head says that nothing was logged yet, and has another hash than this ledger's chain begins with";
-        return failed(0, message.to_owned());
+    let mut end = LogEnd::at_start(&superblock, 0, Mutation::NONE);
+    let mut passes = wanted.batch < end.next_number;
+    if wanted.batch == 0 {
+        let genesis = LogEnd::at_start(&Superblock { origin: None, ..superblock.clone() }, 0, Mutation::NONE);
+        if wanted.position != 0 || wanted.hash != genesis.previous_hash {
+            let message =
+                "the head says that nothing was logged yet, and has another hash than this ledger's chain begins with";
+            return failed(0, message.to_owned());
+        }
+    } else if passes {
+        let checked = check_dropped(&driver.engine.borrow().shard().retention().seals, &superblock.key, &wanted);
+        if let Err(message) = checked {
+            return failed(0, message);
+        }
     }
+    let before = end.next_number - 1;
     while end.next_number <= head.batch {
-        let batches = end.next_number - 1;
+        let batches = end.next_number - 1 - before;
         let batch = match read_batch(driver, &superblock, end.next_batch_at).await {
             Ok(batch) => batch,
+            Err(_) if dropped_meanwhile(driver, end.next_batch_at).is_some() => {
+                let message = "a quarter was dropped while its chain was gone over; check once more";
+                return failed(batches, message.to_owned());
+            }
             Err(error) => {
                 let message = format!("batch {} (positions from {}): {error}", end.next_number, end.next_position);
                 return failed(batches, message);
@@ -150,5 +205,5 @@ pub async fn check(driver: &Rc<Driver>, wanted: Head) -> Checked {
         }
     }
     let message = format!("the chain verifies to batch {}, position {}", head.batch, head.position);
-    Checked { is_well: passes, message, batches: head.batch }
+    Checked { is_well: passes, message, batches: head.batch - before }
 }

@@ -259,6 +259,10 @@ struct RestoreArgs {
     /// position of a ledger with one shard. Shards that are not named are cut at the time of those that are.
     #[arg(long, value_name = "TIME|POSITIONS")]
     to: Option<To>,
+    /// Keep when this was, how long it took and how old the backup was in this directory, where the ledger is that the backup is
+    /// of: `claimctl status` shows it as the last drill. A daemon may be serving that ledger.
+    #[arg(long, value_name = "LEDGER_DIR")]
+    remember: Option<PathBuf>,
     /// Take a file system without O_DIRECT, such as tmpfs: for trials only, a power cut may lose everything.
     #[arg(long)]
     unsafe_no_direct: bool,
@@ -369,8 +373,8 @@ fn main() -> ExitCode {
         }
         Command::Restore(args) => {
             let direct = direct(args.unsafe_no_direct);
-            let RestoreArgs { from, data, to, json, .. } = args;
-            restore::run(&RestoreOptions { from, data, to, json, direct })
+            let RestoreArgs { from, data, to, remember, json, .. } = args;
+            restore::run(&RestoreOptions { from, data, to, remember, json, direct })
         }
         Command::Reshard(args) => {
             let ReshardArgs { data, to, shards, unsafe_no_direct, json } = args;

@@ -12,11 +12,12 @@ use crate::ledger;
 use crate::verify::{self, EXIT_DAMAGED, EXIT_UNREADABLE, ShardReport};
 use claim_engine::corpus::Prefix;
 use claim_engine::log::entry::{Entry, Meta, Principal, Record, encode_floors};
+use claim_engine::log::io::perform;
 use claim_engine::log::layout::BATCH_BYTES_RANGE;
 use claim_engine::log::record::RawRecord;
 use claim_engine::log::superblock::{ClockMode, Superblock, encode_segment_header};
-use claim_engine::log::verify::{GlobalCopy, Standing, Step, Structure, WalkOptions, event_id, walk};
-use claim_engine::log::writer::{LogEnd, LogWriter, perform};
+use claim_engine::log::verify::{GlobalCopy, Standing, Step, Structure, WalkOptions, event_id, state_at_start, walk};
+use claim_engine::log::writer::{LogEnd, LogWriter};
 use claim_engine::log::{batch, record};
 use claim_engine::mutant::Mutation;
 use claim_engine::shard::Shard;
@@ -269,7 +270,7 @@ fn plan(shards: Vec<ShardReport>, seen: Vec<Seen>) -> Result<Vec<Plan>, String> 
 /// The end of the log before the batch at a log offset.
 fn end_before(report: &ShardReport, at: u64) -> Result<LogEnd, String> {
     let superblock = report.superblock.as_ref().ok_or("a report without a superblock has no log")?;
-    let mut end = LogEnd::of_empty(superblock, 0, Mutation::NONE);
+    let mut end = LogEnd::at_start(superblock, 0, Mutation::NONE);
     let mut each = |step: Step| {
         if let Step::Batch(place, _) = step
             && place.log_offset < at
@@ -332,7 +333,7 @@ fn restore_globals(plans: &mut [Plan]) -> Result<(), String> {
 /// The state machine at the end of what is kept, and the batches up to there as they stand.
 fn state_at(plan: &Plan) -> Result<(Shard, Vec<Kept>), String> {
     let superblock = plan.report.superblock.as_ref().ok_or("a plan without a superblock")?;
-    let mut shard = Shard::new(superblock);
+    let mut shard = state_at_start(&mut open(&plan.report.path)?, superblock)?;
     let mut kept = Vec::new();
     let mut failed = None;
     let until = plan.keep.next_batch_at;
@@ -386,7 +387,7 @@ fn rebuild(plan: &Plan, now_us: i64, direct: DirectIo) -> Result<PathBuf, String
     // The superblock comes last, the first block before all others: it must not be a hole.
     let zeroes = vec![0; ZEROES_BYTES];
     file.write_all_at(&zeroes[..geometry.file_offset(0) as usize], 0).map_err(error)?;
-    for segment in 0..=last_segment {
+    for segment in superblock.first_segment()..=last_segment {
         let header = encode_segment_header(&superblock, segment);
         file.write_all_at(&header, geometry.file_offset(geometry.segment_start(segment))).map_err(error)?;
     }

@@ -16,16 +16,18 @@ use crate::backup::manifest::{DIRECTORY_MODE, FILE_MODE, sync_directory};
 use crate::backup::source::BackupSource;
 use crate::backup::{Failure, exit};
 use crate::doctor;
+use crate::drill::Drill;
 use crate::ledger;
 use crate::verify;
 use claim_engine::corpus::Prefix;
 use claim_engine::log::entry::{self, Entry, Meta, Principal, Record, encode_floors};
+use claim_engine::log::io::perform;
 use claim_engine::log::layout::Geometry;
 use claim_engine::log::record::{self, RawRecord};
 use claim_engine::log::recovery::BatchPlace;
 use claim_engine::log::superblock::{ClockMode, Superblock, encode_segment_header};
 use claim_engine::log::verify::{Standing, Step, WalkOptions, walk};
-use claim_engine::log::writer::{LogEnd, LogWriter, perform};
+use claim_engine::log::writer::{LogEnd, LogWriter};
 use claim_engine::log::{batch, batch::Found};
 use claim_engine::mutant::Mutation;
 use claim_engine::storage::{DirectIo, RealStorage, Storage};
@@ -40,7 +42,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Exit code of what can't be done as it was asked for.
 const EXIT_USAGE: u8 = 2;
@@ -61,6 +63,8 @@ pub struct RestoreOptions {
     pub data: PathBuf,
     /// Up to where; without it, all that hangs together.
     pub to: Option<To>,
+    /// The directory of the same ledger, to keep there how the restore went.
+    pub remember: Option<PathBuf>,
     /// Print one JSON object.
     pub json: bool,
     /// Whether O_DIRECT is insisted on.
@@ -195,6 +199,9 @@ fn restore(options: &RestoreOptions) -> Result<(), Failure> {
     let started = Instant::now();
     check_empty(&options.data)?;
     let backup = Backup::open(&options.from)?;
+    if let Some(data) = &options.remember {
+        check_same(data, &backup)?;
+    }
     let bar = verify::bar();
     let seen = plan(&backup, options.to.as_ref(), &bar)?;
     let clock = backup.superblocks[0].as_ref().map_or(ClockMode::Wall, |superblock| superblock.clock);
@@ -235,7 +242,11 @@ fn restore(options: &RestoreOptions) -> Result<(), Failure> {
         let named = fs::rename(&made.new, &path).and_then(|()| sync_directory(&options.data));
         named.map_err(|e| Failure::io(&path, &e))?;
     }
-    let said = say(options, &backup, &restored, floor_us, started.elapsed().as_secs_f64());
+    let mut took = Took { rto: started.elapsed(), rpo: rpo(&backup), remembered_in: None };
+    let remembered = options.remember.as_ref().map_or(Ok(()), |data| remember(data, &backup, &took));
+    took.remembered_in = options.remember.clone().filter(|_| remembered.is_ok());
+    let said = say(options, &backup, &restored, floor_us, &took);
+    remembered?;
     said.or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })
         .map_err(|error| Failure::unreadable(error.to_string()))
 }
@@ -256,6 +267,53 @@ fn check_empty(data: &Path) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// How a restore went is kept with the ledger that the backup is of.
+fn check_same(data: &Path, backup: &Backup) -> Result<(), Failure> {
+    let refused = |what: String| {
+        let from = backup.dir.display();
+        usage(format!(
+            "{what}; name with --remember the directory of the ledger that {from} is a backup of, or leave it out; \
+             nothing was written"
+        ))
+    };
+    let found = ledger::superblocks(data).map_err(|error| refused(error.to_string()))?;
+    match found.first().map(|superblock| superblock.ledger.to_string()) {
+        Some(ledger) if ledger == backup.manifest.ledger => Ok(()),
+        ledger => Err(refused(format!(
+            "{} holds ledger {}, and the backup is of {}",
+            data.display(),
+            ledger.unwrap_or_default(),
+            backup.manifest.ledger
+        ))),
+    }
+}
+
+/// How a restore went.
+struct Took {
+    /// How long it took.
+    rto: Duration,
+    /// How old the backup was.
+    rpo: Duration,
+    /// Where that is kept.
+    remembered_in: Option<PathBuf>,
+}
+
+fn rpo(backup: &Backup) -> Duration {
+    let to_us = backup.manifest.consistent_to_us.unwrap_or(backup.manifest.made_at_us);
+    Duration::from_micros(u64::try_from(crate::clock::now().wall_us.saturating_sub(to_us)).unwrap_or(0))
+}
+
+fn remember(data: &Path, backup: &Backup, took: &Took) -> Result<(), Failure> {
+    let (rto_ms, rpo_ms) = (took.rto.as_millis() as u64, took.rpo.as_millis() as i64);
+    let drill = Drill::new(backup.manifest.ledger.clone(), crate::clock::now().wall_us, rto_ms, rpo_ms);
+    drill.write(data).map_err(|error| {
+        Failure::unreadable(format!(
+            "{}: {error}; the ledger is restored and whole, and how that went is not kept there",
+            data.display()
+        ))
+    })
 }
 
 /// Verifies the backup, and finds where each shard is cut.
@@ -399,7 +457,7 @@ fn write_shard(
     let mut source = BackupSource::new(&backup.dir, &superblock, part);
     let kept = copy(&mut source, &superblock, seen.cut, &file, bar).map_err(io)?;
     let last_segment = geometry.segment_of(kept.end.next_batch_at);
-    for segment in 0..=last_segment {
+    for segment in superblock.first_segment()..=last_segment {
         let header = encode_segment_header(&superblock, segment);
         file.write_all_at(&header, geometry.file_offset(geometry.segment_start(segment))).map_err(io)?;
     }
@@ -437,7 +495,7 @@ fn copy(
     bar: &ProgressBar,
 ) -> io::Result<Kept> {
     let geometry: Geometry = superblock.geometry;
-    let end = LogEnd::of_empty(superblock, 0, Mutation::NONE);
+    let end = LogEnd::at_start(superblock, 0, Mutation::NONE);
     let mut kept = Kept { end, cut: None, global_sequence: 0, last_us: 0 };
     let (mut is_over, mut failed) = (false, None);
     let mut each = |step: Step| {
@@ -577,17 +635,10 @@ async fn work_off(writer: &mut LogWriter, storage: &RealStorage) -> Result<(), S
     }
 }
 
-fn say(
-    options: &RestoreOptions,
-    backup: &Backup,
-    restored: &[Restored],
-    floor_us: i64,
-    seconds: f64,
-) -> io::Result<()> {
+fn say(options: &RestoreOptions, backup: &Backup, restored: &[Restored], floor_us: i64, took: &Took) -> io::Result<()> {
     let out = &mut io::stdout().lock();
     let manifest = &backup.manifest;
-    let to_us = manifest.consistent_to_us.unwrap_or(manifest.made_at_us);
-    let age = (crate::clock::now().wall_us - to_us).max(0) as f64 / 1e6;
+    let (seconds, age) = (took.rto.as_secs_f64(), took.rpo.as_secs_f64());
     if options.json {
         let shards: Vec<_> = restored
             .iter()
@@ -601,7 +652,7 @@ fn say(
         let whole = json!({
             "what": "restored", "ledger": manifest.ledger, "from": options.from, "data": options.data,
             "backup_made_at": rfc3339(manifest.made_at_us), "backup_age_seconds": age, "rto_seconds": seconds,
-            "times_above": rfc3339(floor_us), "shards": shards,
+            "times_above": rfc3339(floor_us), "shards": shards, "remembered_in": took.remembered_in,
         });
         return writeln!(out, "{whole}");
     }
@@ -617,6 +668,9 @@ fn say(
         "restored in {seconds:.2} s (RTO) from a backup that is {age:.0} s old (RPO); new ids are above {}",
         rfc3339(floor_us)
     )?;
+    if let Some(data) = &took.remembered_in {
+        writeln!(out, "remembered in {}: `claimctl status` shows it", data.display())?;
+    }
     writeln!(out, "serve it with: claimd start --data {}", options.data.display())
 }
 

@@ -64,7 +64,7 @@ struct Round {
 
 impl Round {
     fn new(superblock: &Superblock) -> Round {
-        Round { end: LogEnd::of_empty(superblock, 0, Mutation::NONE), searching_at: None }
+        Round { end: LogEnd::at_start(superblock, 0, Mutation::NONE), searching_at: None }
     }
 }
 
@@ -73,13 +73,12 @@ pub async fn run(drivers: Vec<Rc<Driver>>, bytes_per_s: u64) {
     if bytes_per_s == 0 {
         return;
     }
-    let superblocks: Vec<_> = drivers.iter().map(|driver| driver.engine.borrow().superblock().clone()).collect();
-    let mut rounds: Vec<_> = superblocks.iter().map(Round::new).collect();
+    let mut rounds: Vec<_> = drivers.iter().map(|driver| Round::new(driver.engine.borrow().superblock())).collect();
     loop {
         let mut is_round_over = true;
-        for ((driver, superblock), round) in drivers.iter().zip(&superblocks).zip(&mut rounds) {
+        for (driver, round) in drivers.iter().zip(&mut rounds) {
             give_way(driver).await;
-            let read = piece(driver, superblock, round).await;
+            let read = piece(driver, round).await;
             is_round_over &= read == 0;
             if read > 0 {
                 glommio::timer::sleep(Duration::from_micros(read * 1_000_000 / bytes_per_s)).await;
@@ -101,7 +100,16 @@ async fn give_way(driver: &Driver) {
 }
 
 /// Looks at the next piece of a log; returns the bytes read, 0 at the end of a round.
-async fn piece(driver: &Driver, superblock: &Superblock, round: &mut Round) -> u64 {
+async fn piece(driver: &Driver, round: &mut Round) -> u64 {
+    // Its first segments may be dropped meanwhile: then a round begins anew where the log does.
+    let superblock = &driver.engine.borrow().superblock().clone();
+    let is_dropped = |at: u64| {
+        let engine = driver.engine.borrow();
+        superblock.geometry.segment_of(at) < engine.superblock().first_segment()
+    };
+    if is_dropped(round.end.next_batch_at) {
+        *round = Round::new(superblock);
+    }
     let geometry = superblock.geometry;
     // What is durable now was written before it is read below.
     let durable = driver.engine.borrow().durable();
@@ -116,7 +124,11 @@ async fn piece(driver: &Driver, superblock: &Superblock, round: &mut Round) -> u
     let segment_end = geometry.segment_start(geometry.segment_of(at) + 1);
     let wanted = geometry.batch_bytes_max.min(segment_end - at);
     let file_offset = geometry.file_offset(at);
-    let bytes = match driver.storage().read_at(file_offset, wanted as usize).await {
+    let read = driver.storage().read_at(file_offset, wanted as usize).await;
+    if is_dropped(at) {
+        return wanted;
+    }
+    let bytes = match read {
         Ok(bytes) => bytes,
         Err(error) => {
             let what = format!("reading {wanted} bytes failed: {error}");

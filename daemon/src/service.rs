@@ -32,8 +32,8 @@ use slab::Slab;
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 /// Replies that wait for reads of the ledger, per executor.
 pub const READS_MAX: usize = 1_024;
@@ -177,6 +177,19 @@ impl Service {
     /// This executor sends nothing more.
     pub fn close_mesh(&self) {
         self.mesh.close();
+    }
+
+    /// Lets every shard look at the time, and hear of what is archived.
+    pub fn tick(&self) {
+        if let Some(archive) = &self.shared.archive {
+            let archive = archive.lock().unwrap_or_else(PoisonError::into_inner);
+            for (shard, driver) in self.drivers.iter().enumerate() {
+                // Before its first round it has nothing.
+                let archived_to = archive.segments.get(shard).copied().unwrap_or(0);
+                driver.iter().for_each(|driver| driver.archived_to(archived_to));
+            }
+        }
+        self.local_drivers().for_each(Driver::tick);
     }
 
     fn now(&self) -> Now {
@@ -411,6 +424,10 @@ impl Service {
     }
 
     fn status_frame(&self) -> StatusReport {
+        let archive =
+            self.shared.archive.as_ref().map(|state| state.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        let archive = archive.unwrap_or_default();
+        let drill = self.shared.drills.last(self.shared.ledger);
         // What concerns the whole ledger every shard knows.
         let known = self.drivers.iter().flatten().next().map(|driver| driver.engine.borrow().status());
         StatusReport {
@@ -427,12 +444,22 @@ impl Service {
             last_pass_at_us: known.as_ref().and_then(|status| status.last_pass_at_us),
             policy_at_us: known.as_ref().map(|status| status.policy_at_us).filter(|at_us| *at_us > 0),
             frozen_reason: known.and_then(|status| status.frozen_reason),
+            archive_at_us: archive.last_success_us,
+            archive_error: archive.last_error,
+            drill_at_us: drill.as_ref().map(|drill| drill.at_us),
+            drill_rto_ms: drill.as_ref().map_or(0, |drill| drill.rto_ms),
+            drill_rpo_ms: drill.as_ref().map(|drill| drill.rpo_ms),
         }
     }
 
     pub(crate) fn status_part(&self, driver: &Driver) -> Part {
         let core = self.shared.cores[self.executor] as u16;
-        let status = translate::status(driver.engine.borrow().status(), core);
+        let status = {
+            let mut engine = driver.engine.borrow_mut();
+            let plan = engine.retention_plan(self.now());
+            let status = translate::status(engine.status(), core);
+            translate::retention(status, engine.shard().retention(), engine.superblock().first_segment(), plan)
+        };
         let scrubbed = driver.scrubbed().borrow();
         let shard = wire::ShardStatus {
             scrubbed_bytes: scrubbed.bytes,

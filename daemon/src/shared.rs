@@ -1,6 +1,7 @@
 //! What every executor and the thread that started them know together.
 
 use crate::archive::ArchiveState;
+use crate::drill::Drills;
 use crate::stall_guard::GuardCounters;
 use claim_engine::log::superblock::ClockMode;
 use std::sync::atomic::AtomicUsize;
@@ -32,7 +33,9 @@ pub struct Shared {
     /// What the stall guard did.
     pub guard: OnceLock<Arc<GuardCounters>>,
     /// How the segment archive is doing, if there is one.
-    pub archive: OnceLock<Arc<Mutex<ArchiveState>>>,
+    pub archive: Option<Arc<Mutex<ArchiveState>>>,
+    /// What is remembered of restores of this ledger's backup.
+    pub drills: Drills,
 }
 
 /// Tells a thread that something has happened.

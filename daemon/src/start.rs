@@ -3,6 +3,7 @@
 use crate::archive::{Archive, ArchiveOptions};
 use crate::config;
 use crate::doctor;
+use crate::drill::Drills;
 use crate::executor::{self, Control, IO_MEMORY_BYTES, Plan, Ready};
 use crate::inbox::Inbox;
 use crate::ledger;
@@ -101,7 +102,8 @@ pub fn start(options: &StartOptions) -> Result<(), String> {
         drained: AtomicUsize::new(0),
         configured: Notice::default(),
         guard: OnceLock::new(),
-        archive: OnceLock::new(),
+        archive: options.archive.as_ref().map(|_| Arc::default()),
+        drills: Drills::new(options.data.clone()),
     });
     let limits = Limits::default();
     let pulses: Vec<_> = (0..executors).map(|_| Pulse::new()).collect();
@@ -175,7 +177,9 @@ pub fn start(options: &StartOptions) -> Result<(), String> {
             return Err(message);
         }
     };
-    let archive = match options.archive.as_ref().map(|archive| Archive::start(&options.data, archive)).transpose() {
+    let archive = options.archive.as_ref().zip(shared.archive.clone());
+    let archive = archive.map(|(archive, state)| Archive::start(&options.data, archive, state));
+    let archive = match archive.transpose() {
         Ok(archive) => archive,
         Err(error) => {
             acceptor.stop();
@@ -183,9 +187,6 @@ pub fn start(options: &StartOptions) -> Result<(), String> {
             return Err(format!("the thread of the segment archive can't be started: {error}"));
         }
     };
-    if let Some(archive) = &archive {
-        let _ = shared.archive.set(archive.state());
-    }
     tracing::info!(
         ledger = %shared.ledger,
         shards = shard_count,

@@ -8,7 +8,9 @@ use claim_engine::log::superblock::Superblock;
 use claim_engine::log::verify::{
     self, Content, EachRecord, Finding, GlobalCopy, RowConcerned, Source, Structure, WalkOptions, Walked,
 };
+use claim_engine::retention::{QuarterSeal, QuarterTotal};
 use claim_engine::storage::ReadAhead;
+use claim_engine::time::rfc3339;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
@@ -57,6 +59,8 @@ pub struct ShardReport {
     pub walked: Option<Walked>,
     /// Log offset of the first batch with a record that breaks a rule.
     pub stopped_at: Option<u64>,
+    /// Seals of dropped quarters, as the state at the end has them.
+    pub seals: Vec<QuarterSeal>,
     /// The entries that every shard keeps.
     pub globals: BTreeMap<u64, GlobalCopy>,
     /// What is not as it must be.
@@ -75,6 +79,7 @@ impl ShardReport {
             is_online,
             walked: None,
             stopped_at: None,
+            seals: Vec::new(),
             globals: BTreeMap::new(),
             findings: Vec::new(),
             file_bytes: 0,
@@ -264,7 +269,15 @@ pub fn verify_source(
         report.findings.push(Finding::damage(Structure::File, shard, 0, report.file_bytes, what));
         return Ok(report);
     };
-    let mut content = Content::new(&superblock);
+    let start = match verify::state_at_start(source, &superblock) {
+        Ok(shard) => shard.without_keys(),
+        Err(what) => {
+            let what = format!("{what}; the log begins behind what was dropped, and can't be judged without it");
+            report.findings.push(Finding::damage(Structure::Seal, shard, 0, 0, what));
+            return Ok(report);
+        }
+    };
+    let mut content = Content::new(&superblock, start);
     if let Some(each) = each_record {
         content = content.on_record(each);
     }
@@ -288,6 +301,7 @@ pub fn verify_source(
     })?;
     report.findings.extend(content.take_findings());
     report.stopped_at = content.stopped_at();
+    report.seals = content.shard().map(|shard| shard.retention().seals.clone()).unwrap_or_default();
     report.globals = content.globals().clone();
     report.walked = Some(walked);
     drop(content);
@@ -342,6 +356,14 @@ fn print(report: &Report, options: &VerifyOptions, seconds: f64) -> io::Result<(
                 walked.end.next_position - 1,
                 if shard.is_online { ", where the log ended while a daemon serves it" } else { "" }
             )?;
+            if let Some(seal) = shard.seals.last() {
+                let (count, first) = (shard.seals.len(), seal.segments.1);
+                writeln!(
+                    out,
+                    "    dropped to {}, with {count} seals that verify; the log begins with segment {first}",
+                    seal.quarters.1
+                )?;
+            }
         }
     }
     let verdict = match damaged {
@@ -366,7 +388,22 @@ fn summary(shard: &ShardReport) -> Value {
         object["proven_position"] = (walked.proven.next_position - 1).into();
         object["holes"] = walked.holes.into();
     }
+    object["first_segment"] = shard.superblock.as_ref().map_or(0, Superblock::first_segment).into();
+    object["seals"] = shard.seals.iter().map(seal).collect();
     object
+}
+
+/// A seal for programs.
+fn seal(seal: &QuarterSeal) -> Value {
+    let total = |total: &QuarterTotal| json!({ "prefix": total.prefix, "quarter": total.quarter.to_string(), "rows": total.rows });
+    let (first, last) = seal.quarters;
+    json!({
+        "first_quarter": first.to_string(), "last_quarter": last.to_string(), "segments": [seal.segments.0, seal.segments.1],
+        "dropped_at": rfc3339(seal.at_us), "batch": seal.batch, "position": seal.position,
+        "head": blake3::Hash::from_bytes(seal.head).to_hex().to_string(), "carried": seal.carried,
+        "totals": seal.totals.iter().map(total).collect::<Vec<_>>(),
+        "hash": blake3::Hash::from_bytes(seal.hash).to_hex().to_string(),
+    })
 }
 
 /// A finding for programs.

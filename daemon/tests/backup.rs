@@ -480,6 +480,63 @@ fn a_restored_ledger_is_backed_up_and_restored_again() {
 }
 
 #[test]
+fn a_drill_is_remembered_with_the_ledger_that_it_is_of() {
+    let scratch = scratch();
+    let [data, to, other, nothing] = ["ledger", "backup", "other", "nothing"].map(|name| scratch.path().join(name));
+    format(&data, 2, "wall");
+    format(&other, 2, "wall");
+    fs::create_dir(&nothing).expect("our directory");
+    let daemon = Daemon::start(&data);
+    let client = daemon.client();
+    corpora(&client);
+    backup(&data, &to);
+    let status = || client.status(&options()).wait().expect("a status").value;
+    assert_eq!((status().drill_at_us, status().drill_rto_ms, status().drill_rpo_ms), (None, 0, None));
+    let restored_to = scratch.path().join("restored");
+    for wrong in [&other, &nothing, &restored_to] {
+        let (code, _) = restore(&to, &restored_to, &["--remember", wrong.to_str().expect("a path of text")]);
+        assert_eq!(code, 2, "{wrong:?}");
+        assert!(!restored_to.exists() && !wrong.join("restore-drill.json").exists(), "{wrong:?}");
+    }
+    let remember = ["--remember", data.to_str().expect("a path of text")];
+    let said = restored(&to, &restored_to, &remember);
+    let shown = status();
+    let near = |ms: f64, seconds: &Value| (ms / 1e3 - seconds.as_f64().expect("a number")).abs() <= 0.002;
+    assert!(near(shown.drill_rto_ms as f64, &said["rto_seconds"]), "{said} {shown:?}");
+    assert!(near(shown.drill_rpo_ms.expect("an age") as f64, &said["backup_age_seconds"]), "{said} {shown:?}");
+    let first_us = shown.drill_at_us.expect("a drill");
+    assert_eq!(said["remembered_in"], Value::from(data.to_str()), "{said}");
+    // What is damaged is not shown, and the next one takes its place.
+    let file = data.join("restore-drill.json");
+    fs::write(&file, "{").expect("written");
+    assert_eq!((status().drill_at_us, status().drill_rto_ms, status().drill_rpo_ms), (None, 0, None));
+    fs::remove_dir_all(&restored_to).expect("our directory");
+    restored(&to, &restored_to, &remember);
+    assert!(status().drill_at_us.expect("a drill") > first_us);
+    daemon.stop();
+}
+
+#[test]
+fn the_status_says_how_the_segment_archive_is_doing() {
+    let scratch = scratch();
+    let (data, to) = (scratch.path().join("ledger"), scratch.path().join("archive"));
+    format(&data, 1, "wall");
+    fs::write(&to, "in the way").expect("written");
+    let archive = ["--segment-archive", to.to_str().expect("a path of text"), "--segment-archive-every", "1"];
+    let daemon = Daemon::start_more(&data, &archive);
+    let client = daemon.client();
+    let status = || client.status(&options()).wait().expect("a status").value;
+    let error = look("an error", || status().archive_error);
+    assert!(error.contains("archive"), "{error}");
+    assert_eq!(status().archive_at_us, None);
+    fs::remove_file(&to).expect("our file");
+    let at_us = look("a round", || status().archive_at_us);
+    assert_eq!(status().archive_error, None);
+    look("another round", || status().archive_at_us.filter(|later_us| *later_us > at_us));
+    daemon.stop();
+}
+
+#[test]
 fn the_segment_archive_follows_a_daemon_and_a_ledger_comes_back_from_it() {
     let scratch = scratch();
     let (data, to) = (scratch.path().join("ledger"), scratch.path().join("archive"));

@@ -73,6 +73,8 @@ fn fill(client: &Client) {
     let proposal = client.propose_slots("customer", 60_000, &time(50)).wait().expect("a proposal").value.proposal;
     client.sign_off(proposal, Role::Platform, &time(51)).wait().expect("a signature");
     client.barrier(&time(52)).wait().expect("a barrier");
+    client.hold(2026, 1, &time(53)).wait().expect("a hold");
+    client.release(2026, 1, &time(54)).wait().expect("its end");
     client.reconcile(false, &time(3_600)).wait().expect("a pass");
     // Decided, dismissed, and left open.
     let decided = dispute(client, "customer", &[ids[2], ids[3]], START_US + 3_601 * SECOND_US);

@@ -182,6 +182,13 @@ pub enum Operation<'a> {
         /// Which.
         dispute: DisputeId,
     },
+    /// Keep a quarter whatever its age, or not any more; shard 0 decides.
+    Hold {
+        /// Which.
+        quarter: Quarter,
+        /// False ends the hold.
+        held: bool,
+    },
     /// Run a pass of reconciliation; shard 0 does.
     Reconcile {
         /// Plan, and do nothing.
@@ -302,6 +309,7 @@ impl Operation<'_> {
                 | Operation::Respond { .. }
                 | Operation::Arbitrate { .. }
                 | Operation::Escalate { .. }
+                | Operation::Hold { .. }
                 | Operation::Reconcile { .. }
         )
     }
@@ -588,6 +596,15 @@ pub enum Outcome {
     /// Rows around this moment are looked at once more.
     BarrierRaised {
         /// The moment.
+        at_us: i64,
+    },
+    /// A quarter is kept, or not any more.
+    Held {
+        /// Which.
+        quarter: Quarter,
+        /// Whether it is kept.
+        held: bool,
+        /// Since when.
         at_us: i64,
     },
     /// The configuration is in force.

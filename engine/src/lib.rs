@@ -9,6 +9,7 @@
 //! | [`id`], [`time`], [`corpus`], [`row`] | the words that the rest is written in |
 //! | [`policy`], [`dispute`] | who may do what, and what takes how long; the steps of a dispute |
 //! | [`peer`], [`reconcile`] | what shards say to each other; a pass over all of them |
+//! | [`retention`], [`sealed`] | what stays of dropped quarters; the indexes of full segments |
 //! | [`command`], [`error`] | what is asked and what is answered |
 //! | [`mutant`] | deliberate bugs that the proofs must catch; no build has them by itself |
 //! | [`device`] | what the disk below can do |
@@ -31,6 +32,7 @@ pub mod policy;
 mod prefetch;
 pub mod propagation;
 pub mod reconcile;
+pub mod retention;
 pub mod row;
 pub mod sealed;
 pub mod shard;

@@ -38,11 +38,15 @@ pub enum Mutant {
     ClaimWithoutReservation,
     /// A request that waits for the disk is overtaken by later ones of its connection.
     OvertakenWhileWaiting,
+    /// A quarter is dropped with rows that outlive it.
+    DropWithoutCarry,
+    /// Dropped segments are freed before a seal stands behind the drop.
+    FreeBeforeSealed,
 }
 
 impl Mutant {
     /// All of them, with their names.
-    pub const ALL: [(Mutant, &'static str); 17] = [
+    pub const ALL: [(Mutant, &'static str); 19] = [
         (Mutant::AckBeforeDurable, "ack-before-durable"),
         (Mutant::AckOutOfOrder, "ack-out-of-order"),
         (Mutant::NoDsync, "no-dsync"),
@@ -60,6 +64,8 @@ impl Mutant {
         (Mutant::AliasFollowedOnce, "alias-followed-once"),
         (Mutant::ClaimWithoutReservation, "claim-without-reservation"),
         (Mutant::OvertakenWhileWaiting, "overtaken-while-waiting"),
+        (Mutant::DropWithoutCarry, "drop-without-carry"),
+        (Mutant::FreeBeforeSealed, "free-before-sealed"),
     ];
 
     /// The mutant of a name.

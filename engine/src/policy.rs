@@ -140,6 +140,8 @@ pub enum Action {
     ReadAll,
     /// How the daemon is: for whoever has a role at all.
     Status,
+    /// A quarter is kept whatever its age.
+    Hold,
 }
 
 impl Action {
@@ -183,6 +185,7 @@ pub const PERMISSIONS: &[(Action, &[Role])] = &[
     (A::ReadCorpus, &Role::ALL),
     (A::ReadAll, &[Platform, Arbitrator, Leadership, Auditor]),
     (A::Status, &Role::ALL),
+    (A::Hold, &[Platform]),
 ];
 
 /// [`PERMISSIONS`] as sets, by the action's place.

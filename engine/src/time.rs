@@ -55,6 +55,22 @@ impl Quarter {
     /// After every one that the ledger knows.
     pub const MAX: Quarter = Quarter { year: i16::MAX, quarter: 4 };
 
+    /// A quarter by its year and number, 1 to 4; `None` outside of what the ledger knows.
+    pub fn new(year: u16, quarter: u8) -> Option<Quarter> {
+        let is_known = (1970..=9998).contains(&year) && (1..=4).contains(&quarter);
+        is_known.then_some(Quarter { year: year as i16, quarter: quarter as i8 })
+    }
+
+    /// Its year.
+    pub fn year(self) -> u16 {
+        self.year as u16
+    }
+
+    /// Its number in the year, from 1.
+    pub fn number(self) -> u8 {
+        self.quarter as u8
+    }
+
     /// The quarter that a moment lies in; moments outside of 1970…9998 are taken as the nearest one inside.
     pub fn of(at_us: i64) -> Quarter {
         let at = JiffTimestamp::from_microsecond(at_us.clamp(0, TIME_US_MAX)).expect("clamped to what jiff represents");

@@ -7,11 +7,12 @@ use claim_engine::engine::{Engine, OpenOptions, Output};
 use claim_engine::entropy::Entropy;
 use claim_engine::id::EventId;
 use claim_engine::log::entry::Principal;
+use claim_engine::log::io::{Io, perform};
 use claim_engine::log::layout::{BLOCK_BYTES, Geometry};
 use claim_engine::log::recovery::{self, RecoveryError, RecoveryOptions, Visit};
 use claim_engine::log::superblock::{COPIES, ClockMode, FORMAT_VERSION, Superblock, SuperblockError, copy_offset};
 use claim_engine::log::verify::{self, Content, Finding, GlobalCopy, Step, Structure, WalkOptions};
-use claim_engine::log::writer::{self, Io, perform};
+use claim_engine::log::writer;
 use claim_engine::peer::PeerMessage;
 use claim_engine::policy::Policy;
 use claim_engine::row::ReasonCode;
@@ -69,6 +70,10 @@ impl Storage for Memory {
         Ok(())
     }
 
+    async fn free(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        self.write_at(offset, &vec![0; bytes as usize], Durability::Cached).await
+    }
+
     async fn grow(&self, bytes: u64) -> io::Result<()> {
         let mut file = self.0.borrow_mut();
         if file.len() < bytes as usize {
@@ -99,6 +104,10 @@ impl Storage for Image {
         Ok(())
     }
 
+    async fn free(&self, _: u64, _: u64) -> io::Result<()> {
+        Err(io::Error::other("this file is only read"))
+    }
+
     async fn grow(&self, _: u64) -> io::Result<()> {
         Err(io::Error::other("this file is only read"))
     }
@@ -127,7 +136,7 @@ impl Ledger {
                 clock: ClockMode::Wall,
                 geometry: GEOMETRY,
                 formatted_at_us: START_US,
-                first_segment: 0,
+                origin: None,
                 checkpoint: None,
                 version: FORMAT_VERSION,
             };
@@ -368,7 +377,8 @@ fn verify_image(image: &Bytes, shard: u16) -> Verified {
     let mut source = image.clone();
     let (superblock, mut findings) = verify::superblocks(&mut source, shard, None).unwrap();
     let superblock = superblock.expect("three copies are left");
-    let mut content = Content::new(&superblock);
+    let start = verify::state_at_start(&mut source, &superblock).unwrap().without_keys();
+    let mut content = Content::new(&superblock, start);
     let mut each = |step: Step| content.step(step);
     let walked = verify::walk(&mut source, &superblock, WalkOptions::default(), &mut each, &mut |_| {}).unwrap();
     content.finish();

@@ -9,10 +9,11 @@ use claim_engine::entropy::Entropy;
 use claim_engine::error::Certainty;
 use claim_engine::id::EventId;
 use claim_engine::log::entry::{Entry, Record};
+use claim_engine::log::io::{Io, IoDone, perform};
 use claim_engine::log::layout::{BLOCK_BYTES, Geometry, RECORD_BYTES_MAX};
 use claim_engine::log::record;
 use claim_engine::log::superblock::{ClockMode, FORMAT_VERSION, Superblock};
-use claim_engine::log::writer::{self, Io, IoDone, perform};
+use claim_engine::log::writer;
 use claim_engine::peer::PeerMessage;
 use claim_engine::policy::Policy;
 use claim_engine::row::{ReasonCode, RowView};
@@ -138,7 +139,7 @@ impl Cluster {
                     clock,
                     geometry: GEOMETRY,
                     formatted_at_us: START_US,
-                    first_segment: 0,
+                    origin: None,
                     checkpoint: None,
                     version: FORMAT_VERSION,
                 };
@@ -432,6 +433,7 @@ impl Cluster {
                 IoDone::Read { id, log_offset, result: Err(io::Error::from(io::ErrorKind::Other)) }
             }
             Io::Checkpoint(superblock) => IoDone::Checkpoint { superblock, result },
+            Io::Free { segments, .. } => IoDone::Freed { segments, result },
             job @ (Io::Build(_) | Io::Clear(_)) => now_or_never(perform(&node.disk, job)),
         };
         node.engine.complete(self.now, &mut self.entropy, done);

@@ -118,6 +118,10 @@ impl Storage for Disk {
         Ok(())
     }
 
+    async fn free(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        self.write_at(offset, &vec![0; bytes as usize], Durability::Cached).await
+    }
+
     async fn grow(&self, bytes: u64) -> io::Result<()> {
         let mut state = self.0.borrow_mut();
         state.bytes = state.bytes.max(bytes);

@@ -11,14 +11,16 @@ use claim_engine::entropy::Entropy;
 use claim_engine::id::EventId;
 use claim_engine::log::batch::{self, BATCH_HEADER_BYTES, BatchHeader, Found, Hash};
 use claim_engine::log::entry::{Entry, Record};
+use claim_engine::log::io::{Io, perform};
 use claim_engine::log::layout::{BLOCK_BYTES, Geometry, SEGMENT_BYTES_RANGE, SUPERBLOCK_AREA_BYTES};
 use claim_engine::log::record::{self, RawRecord};
 use claim_engine::log::recovery::{RecoveryError, RecoveryOptions, Visit, walk};
-use claim_engine::log::superblock::{ClockMode, FORMAT_VERSION, Superblock, encode_segment_header};
-use claim_engine::log::writer::{self, Io, LogEnd, perform};
+use claim_engine::log::superblock::{ClockMode, FORMAT_VERSION, Origin, Superblock, encode_segment_header};
+use claim_engine::log::writer::{self, LogEnd};
 use claim_engine::mutant::Mutation;
 use claim_engine::policy::Policy;
 use claim_engine::row::ReasonCode;
+use claim_engine::sealed::Checkpoint;
 use claim_engine::time::Now;
 use std::collections::HashSet;
 use uuid::Uuid;
@@ -72,7 +74,7 @@ impl Ledger {
             clock: if choices & 1 == 0 { ClockMode::Wall } else { ClockMode::Replay },
             geometry: GEOMETRY,
             formatted_at_us: START_US,
-            first_segment: 0,
+            origin: None,
             checkpoint: None,
             version: FORMAT_VERSION,
         };
@@ -198,8 +200,12 @@ impl Ledger {
                 }
                 5 => forged.geometry.batch_bytes_max = input.number(),
                 6 => forged.formatted_at_us = input.number() as i64,
-                _ => forged.first_segment = input.number(),
+                _ => forged.origin = forge_origin(input, forged.geometry, forged.checkpoint),
             }
+        }
+        if forged.geometry.segment_bytes == 0 {
+            // No offset lies in a segment of nothing.
+            forged.origin = None;
         }
         now_or_never(forged.write(&self.disk)).expect("the disk takes everything");
     }
@@ -497,6 +503,23 @@ impl Loose {
     }
 }
 
+/// A log that says it begins later than it does, perhaps with what a seal says.
+fn forge_origin(input: &mut Input<'_>, geometry: Geometry, seal: Option<Checkpoint>) -> Option<Origin> {
+    let segment = if input.one_in(2) { input.below(8) as u64 } else { input.number() };
+    let next_batch_at = segment.checked_mul(geometry.segment_bytes)?.checked_add(geometry.first_batch())?;
+    let start = LogEnd {
+        next_batch_at,
+        next_number: input.number(),
+        next_position: input.number(),
+        previous_hash: seal.unwrap_or_default().hash,
+        incarnation: input.number(),
+        segments_prepared: 0,
+    };
+    let seal = seal.filter(|_| input.one_in(2));
+    let seal = seal.unwrap_or_else(|| Checkpoint { log_offset: input.number(), number: input.number(), hash: [0; 32] });
+    Some(Origin { start, seal, gone_before_us: input.number() as i64 })
+}
+
 fn change_entry(input: &mut Input<'_>, entry: &mut Entry<'_>) {
     match entry {
         Entry::Claim(claim) => match input.below(3) {
@@ -535,7 +558,14 @@ fn change_entry(input: &mut Input<'_>, entry: &mut Entry<'_>) {
         | Entry::SlotIncrease { global_sequence, .. }
         | Entry::SignOff { global_sequence, .. }
         | Entry::Incident { global_sequence, .. }
-        | Entry::Barrier { global_sequence, .. } => *global_sequence = input.number(),
+        | Entry::Barrier { global_sequence, .. }
+        | Entry::Hold { global_sequence, .. } => *global_sequence = input.number(),
+        Entry::Carry { claim, claimed_at_us, claim_at, .. } => match input.below(3) {
+            0 => claim.event_id = change_id(input, claim.event_id),
+            1 => *claimed_at_us = input.number() as i64,
+            _ => *claim_at = input.number(),
+        },
+        Entry::RetentionDrop { dropped } => *dropped = &dropped[..input.below(dropped.len() + 1)],
         Entry::Alarm { claims, slots, .. } => (*claims, *slots) = (input.number(), input.number()),
         Entry::Forbidden { counted, .. } => *counted = input.number(),
         Entry::User { uid, .. } => *uid = input.number() as u32,

@@ -139,6 +139,10 @@ impl Storage for Image<'_> {
         Ok(())
     }
 
+    async fn free(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        self.write_at(offset, &vec![0; bytes as usize], Durability::Cached).await
+    }
+
     async fn grow(&self, bytes: u64) -> io::Result<()> {
         self.bytes.set(self.bytes.get().max(bytes));
         Ok(())

@@ -30,6 +30,10 @@ pub const TAIL_WAIT_MS_MAX: u32 = 60_000;
 pub const TAIL_ENTRIES_MAX: usize = 1000;
 /// Merges, suspects and orphans that a report of reconciliation lists, each.
 pub const REPORT_LIST_MAX: usize = 1000;
+/// The first year whose quarters can be held.
+pub const QUARTER_YEAR_MIN: u16 = 1970;
+/// The last year whose quarters can be held.
+pub const QUARTER_YEAR_MAX: u16 = 9998;
 /// Bytes of the hash that chains a log's batches.
 pub const CHAIN_HASH_BYTES: usize = 32;
 /// Bytes of the notes that a corpus is onboarded with.

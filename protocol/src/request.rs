@@ -125,6 +125,8 @@ pub enum Operation<'a> {
     Configuration,
     /// How long claims take until other corpora see them.
     Propagation,
+    /// Keeps a quarter, 1 to 4 of a year, whatever its age; `held` false ends that.
+    Hold { year: u16, quarter: u8, held: bool },
 }
 
 /// What an arbitration decides about one id: canonical, references or tombstone.
@@ -176,7 +178,8 @@ impl Operation<'_> {
             | Operation::SignOff { .. }
             | Operation::Incident { .. }
             | Operation::Barrier
-            | Operation::Reconcile { .. } => true,
+            | Operation::Reconcile { .. }
+            | Operation::Hold { .. } => true,
             Operation::Hello { .. }
             | Operation::Corpora
             | Operation::Lookup { .. }

@@ -187,7 +187,8 @@ wire_enum! {
     AuditOperation, all: "claim, reference, tombstone, reactivate, onboard, shard_prefix_allocation, confirm_clock, \
                           recovery, repair, dispute, respond, arbitrate, escalate, canonicalise, void, reconcile, \
                           decommission, freeze, slot_increase, sign_off, cap, barrier, incident, alarm, configuration, \
-                          forbidden, user, quarantine, unfreeze, restore, reshard" {
+                          forbidden, user, quarantine, unfreeze, restore, reshard, hold, release, carry, \
+                          retention_drop" {
         /// A row was registered.
         Claim = 0 => "claim",
         /// A corpus referred to a row.
@@ -250,6 +251,14 @@ wire_enum! {
         Restore = 29 => "restore",
         /// The ledger was made from one with another number of shards.
         Reshard = 30 => "reshard",
+        /// A quarter is kept whatever its age.
+        Hold = 31 => "hold",
+        /// A hold ended.
+        Release = 32 => "release",
+        /// A row that outlives its quarter was logged again.
+        Carry = 33 => "carry",
+        /// A quarter whose retention is over was dropped.
+        RetentionDrop = 34 => "retention_drop",
     }
 }
 

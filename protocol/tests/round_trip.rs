@@ -4,9 +4,9 @@ use claim_protocol::frame::split_frame;
 use claim_protocol::{
     AT_LEAST_MAX, BATCH_ITEMS_MAX, Builder, ClaimContent, ClaimItem, DISPUTE_IDS_MAX, DISPUTE_RATIONALE_BYTES_MAX,
     DisputeVerdict, EVENT_KEY_BYTES_MAX, Entry, FRAME_BYTES_MAX, FrameTooLarge, LogPosition, METADATA_BYTES_MAX,
-    NAME_BYTES_MAX, Operation, RATIONALE_BYTES_MAX, Reply, ReplyResult, Request, Row, SCAN_ROWS_MAX, TAIL_WAIT_MS_MAX,
-    UNLESS_REGISTERED_MS_MAX, Uuid, Verdict, decode_reply, decode_request, encode_claimed, encode_reply,
-    encode_request, entry_frame_bytes, row_frame_bytes,
+    NAME_BYTES_MAX, Operation, QUARTER_YEAR_MAX, QUARTER_YEAR_MIN, RATIONALE_BYTES_MAX, Reply, ReplyResult, Request,
+    Row, SCAN_ROWS_MAX, TAIL_WAIT_MS_MAX, UNLESS_REGISTERED_MS_MAX, Uuid, Verdict, decode_reply, decode_request,
+    encode_claimed, encode_reply, encode_request, entry_frame_bytes, row_frame_bytes,
 };
 use samples::{ID, KEY, claimed, entry, error, item, row};
 
@@ -200,6 +200,7 @@ fn bounds_of_the_other_operations_are_refused_by_name() {
     let claim = |unless_registered_within_ms| {
         mutating(Operation::Claim { corpus: "a", item: item(), unless_registered_within_ms })
     };
+    let hold = |year, quarter| mutating(Operation::Hold { year, quarter, held: true });
     let name = "corpus has 64 bytes; at most 63 are allowed";
     let cases = [
         (history(None, None), "a history names neither of event_id and correlation_id; exactly one is required"),
@@ -220,6 +221,10 @@ fn bounds_of_the_other_operations_are_refused_by_name() {
         (mutating(Operation::Respond { corpus: &long, dispute_id: ID }), name),
         (Request::new(9, Operation::Disputes { corpus: &long, include_closed: false, before: None }), name),
         (Request::new(9, Operation::Totals { corpus: &long }), name),
+        (hold(2021, 0), "quarter 0 of 2021 is unknown; use 1 to 4 of a year from 1970 to 9998"),
+        (hold(2021, 5), "quarter 5 of 2021 is unknown; use 1 to 4 of a year from 1970 to 9998"),
+        (hold(QUARTER_YEAR_MIN - 1, 4), "quarter 4 of 1969 is unknown; use 1 to 4 of a year from 1970 to 9998"),
+        (hold(QUARTER_YEAR_MAX + 1, 1), "quarter 1 of 9999 is unknown; use 1 to 4 of a year from 1970 to 9998"),
     ];
     for (request, expected) in cases {
         assert_eq!(refusal(&request), expected);

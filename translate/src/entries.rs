@@ -4,9 +4,10 @@ use super::{lifecycle, reason_code_out, reconciliation_state};
 use claim_engine::corpus::Prefix;
 use claim_engine::dispute::DisputeId;
 use claim_engine::id::EventId;
-use claim_engine::log::entry::{Entry, PassPhase, Record, merges, sources};
+use claim_engine::log::entry::{ClaimEntry, Entry, PassPhase, Record, merges, sources};
+use claim_engine::retention::Dropped;
 use claim_engine::row::RowView;
-use claim_engine::time::rfc3339;
+use claim_engine::time::{Quarter, rfc3339};
 use claim_protocol as wire;
 use claim_protocol::LogPosition;
 use uuid::Uuid;
@@ -23,9 +24,13 @@ pub trait Names {
 
 /// A row, from what the index knows, its claim's record, and the reason of its tombstone.
 ///
-/// Returns `None` when the record is not that row's claim.
+/// Returns `None` when the record is not that row's claim, logged again or not.
 pub fn row(view: &RowView, corpus: &str, record: &Record<'_>, reason: Option<String>) -> Option<wire::reply::Row> {
-    let Entry::Claim(claim) = &record.entry else { return None };
+    let (claim, claimed_at_us) = match &record.entry {
+        Entry::Claim(claim) => (claim, record.meta.timestamp_us),
+        Entry::Carry { claim, claimed_at_us, .. } => (claim, *claimed_at_us),
+        _ => return None,
+    };
     if claim.event_id != view.event_id {
         return None;
     }
@@ -34,7 +39,7 @@ pub fn row(view: &RowView, corpus: &str, record: &Record<'_>, reason: Option<Str
         event_id: claim.event_id.as_uuid(),
         corpus: corpus.to_owned(),
         lifecycle: lifecycle(view.lifecycle),
-        claim_timestamp_us: record.meta.timestamp_us,
+        claim_timestamp_us: claimed_at_us,
         claim_sequence: claim.claim_sequence,
         event_key: claim.event_key.to_owned(),
         occurred_at_us: claim.occurred_at_us,
@@ -101,7 +106,7 @@ pub fn entry(record: &Record<'_>, position: LogPosition, names: &impl Names) -> 
         detail: says.detail,
         event_ids: says.event_ids.into_iter().map(EventId::as_uuid).collect(),
         claim: match &record.entry {
-            Entry::Claim(claim) => Some(Box::new(wire::ClaimContent {
+            Entry::Claim(claim) | Entry::Carry { claim, .. } => Some(Box::new(wire::ClaimContent {
                 event_key: claim.event_key.to_owned(),
                 occurred_at_us: claim.occurred_at_us,
                 owning_corpus: claim.owning_corpus.to_owned(),
@@ -167,7 +172,22 @@ fn operation(entry: &Entry<'_>) -> wire::AuditOperation {
         Entry::Repair { .. } => Audit::Repair,
         Entry::Restore { .. } => Audit::Restore,
         Entry::Reshard { .. } => Audit::Reshard,
+        Entry::Hold { held: true, .. } => Audit::Hold,
+        Entry::Hold { held: false, .. } => Audit::Release,
+        Entry::Carry { .. } => Audit::Carry,
+        Entry::RetentionDrop { .. } => Audit::RetentionDrop,
     }
+}
+
+/// What was claimed, in one line.
+fn claimed(claim: &ClaimEntry<'_>) -> String {
+    let over = if claim.over_budget { ", over budget" } else { "" };
+    format!("{} in {}, slot {}{over}", claim.event_key, claim.category, claim.claim_sequence)
+}
+
+/// The first and the last of some quarters, in words.
+pub fn quarters((first, last): (Quarter, Quarter)) -> String {
+    if first == last { first.to_string() } else { format!("{first} to {last}") }
 }
 
 fn says(entry: &Entry<'_>, names: &impl Names) -> Says {
@@ -175,11 +195,7 @@ fn says(entry: &Entry<'_>, names: &impl Names) -> Says {
     let detail = |detail: String| Says { detail, ..Says::default() };
     let about = |prefix: Prefix, detail: String| Says { corpus: Some(prefix), detail, ..Says::default() };
     match entry {
-        Entry::Claim(claim) => {
-            let over = if claim.over_budget { ", over budget" } else { "" };
-            let detail = format!("{} in {}, slot {}{over}", claim.event_key, claim.category, claim.claim_sequence);
-            Says { event_id: Some(claim.event_id), detail, ..Says::default() }
-        }
+        Entry::Claim(claim) => Says { event_id: Some(claim.event_id), detail: claimed(claim), ..Says::default() },
         Entry::Reference { event_id, canonical_id } => {
             Says { event_id: Some(*event_id), canonical_id: Some(*canonical_id), ..Says::default() }
         }
@@ -260,5 +276,21 @@ fn says(entry: &Entry<'_>, names: &impl Names) -> Says {
             let from = if from.is_empty() { "none".to_owned() } else { from.join(", ") };
             detail(format!("made at {} from ledger {ledger} of {shards} shards; entries of: {from}", rfc3339(*at_us)))
         }
+        Entry::Hold { quarter, .. } => detail(quarter.to_string()),
+        Entry::Carry { claim, claimed_at_us, .. } => {
+            let detail = format!("{}; claimed at {}", claimed(claim), rfc3339(*claimed_at_us));
+            Says { event_id: Some(claim.event_id), detail, ..Says::default() }
+        }
+        Entry::RetentionDrop { dropped } => match Dropped::decode(dropped) {
+            Ok(Dropped { seal, .. }) => {
+                let (first, end) = seal.segments;
+                let segments = match end.saturating_sub(1) {
+                    last if last <= first => format!("segment {first}"),
+                    last => format!("segments {first} to {last}"),
+                };
+                detail(format!("{}: {segments}; {} rows were carried", quarters(seal.quarters), seal.carried))
+            }
+            Err(reason) => detail(reason),
+        },
     }
 }

@@ -5,8 +5,8 @@ pub mod pages;
 mod replies;
 mod requests;
 
-pub use entries::{Names, entry, row, subject};
-pub use replies::{claimed, configuration, corpus, dispute, head, pairs, proposal, report, status, totals};
+pub use entries::{Names, entry, quarters, row, subject};
+pub use replies::{claimed, configuration, corpus, dispute, head, pairs, proposal, report, retention, status, totals};
 pub use requests::{event_id, with_operation};
 
 use claim_engine::debt::Level;

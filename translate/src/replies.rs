@@ -1,6 +1,6 @@
 //! The engine's answers as the wire's.
 
-use super::{Names, alarm, dispute_state, level, lifecycle, role_out, verdict_out};
+use super::{Names, alarm, dispute_state, level, lifecycle, quarters, role_out, verdict_out};
 use claim_engine::command::{self, Claimed, CorpusDetails, PassReport};
 use claim_engine::corpus::Prefix;
 use claim_engine::dispute::Dispute;
@@ -8,7 +8,9 @@ use claim_engine::engine::EngineStatus;
 use claim_engine::id::EventId;
 use claim_engine::log::writer::Head;
 use claim_engine::propagation::Propagation;
+use claim_engine::retention::{Retention, RetentionPlan};
 use claim_engine::shard::Shard;
+use claim_engine::time::Quarter;
 use claim_protocol as wire;
 use claim_protocol::LogPosition;
 
@@ -174,7 +176,7 @@ pub fn pairs(shard: &Shard, propagation: &Propagation) -> Vec<wire::reply::Pair>
     pairs
 }
 
-/// One shard's part of a status report, in which nothing of scrubbing and of what lies below the file stands yet.
+/// One shard's part of a status report, in which nothing of scrubbing, of retention and of what lies below the file stands yet.
 pub fn status(status: EngineStatus, core: u16) -> wire::reply::ShardStatus {
     wire::reply::ShardStatus {
         shard: status.shard,
@@ -214,5 +216,28 @@ pub fn status(status: EngineStatus, core: u16) -> wire::reply::ShardStatus {
         cache_misses: status.cache_misses,
         log_bytes: status.log_bytes,
         free_bytes: 0,
+        ..wire::reply::ShardStatus::default()
+    }
+}
+
+/// What a shard's part of a status report says of retention: what was dropped, what is kept, and what goes next.
+pub fn retention(
+    status: wire::reply::ShardStatus,
+    retention: &Retention,
+    first_segment: u64,
+    plan: RetentionPlan,
+) -> wire::reply::ShardStatus {
+    wire::reply::ShardStatus {
+        first_segment,
+        dropped_to: retention.dropped_to().map(|quarter| quarter.to_string()),
+        quarter_seals: retention.seals.len() as u32,
+        holds: retention.holds.keys().map(Quarter::to_string).collect(),
+        retention_due: plan.quarters.map(quarters),
+        retention_segments: plan.segments as u32,
+        retention_bytes: plan.bytes,
+        retention_rows: plan.rows,
+        retention_carried: plan.carried,
+        retention_waits_for: plan.waits_for,
+        ..status
     }
 }

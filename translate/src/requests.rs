@@ -6,6 +6,7 @@ use claim_engine::command;
 use claim_engine::dispute::{DisputeId, Verdict};
 use claim_engine::error::{Code, Refusal};
 use claim_engine::id::EventId;
+use claim_engine::time::Quarter;
 use claim_protocol as wire;
 use uuid::Uuid;
 
@@ -94,6 +95,12 @@ pub fn with_operation(
         }
         Operation::Incident { active } => submit(Engine::Incident { active: *active }),
         Operation::Barrier => submit(Engine::Barrier),
+        Operation::Hold { year, quarter, held } => {
+            let quarter = Quarter::new(*year, *quarter).ok_or_else(|| {
+                Refusal::new(Code::BadRequest, format!("there is no quarter {quarter} of {year}: use 1 to 4"))
+            })?;
+            submit(Engine::Hold { quarter, held: *held });
+        }
         Operation::Dispute { corpus, event_ids } => {
             let event_ids: Result<Vec<_>, _> = event_ids.iter().map(|uuid| event_id(*uuid)).collect();
             submit(Engine::Dispute { corpus, event_ids: &event_ids? });

@@ -40,6 +40,24 @@ impl Client {
         self.call(Target::Main, Operation::Freeze { corpus, frozen: true }, options, convert)
     }
 
+    /// Keeps a quarter, 1 to 4 of a year, whatever its age; the request's rationale says why. Answers with the time, in microseconds.
+    pub fn hold(&self, year: u16, quarter: u8, options: &RequestOptions) -> Pending<i64> {
+        self.set_held(year, quarter, true, options)
+    }
+
+    /// Ends a hold that [`Client::hold`] began. Answers with the time, in microseconds.
+    pub fn release(&self, year: u16, quarter: u8, options: &RequestOptions) -> Pending<i64> {
+        self.set_held(year, quarter, false, options)
+    }
+
+    fn set_held(&self, year: u16, quarter: u8, held: bool, options: &RequestOptions) -> Pending<i64> {
+        let convert = |result| match result {
+            ReplyResult::Held { at_us, .. } => Some(at_us),
+            _ => None,
+        };
+        self.call(Target::Main, Operation::Hold { year, quarter, held }, options, convert)
+    }
+
     /// Lets mutations go on after [`Client::freeze`]. Answers with the time, in microseconds.
     pub fn unfreeze(&self, corpus: &str, options: &RequestOptions) -> Pending<i64> {
         let convert = |result| match result {

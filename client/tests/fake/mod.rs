@@ -313,6 +313,7 @@ pub fn verb(operation: &Operation<'_>) -> &'static str {
         Operation::AuditCheck { .. } => "audit_check",
         Operation::Configuration => "configuration",
         Operation::Propagation => "propagation",
+        Operation::Hold { .. } => "hold",
     }
 }
 
@@ -431,6 +432,11 @@ impl Ledger {
                 frozen_reason: None,
                 last_pass_at_us: None,
                 policy_at_us: None,
+                archive_at_us: None,
+                archive_error: None,
+                drill_at_us: None,
+                drill_rto_ms: 0,
+                drill_rpo_ms: None,
             })),
             // What the others mean is the daemon's business: a script answers them.
             _ => return Err(refusal(ErrorCode::BadRequest, 0)),

@@ -62,7 +62,7 @@ impl Backup {
         let part = &self.manifest.shards[usize::from(finding.shard)];
         let log_offset = finding.file_offset.checked_sub(SUPERBLOCK_AREA_BYTES);
         let segment = log_offset.map(|at| self.geometry().segment_of(at));
-        match (log_offset, segment.and_then(|segment| part.segments.get(segment as usize))) {
+        match (log_offset, segment.and_then(|segment| part.segment(segment))) {
             (Some(at), Some(found)) => (found.file.file.clone(), at - self.geometry().segment_start(found.segment)),
             (Some(_), None) => (part.segments.last().map_or(String::new(), |last| last.file.file.clone()), 0),
             (None, _) => (part.superblock.file.clone(), 0),
@@ -140,7 +140,8 @@ impl Backup {
     }
 }
 
-fn superblock(dir: &Path, manifest: &Manifest, part: &ShardPart) -> Option<Superblock> {
+/// A shard's superblock, if it verifies and is of the manifest's ledger.
+pub fn superblock(dir: &Path, manifest: &Manifest, part: &ShardPart) -> Option<Superblock> {
     let block = fs::read(path_of(dir, &part.superblock)).ok()?;
     let found = Superblock::decode(&block).ok()??;
     let is_its = found.shard == part.shard

@@ -99,7 +99,11 @@ impl<'a> ShardCopy<'a> {
         is_online: bool,
     ) -> Result<ShardCopy<'a>, Failure> {
         let copy = ShardCopy { superblock, path, backup, is_online, segments: before, bytes_copied: 0 };
-        if let Some(last) = copy.segments.iter().rev().find(|part| part.end.batch > 0) {
+        copy.check_reaches_log()?;
+        let begins_at = superblock.geometry.segment_start(superblock.first_segment());
+        let known = copy.segments.iter().rev().find(|part| part.end.batch > 0);
+        // What was dropped is where the log begins.
+        if let Some(last) = known.filter(|last| last.end.last_batch_at >= begins_at) {
             let hash = copy.batch_at(&mut copy.open()?, last.end.last_batch_at)?.map(|place| place.hash);
             if hash != Some(copy.log_end(&last.end)?.previous_hash) {
                 return Err(Failure::unreadable(format!(
@@ -114,6 +118,35 @@ impl<'a> ShardCopy<'a> {
         Ok(copy)
     }
 
+    /// The ledger has not dropped what the backup lacks.
+    fn check_reaches_log(&self) -> Result<(), Failure> {
+        let full = self.segments.iter().take_while(|part| part.is_full).last();
+        let (Some(last), Some(origin)) = (full.or(self.segments.first()), self.superblock.origin) else {
+            return Ok(());
+        };
+        let (geometry, first) = (self.superblock.geometry, self.superblock.first_segment());
+        let end = self.log_end(&last.end)?;
+        let goes_on = if last.is_full { geometry.segment_of(end.next_batch_at) } else { last.segment };
+        if goes_on < first {
+            return Err(Failure::unreadable(format!(
+                "{}: segments {goes_on} to {} were dropped since the backup in {} was made, which lacks them: keep it, and \
+                 name another directory with --to",
+                self.path.display(),
+                first - 1,
+                self.backup.display()
+            )));
+        }
+        if last.is_full && goes_on == first && end != origin.start {
+            return Err(Failure::unreadable(format!(
+                "{}: its log does not begin behind batch {} as {} has it: name another directory with --to",
+                self.path.display(),
+                last.end.batch,
+                self.backup.display()
+            )));
+        }
+        Ok(())
+    }
+
     fn open(&self) -> Result<ReadAhead, Failure> {
         ReadAhead::open(self.path, *BATCH_BYTES_RANGE.end() as usize).map_err(|e| Failure::io(self.path, &e))
     }
@@ -125,7 +158,7 @@ impl<'a> ShardCopy<'a> {
     /// How far what was copied goes.
     pub fn end(&self) -> End {
         self.segments.last().map_or_else(
-            || End::of(&LogEnd::of_empty(self.superblock, 0, Mutation::NONE), 0, 0, 0),
+            || End::of(&LogEnd::at_start(self.superblock, 0, Mutation::NONE), 0, 0, 0),
             |part| part.end.clone(),
         )
     }
@@ -234,7 +267,7 @@ impl<'a> ShardCopy<'a> {
             }
             // A ledger in which nothing was ever written has its first segment's header.
             None if self.segments.is_empty() && goal != Goal::Full => {
-                let growing = self.begin(0)?;
+                let growing = self.begin(self.superblock.first_segment())?;
                 self.finish(growing, &walk.end, false)
             }
             None => Ok(()),
@@ -433,12 +466,6 @@ pub fn superblock(path: &Path, shard: u16) -> Result<(Superblock, bool), Failure
         return Err(Failure::damaged(format!(
             "{place} is shard {}, not shard {shard}; bring the files back",
             found.shard
-        )));
-    }
-    if found.first_segment != 0 {
-        return Err(Failure::unreadable(format!(
-            "{place}: its log begins with segment {}, and this build backs up logs that begin with segment 0",
-            found.first_segment
         )));
     }
     Ok((found, verify::is_locked(path).map_err(io)?))

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  manifest.json                          {"blake3": hash of the object that follows, as its bytes stand, "manifest": {…}}
-//!  shard-0000/superblock-v2               one block, without a checkpoint: what is restored is sealed anew
+//!  shard-0000/superblock-v3               one block, without a checkpoint: what is restored is sealed anew
 //!  shard-0000/segment-00000000.log        a full segment: its header, and its batches without the unused end
 //!  shard-0000/segment-00000001.to-77.log  the open one, up to batch 77; its name is another one as it grows
 //! ```
@@ -67,7 +67,7 @@ pub struct ShardPart {
     pub shard: u16,
     /// Its superblock.
     pub superblock: FilePart,
-    /// In order, from the first.
+    /// In order, without gaps, from where the log began when the backup was made for the first time.
     pub segments: Vec<SegmentPart>,
     /// How far they go.
     pub end: End,
@@ -117,6 +117,20 @@ pub struct End {
     pub at_us: i64,
     /// The last entry of the global order.
     pub global_sequence: u64,
+}
+
+impl ShardPart {
+    /// The first segment that is not there as a whole.
+    pub fn full_to(&self) -> u64 {
+        let first = self.segments.first().map_or(0, |segment| segment.segment);
+        first + self.segments.iter().take_while(|segment| segment.is_full).count() as u64
+    }
+
+    /// A segment's part.
+    pub fn segment(&self, number: u64) -> Option<&SegmentPart> {
+        let first = self.segments.first()?.segment;
+        self.segments.get(usize::try_from(number.checked_sub(first)?).ok()?)
+    }
 }
 
 impl End {
@@ -228,16 +242,17 @@ impl Manifest {
             if part.shard != expected || !is_own(&part.superblock) {
                 return Err(format!("shard {expected} is not where it must be"));
             }
-            for (segment, number) in part.segments.iter().zip(0..) {
+            let first = part.segments.first().map_or(0, |segment| segment.segment);
+            for (segment, number) in part.segments.iter().zip(first..) {
                 if segment.segment != number || !is_own(&segment.file) || segment.file.bytes > self.segment_bytes {
                     return Err(format!("segment {number} of shard {expected} is not what any build writes"));
                 }
                 segment.end.log_end().map_err(|field| format!("segment {number} of shard {expected}: its {field}"))?;
             }
             let end = part.end.log_end().map_err(|field| format!("the end of shard {expected}: its {field}"))?;
-            let segments = part.segments.len() as u64;
+            let segments = first.saturating_add(part.segments.len() as u64);
             if self.segment_bytes == 0
-                || !(segments..=segments + 1).contains(&(end.next_batch_at / self.segment_bytes + 1))
+                || !(segments..=segments.saturating_add(1)).contains(&(end.next_batch_at / self.segment_bytes + 1))
             {
                 return Err(format!("the end of shard {expected} is not in its last segment"));
             }
@@ -323,11 +338,11 @@ mod tests {
             clock: ClockMode::Wall,
             geometry: Geometry::DEFAULT,
             formatted_at_us: 5,
-            first_segment: 0,
+            origin: None,
             checkpoint: None,
             version: FORMAT_VERSION,
         };
-        let end = End::of(&LogEnd::of_empty(&superblock, 0, Mutation::NONE), 0, 0, 0);
+        let end = End::of(&LogEnd::at_start(&superblock, 0, Mutation::NONE), 0, 0, 0);
         let file = |name: &str| FilePart { file: format!("shard-0000/{name}"), bytes: 4096, blake3: "00".repeat(32) };
         let segment =
             SegmentPart { segment: 0, file: file("segment-00000000.to-0.log"), is_full: false, end: end.clone() };

@@ -14,7 +14,7 @@ pub mod source;
 use crate::clock;
 use crate::ledger;
 use crate::verify::{self, EXIT_DAMAGED, EXIT_UNREADABLE};
-use claim_engine::log::superblock::{ClockMode, Superblock};
+use claim_engine::log::superblock::{ClockMode, Origin, Superblock};
 use claim_engine::time::rfc3339;
 use copy::{Goal, ShardCopy};
 use indicatif::ProgressBar;
@@ -184,6 +184,8 @@ pub fn backup(data: &Path, to: &Path, pace: &mut Pace<'_>) -> Result<Made, Failu
     if !first.exists() {
         return Err(Failure::unreadable(format!("{} holds no ledger; name its directory with --data", data.display())));
     }
+    // As long as somebody has this lock the daemon frees nothing that was dropped.
+    let _reading = lock_ledger(data)?;
     let (superblock, _) = copy::superblock(&first, 0)?;
     let paths: Vec<_> = (0..superblock.shard_count).map(|shard| ledger::shard_path(data, shard)).collect();
     let mut superblocks = Vec::new();
@@ -238,7 +240,8 @@ pub fn backup(data: &Path, to: &Path, pace: &mut Pace<'_>) -> Result<Made, Failu
     let mut manifest = Manifest { consistent_to_us, ..Manifest::new(&superblock) };
     for (copy, (superblock, _)) in copies.into_iter().zip(&superblocks) {
         let end = copy.end();
-        let part = write_superblock(to, superblock)?;
+        let base = before.as_ref().map(|before| base_of(to, before, superblock.shard)).transpose()?;
+        let part = write_superblock(to, superblock, base.unwrap_or(superblock.origin))?;
         manifest.shards.push(ShardPart {
             shard: superblock.shard,
             superblock: part,
@@ -251,6 +254,12 @@ pub fn backup(data: &Path, to: &Path, pace: &mut Pace<'_>) -> Result<Made, Failu
     manifest.write(to)?;
     remove_others(to, &manifest)?;
     Ok(Made { manifest, bytes_copied, is_online })
+}
+
+/// Keeps the daemon from freeing dropped segments for as long as it is held.
+fn lock_ledger(data: &Path) -> Result<Flock<File>, Failure> {
+    let directory = File::open(data).map_err(|e| Failure::io(data, &e))?;
+    Flock::lock(directory, FlockArg::LockShared).map_err(|(_, error)| Failure::io(data, &error.into()))
 }
 
 /// About so many bytes are read for what is not there yet.
@@ -294,10 +303,24 @@ fn check_unused(to: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Where the log begins that a backup has: it keeps what the ledger drops later.
+fn base_of(to: &Path, before: &Manifest, shard: u16) -> Result<Option<Origin>, Failure> {
+    let part = before.shards.get(usize::from(shard));
+    let part = part.ok_or_else(|| Failure::damaged(format!("{}: it has no shard {shard}", to.display())))?;
+    match check::superblock(to, before, part) {
+        Some(found) => Ok(found.origin),
+        None => Err(Failure::damaged(format!(
+            "{}: {} does not verify; bring it back, or name another directory with --to",
+            to.display(),
+            part.superblock.file
+        ))),
+    }
+}
+
 /// Writes a shard's superblock, unless it is there.
-fn write_superblock(to: &Path, found: &Superblock) -> Result<FilePart, Failure> {
+fn write_superblock(to: &Path, found: &Superblock, origin: Option<Origin>) -> Result<FilePart, Failure> {
     // What changes while a ledger is served is left out, so that the file stays what it is.
-    let block = Superblock { generation: 1, checkpoint: None, ..found.clone() }.encode();
+    let block = Superblock { generation: 1, checkpoint: None, origin, ..found.clone() }.encode();
     let name = format!("{}/superblock-v{}", shard_dir(found.shard), found.version);
     let path = to.join(&name);
     let part = FilePart { file: name, bytes: block.len() as u64, blake3: blake3::hash(&block).to_hex().to_string() };

@@ -51,7 +51,9 @@ impl BackupSource {
         let segment = self.geometry().segment_of(log_offset);
         let at = log_offset - self.geometry().segment_start(segment);
         out.fill(0);
-        let Some(part) = self.segments.get(segment as usize) else {
+        // What was dropped before the first backup reads as nothing.
+        let Some(index) = segment.checked_sub(self.superblock.first_segment()) else { return Ok(()) };
+        let Some(part) = self.segments.get(index as usize) else {
             let header = encode_segment_header(&self.superblock, segment);
             if let Some(rest) = header.get(at as usize..) {
                 let bytes = rest.len().min(out.len());

@@ -153,7 +153,7 @@ fn lock(data: &Path, old: &[Superblock]) -> Result<Vec<Flock<File>>, String> {
                 path.display()
             ));
         }
-        if superblock.first_segment != 0 {
+        if superblock.first_segment() != 0 {
             return Err(format!(
                 "{}: the first segments of the ledger have been dropped, and a ledger is resharded from its first entry on",
                 path.display()

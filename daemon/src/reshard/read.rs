@@ -7,10 +7,11 @@ use claim_engine::dispute::DisputeId;
 use claim_engine::id::EventId;
 use claim_engine::log::batch::BATCH_HEADER_BYTES;
 use claim_engine::log::entry::{Entry, Record, merges};
+use claim_engine::log::io::{Io, IoDone};
 use claim_engine::log::record::{self, RawRecord};
 use claim_engine::log::superblock::Superblock;
 use claim_engine::log::verify::Standing;
-use claim_engine::log::writer::{Io, IoDone, LogEnd, LogWriter};
+use claim_engine::log::writer::{LogEnd, LogWriter};
 use claim_engine::mutant::Mutation;
 use claim_engine::shard::Shard;
 use indicatif::ProgressBar;
@@ -120,7 +121,7 @@ pub fn read_shard(
     bar: &ProgressBar,
 ) -> Result<Stream, String> {
     let mut taking = Taking {
-        shard: Shard::without_keys(superblock),
+        shard: Shard::new(superblock).without_keys(),
         locals: Vec::new(),
         copies: Vec::new(),
         globals: Vec::new(),

@@ -12,10 +12,11 @@ use claim_engine::corpus::Prefix;
 use claim_engine::log::entry::{
     Entry, Merge, Meta, Principal, Record, ReshardSource, encode_floors, encode_merges, encode_sources, floors, merges,
 };
+use claim_engine::log::io::perform;
 use claim_engine::log::layout::Geometry;
 use claim_engine::log::record;
 use claim_engine::log::superblock::Superblock;
-use claim_engine::log::writer::{LogEnd, LogWriter, perform};
+use claim_engine::log::writer::{LogEnd, LogWriter};
 use claim_engine::mutant::Mutation;
 use claim_engine::shard::Shard;
 use claim_engine::shard::keys::KeyId;
@@ -95,12 +96,12 @@ pub async fn write_shard(
     bar: &ProgressBar,
 ) -> Result<Written, String> {
     // A format leaves one segment with a header.
-    let writer = LogWriter::new(superblock, LogEnd::of_empty(superblock, 1, Mutation::NONE), None, Mutation::NONE);
+    let writer = LogWriter::new(superblock, LogEnd::at_start(superblock, 1, Mutation::NONE), None, Mutation::NONE);
     let mut making = Making {
         plan,
         number: superblock.shard,
         room_bytes_min: writer.room_bytes() / 2,
-        shard: Shard::without_keys(superblock),
+        shard: Shard::new(superblock).without_keys(),
         writer,
         next: vec![0; plan.streams.len()],
         windows: files.into_iter().map(|file| Window { file, start: 0, bytes: Vec::new() }).collect(),

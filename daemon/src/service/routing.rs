@@ -107,6 +107,7 @@ impl Service {
             | Operation::Proposals
             | Operation::Incident { .. }
             | Operation::Barrier
+            | Operation::Hold { .. }
             | Operation::Reconcile { .. }
             | Operation::Configuration => Ok(0),
             Operation::Claim { corpus, .. } | Operation::ClaimBatch { corpus, .. } | Operation::Scan { corpus, .. } => {

@@ -220,6 +220,8 @@ fn govern(client: &Client, words: &[&str], options: &RequestOptions) -> Result<S
         ["decommission-dry", name] => client.decommission(name, true, options).wait()?.value.corpus.name,
         ["freeze", corpus] => client.freeze(corpus, options).wait()?.value.to_string(),
         ["unfreeze", corpus] => client.unfreeze(corpus, options).wait()?.value.to_string(),
+        ["hold", year, quarter] => client.hold(number(year), number(quarter), options).wait()?.value.to_string(),
+        ["release", year, quarter] => client.release(number(year), number(quarter), options).wait()?.value.to_string(),
         ["cap", corpus, claims] => client.cap(corpus, number(claims), options).wait()?.value.to_string(),
         ["propose", corpus, slots] => {
             client.propose_slots(corpus, number(slots), options).wait()?.value.proposal.to_string()

@@ -224,6 +224,7 @@ impl Engine {
         if let Some(refusal) = request.with(|request| self.admit_to_log(&request.operation, debt_bytes)) {
             return self.unpark(id, Some(refusal));
         }
+        self.log.expect(debt_bytes);
         let stepped = request.with(|request| self.shard.step(now, entropy, request, facts.as_deref(), &mut self.log));
         match stepped {
             Stepped::Decided(decision) => {

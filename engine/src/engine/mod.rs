@@ -11,6 +11,7 @@ mod opening;
 mod parked;
 mod passes;
 mod reading;
+mod retention;
 mod sealing;
 mod status;
 
@@ -25,8 +26,9 @@ use crate::dispute::DisputeId;
 use crate::entropy::Entropy;
 use crate::error::{Certainty, Code, Refusal};
 use crate::log::entry::Merge;
+use crate::log::io::{Io, IoDone};
 use crate::log::superblock::Superblock;
-use crate::log::writer::{Durable, Head, Io, IoDone, LogWriter};
+use crate::log::writer::{Durable, Head, LogEnd, LogWriter};
 use crate::mutant::Mutation;
 use crate::peer::{Answer, PeerMessage};
 use crate::propagation::Propagation;
@@ -39,6 +41,7 @@ use hashbrown::HashMap;
 use in_order::InOrder;
 use parked::{OwnedRequest, Parked};
 use reading::Reads;
+use retention::Retaining;
 use sealing::Sealing;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -105,6 +108,7 @@ pub struct Engine {
     propagation: Propagation,
     reads: Reads,
     sealing: Sealing,
+    retaining: Retaining,
     /// Memory of a segment that is sealed, to be cleared.
     unused: Option<Box<SegmentRows>>,
     /// Entries of the global order that wait for what applying them takes.
@@ -165,7 +169,16 @@ impl Engine {
     /// The log offset and the number of a batch from which on reading finds a position.
     pub fn start_for(&self, position: u64) -> (u64, u64) {
         let start = self.log.start_for(position).or_else(|| self.shard.rows().catalog().start_for(position));
-        start.map_or((self.superblock.geometry.first_batch(), 1), |start| (start.log_offset, start.number))
+        let start = start.map(|start| (start.log_offset, start.number));
+        start.unwrap_or_else(|| {
+            let first = LogEnd::at_start(&self.superblock, 0, Mutation::NONE);
+            (first.next_batch_at, first.next_number)
+        })
+    }
+
+    /// The first position that the log still has.
+    pub fn first_position(&self) -> u64 {
+        LogEnd::at_start(&self.superblock, 0, Mutation::NONE).next_position
     }
 
     /// What the ledger file is.
@@ -208,6 +221,7 @@ impl Engine {
             return;
         }
         self.debt.accept(debt_bytes);
+        self.log.expect(debt_bytes);
         // What never waits is answered from memory, and changes nothing.
         let behind = self.in_order.is_behind(request).then(|| OwnedRequest::new(request)).flatten();
         if let Some(owned) = behind {
@@ -333,7 +347,7 @@ impl Engine {
     /// The next piece of I/O to do, if any.
     pub fn next_io(&mut self) -> Option<Io> {
         let io = self.log.next_io();
-        io.or_else(|| self.next_sealing_io()).or_else(|| self.next_read())
+        io.or_else(|| self.next_sealing_io()).or_else(|| self.next_read()).or_else(|| self.next_free())
     }
 
     /// Takes the result of a piece of I/O, and lets out what has become durable.
@@ -344,6 +358,7 @@ impl Engine {
             IoDone::Built(index) => self.built(*index),
             IoDone::Cleared(rows) => self.shard.reuse(*rows),
             IoDone::Checkpoint { superblock, result } => self.checkpointed(*superblock, result),
+            IoDone::Freed { segments, result } => self.freed(segments, result),
             done => {
                 self.log.complete(done, now.boot_us);
                 self.release();
@@ -373,6 +388,7 @@ impl Engine {
         self.boot_us = now.boot_us;
         self.log.tick(now.boot_us);
         self.seal_on();
+        self.retain_on(now);
         self.forget_globals();
         self.shard.tidy();
         self.propagation.tick(now.wall_us);

@@ -2,15 +2,17 @@
 
 use super::in_order::InOrder;
 use super::reading::Reads;
+use super::retention::Retaining;
 use super::sealing::Sealing;
 use super::{Engine, Output, Peer};
 use crate::debt::{Debt, DebtBounds};
-use crate::log::entry::{Entry, Meta, Principal, Record};
+use crate::log::entry::{Entry, Meta, Record};
+use crate::log::io::perform;
 use crate::log::layout::BLOCK_BYTES;
 use crate::log::record::RawRecord;
 use crate::log::recovery::{self, BatchPlace, ChainedBatch, Log, RecoveryError, RecoveryOptions};
 use crate::log::superblock::{FORMAT_VERSION, Superblock};
-use crate::log::writer::{LogEnd, LogWriter, perform};
+use crate::log::writer::{LogEnd, LogWriter};
 use crate::mutant::{Mutant, Mutation};
 use crate::propagation::Propagation;
 use crate::sealed::summary::BatchStart;
@@ -98,7 +100,6 @@ impl Engine {
             held: VecDeque::new(),
             waiting_for_peers: Vec::new(),
             peers: vec![Peer::default(); usize::from(superblock.shard_count)],
-            superblock,
             out: Vec::new(),
             debt: Debt::new(debt),
             refused_overload: 0,
@@ -117,6 +118,8 @@ impl Engine {
             propagation: Propagation::default(),
             reads: Reads::default(),
             sealing: Sealing::default(),
+            retaining: Retaining::new(superblock.first_segment()),
+            superblock,
             unused: None,
             following: VecDeque::new(),
             boot_us: 0,
@@ -131,16 +134,7 @@ impl Engine {
     }
 
     async fn write_recovery_batch(&mut self, storage: &impl Storage, cut_at: u64) -> Result<(), RecoveryError> {
-        let meta = Meta {
-            timestamp_us: self.shard.last_us(),
-            idempotency_key: 0,
-            correlation_id: 0,
-            fingerprint: 0,
-            principal: Principal::default(),
-            item: 0,
-            corpus: None,
-            rationale: "",
-        };
+        let meta = Meta { timestamp_us: self.shard.last_us(), ..Meta::of_daemon() };
         let entry = Entry::Recovery { incarnation: self.log.incarnation(), cut_at };
         let record = Record { meta, entry };
         let (position, log_offset) = self.log.append_recovery(&record);
@@ -169,36 +163,50 @@ impl Engine {
     }
 }
 
-/// What is sealed, and where the log goes on behind it; `None` where nothing is, or where the log can be replayed instead.
+/// What is sealed, and where the log goes on behind it; else where the log begins, and `None` where that is with nothing.
 async fn read_sealed(
     storage: &impl Storage,
     superblock: &Superblock,
 ) -> Result<Option<(Shard, LogEnd)>, RecoveryError> {
-    let Some(checkpoint) = superblock.checkpoint else { return Ok(None) };
-    let whole = |reason: &dyn std::fmt::Display| {
-        tracing::warn!(%reason, "what is sealed can't be used; the log is replayed from its start");
-    };
-    let chain = match sealed::read_chain(storage, superblock, checkpoint).await {
-        Ok(chain) => chain,
-        Err(error) if superblock.first_segment == 0 => {
-            whole(&error);
-            return Ok(None);
+    let Some(checkpoint) = superblock.checkpoint else { return read_origin(storage, superblock).await };
+    let restored = match sealed::read_chain(storage, superblock, checkpoint).await {
+        Ok(chain) => {
+            let mut catalog = empty_catalog(superblock);
+            chain.segments.into_iter().for_each(|segment| catalog.add(segment));
+            let shard = Shard::restore(superblock, &chain.snapshot, catalog);
+            shard.map(|shard| (shard, chain.last.resume.into()))
         }
-        Err(error) => return Err(RecoveryError::Seal(error)),
+        Err(error) => Err(error.to_string()),
     };
-    let mut catalog = Catalog::new(superblock.geometry, 0);
-    chain.segments.into_iter().for_each(|segment| catalog.add(segment));
-    match Shard::restore(superblock, &chain.snapshot, catalog) {
-        Ok(shard) => Ok(Some((shard, chain.last.resume.into()))),
-        Err(reason) if superblock.first_segment == 0 => {
-            whole(&reason);
-            Ok(None)
-        }
-        Err(_) => {
-            let file_offset = superblock.geometry.file_offset(checkpoint.log_offset);
-            Err(RecoveryError::Seal(SealError::Damaged { what: "the snapshot of the seal", file_offset }))
+    match restored {
+        Ok(restored) => Ok(Some(restored)),
+        Err(reason) => {
+            tracing::warn!(%reason, "what is sealed can't be used; the log is replayed from its start");
+            read_origin(storage, superblock).await
         }
     }
+}
+
+/// The small state behind the segments that were dropped.
+async fn read_origin(
+    storage: &impl Storage,
+    superblock: &Superblock,
+) -> Result<Option<(Shard, LogEnd)>, RecoveryError> {
+    let Some(origin) = &superblock.origin else { return Ok(None) };
+    let snapshot = sealed::read_origin(storage, superblock, origin).await.map_err(RecoveryError::Seal)?;
+    let damaged = |_| {
+        let file_offset = superblock.geometry.file_offset(origin.seal.log_offset);
+        RecoveryError::Seal(SealError::Damaged { what: "the snapshot before the log's first segment", file_offset })
+    };
+    let shard = Shard::restore(superblock, &snapshot, empty_catalog(superblock)).map_err(damaged)?;
+    Ok(Some((shard, origin.start)))
+}
+
+/// Of a log of which nothing is known to be sealed.
+fn empty_catalog(superblock: &Superblock) -> Catalog {
+    let mut catalog = Catalog::new(superblock.geometry, 0);
+    catalog.drop_before(superblock.first_segment());
+    catalog
 }
 
 /// Applies a record, once what that takes is read.

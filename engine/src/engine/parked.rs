@@ -7,6 +7,7 @@ use crate::log::entry::Principal;
 use crate::peer::Sought;
 use crate::policy::Role;
 use crate::row::ReasonCode;
+use crate::time::Quarter;
 
 /// A request that owns its parts; only those that may need to wait can be made into one.
 #[derive(Debug, Clone)]
@@ -46,6 +47,7 @@ enum OwnedOperation {
     Respond { corpus: String, dispute: DisputeId },
     Arbitrate { dispute: DisputeId, verdicts: Vec<(EventId, Verdict)> },
     Escalate { dispute: DisputeId },
+    Hold { quarter: Quarter, held: bool },
     Reconcile { dry_run: bool },
     Find { event_key: String, from: Option<u64> },
     Correlated { correlation_id: u128, skip: usize },
@@ -131,6 +133,7 @@ impl OwnedOperation {
                 OwnedOperation::Arbitrate { dispute, verdicts: verdicts.to_vec() }
             }
             Operation::Escalate { dispute } => OwnedOperation::Escalate { dispute },
+            Operation::Hold { quarter, held } => OwnedOperation::Hold { quarter, held },
             Operation::Reconcile { dry_run } => OwnedOperation::Reconcile { dry_run },
             Operation::Find { event_key, from } => OwnedOperation::Find { event_key: event_key.to_owned(), from },
             Operation::Correlated { correlation_id, skip } => OwnedOperation::Correlated { correlation_id, skip },
@@ -180,6 +183,7 @@ impl OwnedOperation {
             OwnedOperation::Respond { corpus, dispute } => Operation::Respond { corpus, dispute: *dispute },
             OwnedOperation::Arbitrate { dispute, verdicts } => Operation::Arbitrate { dispute: *dispute, verdicts },
             OwnedOperation::Escalate { dispute } => Operation::Escalate { dispute: *dispute },
+            OwnedOperation::Hold { quarter, held } => Operation::Hold { quarter: *quarter, held: *held },
             OwnedOperation::Reconcile { dry_run } => Operation::Reconcile { dry_run: *dry_run },
             OwnedOperation::Find { event_key, from } => Operation::Find { event_key, from: *from },
             OwnedOperation::Correlated { correlation_id, skip } => {

@@ -4,8 +4,8 @@
 use super::Engine;
 use crate::entropy::Entropy;
 use crate::error::{Code, Refusal};
+use crate::log::io::Io;
 use crate::log::layout::BLOCK_BYTES;
-use crate::log::writer::Io;
 use crate::peer::{Answer, Ask, Candidate};
 use crate::sealed::Unread;
 use crate::time::Now;

@@ -2,9 +2,10 @@
 //! the superblock names the seal, and then the segment's rows leave memory.
 
 use super::Engine;
+use crate::log::io::Io;
 use crate::log::layout::BLOCK_BYTES;
-use crate::log::superblock::{FORMAT_VERSION, Superblock};
-use crate::log::writer::{Io, LogEnd};
+use crate::log::superblock::{FORMAT_VERSION, Origin, Superblock};
+use crate::log::writer::LogEnd;
 use crate::sealed::{Checkpoint, Index, Seal, Sealed, append_bytes, page_batch, pages_per_part, seal_batch};
 use crate::shard::rows::IndexJob;
 use std::sync::Arc;
@@ -38,6 +39,8 @@ pub(super) enum Sealing {
 pub(super) struct Job {
     index: Index,
     seal: Seal,
+    /// Where the log begins by the snapshot.
+    origin: Option<Origin>,
     /// Pages that are in parts already.
     written: u32,
 }
@@ -98,7 +101,7 @@ impl Engine {
         }
         match std::mem::take(&mut self.sealing) {
             Sealing::Nothing => {
-                let (rows, _) = self.shard.full_segment()?;
+                let (rows, ..) = self.shard.full_segment()?;
                 let segment = rows.number;
                 let is_durable = rows.positions.1 <= self.log.durable().position;
                 if !is_durable || self.log.head_of(segment + 1).is_none() || self.log.failed().is_some() {
@@ -113,6 +116,7 @@ impl Engine {
                 let superblock = Superblock {
                     generation: self.superblock.generation.saturating_add(1),
                     checkpoint: Some(checkpoint),
+                    origin: job.origin.or(self.superblock.origin),
                     version: FORMAT_VERSION,
                     ..self.superblock.clone()
                 };
@@ -128,7 +132,7 @@ impl Engine {
 
     /// The index of the oldest full segment is made.
     pub(super) fn built(&mut self, mut index: Index) {
-        let Some((rows, snapshot)) = self.shard.full_segment() else { return };
+        let Some((rows, snapshot, origin)) = self.shard.full_segment() else { return };
         let segment = rows.number;
         if index.summary.segment != segment {
             return;
@@ -146,7 +150,7 @@ impl Engine {
             resume: LogEnd::into(resume),
             previous: self.shard.rows().catalog().segments().back().map(|sealed| sealed.checkpoint),
         };
-        self.sealing = Sealing::Writing(Box::new(Job { index, seal, written: 0 }));
+        self.sealing = Sealing::Writing(Box::new(Job { index, seal, origin, written: 0 }));
     }
 
     /// The superblock was written, or not.
@@ -154,11 +158,12 @@ impl Engine {
         let Sealing::Named(job, checkpoint) = std::mem::take(&mut self.sealing) else { return };
         match result {
             Ok(()) => {
+                self.retaining.moved(superblock.first_segment());
                 self.superblock = superblock;
                 let Job { index, seal, .. } = *job;
                 self.log.forget_segment(seal.segment);
                 let (parts, pages_per_part) = (seal.parts, seal.pages_per_part);
-                let sealed = Sealed { summary: index.summary, parts, pages_per_part, checkpoint };
+                let sealed = Sealed { summary: index.summary, parts, pages_per_part, checkpoint, resume: seal.resume };
                 self.unused = self.shard.sealed(sealed).map(Box::new);
             }
             Err(error) => {

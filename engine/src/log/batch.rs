@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  0        magic                 8
-//!  8        shard                 2   flags 2 (bit 0: recovery batch)   record count 4
+//!  8        shard                 2   flags 2 (0: recovery batch, 1: of an index, 2: the segment's last)   record count 4
 //!  16       batch number          8   consecutive from 1
 //!  24       incarnation           8   of the daemon's run that wrote it; the high 16 bits are left for an epoch
 //!  32       first position        8   of its records; a batch without records has the next one's
@@ -26,6 +26,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 const MAGIC: u64 = u64::from_le_bytes(*b"claimBAT");
 const FLAG_RECOVERY: u16 = 1;
 const FLAG_SEALING: u16 = 2;
+const FLAG_LAST: u16 = 4;
 /// Bytes of the header.
 pub const BATCH_HEADER_BYTES: usize = 128;
 const HASH_AT: usize = 96;
@@ -60,6 +61,8 @@ pub struct BatchHeader {
     pub is_recovery: bool,
     /// A part of a segment's index or its seal: it has no records.
     pub is_sealing: bool,
+    /// The log goes on in the next segment, wherever this one ends.
+    pub is_last: bool,
     /// Number of records.
     pub record_count: u32,
     /// Consecutive from 1.
@@ -95,7 +98,10 @@ pub fn seal(batch: &mut Vec<u8>, key: &Hash, header: &BatchHeader, mutation: Mut
     let raw = RawHeader {
         magic: MAGIC.into(),
         shard: header.shard.into(),
-        flags: ((u16::from(header.is_recovery) * FLAG_RECOVERY) | (u16::from(header.is_sealing) * FLAG_SEALING)).into(),
+        flags: ((u16::from(header.is_recovery) * FLAG_RECOVERY)
+            | (u16::from(header.is_sealing) * FLAG_SEALING)
+            | (u16::from(header.is_last) * FLAG_LAST))
+            .into(),
         record_count: header.record_count.into(),
         number: header.number.into(),
         incarnation: header.incarnation.into(),
@@ -192,6 +198,7 @@ pub fn find(bytes: &[u8], key: &Hash, shard: u16, batch_bytes_max: u64, mutation
         shard: raw.shard.get(),
         is_recovery: raw.flags.get() & FLAG_RECOVERY != 0,
         is_sealing: raw.flags.get() & FLAG_SEALING != 0,
+        is_last: raw.flags.get() & FLAG_LAST != 0,
         record_count: raw.record_count.get(),
         number: raw.number.get(),
         incarnation: raw.incarnation.get(),
@@ -227,6 +234,7 @@ mod tests {
             shard: 3,
             is_recovery: false,
             is_sealing: false,
+            is_last: false,
             record_count: 2,
             number: 7,
             incarnation: 1,

@@ -95,6 +95,11 @@ impl Geometry {
         }
     }
 
+    /// Where the log goes on behind a batch that ends its segment early.
+    pub const fn next_segment(self, log_offset: u64) -> u64 {
+        self.segment_start(self.segment_of(log_offset) + 1) + SEGMENT_HEADER_BYTES
+    }
+
     /// The place in the ledger file of a log offset.
     pub const fn file_offset(self, log_offset: u64) -> u64 {
         SUPERBLOCK_AREA_BYTES + log_offset

@@ -192,6 +192,16 @@ pub struct BatchPlace {
     pub log_offset: u64,
 }
 
+impl BatchPlace {
+    /// Where the next batch goes.
+    pub fn next(&self, geometry: Geometry) -> u64 {
+        match self.header.is_last {
+            true => geometry.next_segment(self.log_offset),
+            false => geometry.next_batch(self.log_offset, self.header.total_bytes.into()),
+        }
+    }
+}
+
 /// Walks the log from its start to its end. Every batch and every record goes to `visit`, in order.
 pub async fn walk<S: Storage>(
     storage: &S,
@@ -343,7 +353,8 @@ impl<'a, S: Storage> Walker<'a, S> {
     ) -> Result<Walker<'a, S>, RecoveryError> {
         let geometry = superblock.geometry;
         let mut reader = Reader::new(storage, geometry).await?;
-        let first = from.map_or(0, |end| geometry.segment_of(end.next_batch_at));
+        let start = from.unwrap_or_else(|| LogEnd::at_start(superblock, 0, options.mutation));
+        let first = geometry.segment_of(start.next_batch_at);
         // Segments are prepared one after the other; one beyond a damaged header shows how long the file was all the same.
         let (mut segments_prepared, mut segments_seen) = (first, first + 1);
         for segment in first..reader.log_bytes.div_ceil(geometry.segment_bytes) {
@@ -366,7 +377,6 @@ impl<'a, S: Storage> Walker<'a, S> {
                 file_offset: geometry.file_offset(geometry.segment_start(first)),
             });
         }
-        let start = from.unwrap_or_else(|| LogEnd::of_empty(superblock, 0, options.mutation));
         Ok(Walker { superblock, options, reader, end: LogEnd { segments_prepared, ..start } })
     }
 

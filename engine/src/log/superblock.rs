@@ -8,11 +8,15 @@
 //!  24   ledger UUID 16 │ ledger key 32
 //!  72   shard 2 │ shard count 2 │ clock mode 1 │ reserved 3
 //!  80   segment bytes 8 │ batch bytes max 8 │ formatted at (us) 8 │ first segment 8
-//!  112  zeroes … 4064 BLAKE3 of bytes 0..4064
+//!  112  the last seal: log offset 8 │ batch 8 │ hash 32
+//!  160  where the log begins, if not with segment 0: batch 8 │ position 8 │ incarnation 8 │ hash before it 32 │ the seal before it
+//!       48 │ what was claimed before is gone (us) 8
+//!  272  zeroes … 4064 BLAKE3 of bytes 0..4064
 //! ```
 
 use super::batch::Hash;
 use super::layout::{BLOCK_BYTES, Geometry};
+use super::writer::LogEnd;
 use crate::sealed::Checkpoint;
 use crate::storage::{Durability, Storage};
 use crate::time::TIME_US_MAX;
@@ -22,13 +26,17 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"claimdSB");
 /// The format that this build writes.
-pub const FORMAT_VERSION: u32 = 2;
-/// The oldest format that this build reads: without sealed segments. Opening such a ledger makes it one of the present format.
+pub const FORMAT_VERSION: u32 = 3;
+/// The oldest format that this build reads: version 1 is without sealed segments, 2 without dropped ones. Opening such a ledger makes it one of the present format.
 pub const FORMAT_VERSION_MIN: u32 = 1;
 /// Number of copies.
 pub const COPIES: u64 = 4;
 /// From one copy to the next.
 pub const COPY_STRIDE_BYTES: u64 = 16 * 1024;
+/// More than any file has.
+const LOG_BYTES_MAX: u64 = u64::MAX >> 2;
+/// More batches or records than any log has.
+const COUNT_MAX: u64 = 1 << 62;
 const CHECKSUM_AT: usize = BLOCK_BYTES as usize - 32;
 
 /// Where a copy lies in the file.
@@ -64,12 +72,53 @@ pub struct Superblock {
     pub geometry: Geometry,
     /// When it was formatted, microseconds since the epoch.
     pub formatted_at_us: i64,
-    /// The first segment that is still part of the log.
-    pub first_segment: u64,
+    /// Where the log begins, once segments were dropped.
+    pub origin: Option<Origin>,
     /// The last seal: everything before its segment's end is known from there.
     pub checkpoint: Option<Checkpoint>,
     /// Of the format that it was written in.
     pub version: u32,
+}
+
+/// Where a log begins whose first segments were dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// The log's end before its first segment.
+    pub start: LogEnd,
+    /// The seal of the segment before: the small state behind it is the one that the log goes on from.
+    pub seal: Checkpoint,
+    /// What was claimed before this is gone, microseconds since the epoch.
+    pub gone_before_us: i64,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawCheckpoint {
+    log_offset: U64,
+    number: U64,
+    hash: Hash,
+}
+
+impl RawCheckpoint {
+    fn of(checkpoint: Option<Checkpoint>) -> RawCheckpoint {
+        let Checkpoint { log_offset, number, hash } = checkpoint.unwrap_or_default();
+        RawCheckpoint { log_offset: log_offset.into(), number: number.into(), hash }
+    }
+
+    fn get(&self) -> Checkpoint {
+        Checkpoint { log_offset: self.log_offset.get(), number: self.number.get(), hash: self.hash }
+    }
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawOrigin {
+    next_number: U64,
+    next_position: U64,
+    incarnation: U64,
+    previous_hash: Hash,
+    seal: RawCheckpoint,
+    gone_before_us: U64,
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -89,9 +138,8 @@ struct Raw {
     batch_bytes_max: U64,
     formatted_at_us: U64,
     first_segment: U64,
-    checkpoint_at: U64,
-    checkpoint_number: U64,
-    checkpoint_hash: Hash,
+    checkpoint: RawCheckpoint,
+    origin: RawOrigin,
 }
 
 /// Why a file is not a ledger that can be opened.
@@ -134,8 +182,13 @@ pub struct CopyFound {
 impl Superblock {
     /// The same without what changes while a ledger is written to.
     pub fn as_formatted(&self) -> Superblock {
-        let (generation, first_segment, checkpoint, version) = (1, 0, None, FORMAT_VERSION);
-        Superblock { generation, first_segment, checkpoint, version, ..self.clone() }
+        let (generation, origin, checkpoint, version) = (1, None, None, FORMAT_VERSION);
+        Superblock { generation, origin, checkpoint, version, ..self.clone() }
+    }
+
+    /// The first segment that is still part of the log.
+    pub fn first_segment(&self) -> u64 {
+        self.origin.map_or(0, |origin| self.geometry.segment_of(origin.start.next_batch_at))
     }
 
     /// One copy, as it stands in the file.
@@ -157,10 +210,16 @@ impl Superblock {
             segment_bytes: self.geometry.segment_bytes.into(),
             batch_bytes_max: self.geometry.batch_bytes_max.into(),
             formatted_at_us: (self.formatted_at_us as u64).into(),
-            first_segment: self.first_segment.into(),
-            checkpoint_at: self.checkpoint.map_or(0, |checkpoint| checkpoint.log_offset).into(),
-            checkpoint_number: self.checkpoint.map_or(0, |checkpoint| checkpoint.number).into(),
-            checkpoint_hash: self.checkpoint.map_or([0; 32], |checkpoint| checkpoint.hash),
+            first_segment: self.first_segment().into(),
+            checkpoint: RawCheckpoint::of(self.checkpoint),
+            origin: RawOrigin {
+                next_number: self.origin.map_or(0, |origin| origin.start.next_number).into(),
+                next_position: self.origin.map_or(0, |origin| origin.start.next_position).into(),
+                incarnation: self.origin.map_or(0, |origin| origin.start.incarnation).into(),
+                previous_hash: self.origin.map_or([0; 32], |origin| origin.start.previous_hash),
+                seal: RawCheckpoint::of(self.origin.map(|origin| origin.seal)),
+                gone_before_us: self.origin.map_or(0, |origin| origin.gone_before_us as u64).into(),
+            },
         };
         let mut block = vec![0; BLOCK_BYTES as usize];
         block[..size_of::<Raw>()].copy_from_slice(raw.as_bytes());
@@ -184,6 +243,14 @@ impl Superblock {
             1 => ClockMode::Replay,
             _ => return Ok(None),
         };
+        let geometry = Geometry { segment_bytes: raw.segment_bytes.get(), batch_bytes_max: raw.batch_bytes_max.get() };
+        let first_segment = raw.first_segment.get();
+        if !geometry.is_sound() {
+            return Err(SuperblockError::Field { field: "geometry", found: format!("{geometry:?}") });
+        }
+        if first_segment > LOG_BYTES_MAX / geometry.segment_bytes {
+            return Err(SuperblockError::Field { field: "first segment", found: first_segment.to_string() });
+        }
         let superblock = Superblock {
             generation: raw.generation.get(),
             ledger: Uuid::from_bytes(raw.ledger),
@@ -191,15 +258,22 @@ impl Superblock {
             shard: raw.shard.get(),
             shard_count: raw.shard_count.get(),
             clock,
-            geometry: Geometry { segment_bytes: raw.segment_bytes.get(), batch_bytes_max: raw.batch_bytes_max.get() },
+            geometry,
             formatted_at_us: raw.formatted_at_us.get() as i64,
-            first_segment: raw.first_segment.get(),
-            // No batch lies at the log's very start, which is a segment's header.
-            checkpoint: (raw.checkpoint_at.get() != 0).then(|| Checkpoint {
-                log_offset: raw.checkpoint_at.get(),
-                number: raw.checkpoint_number.get(),
-                hash: raw.checkpoint_hash,
+            origin: (first_segment != 0).then(|| Origin {
+                start: LogEnd {
+                    next_batch_at: geometry.segment_start(first_segment) + geometry.first_batch(),
+                    next_number: raw.origin.next_number.get(),
+                    next_position: raw.origin.next_position.get(),
+                    previous_hash: raw.origin.previous_hash,
+                    incarnation: raw.origin.incarnation.get(),
+                    segments_prepared: 0,
+                },
+                seal: raw.origin.seal.get(),
+                gone_before_us: raw.origin.gone_before_us.get() as i64,
             }),
+            // No batch lies at the log's very start, which is a segment's header.
+            checkpoint: Some(raw.checkpoint.get()).filter(|checkpoint| checkpoint.log_offset != 0),
             version: raw.version.get(),
         };
         superblock.check().map(Some)
@@ -208,15 +282,21 @@ impl Superblock {
     /// Its hash has no key: whoever writes to the file can make one that verifies.
     fn check(self) -> Result<Superblock, SuperblockError> {
         let refuse = |field, found: String| Err(SuperblockError::Field { field, found });
-        if !self.geometry.is_sound() {
-            return refuse("geometry", format!("{:?}", self.geometry));
-        }
         if self.shard >= self.shard_count {
             return refuse("shard", format!("{} of {}", self.shard, self.shard_count));
         }
-        let log_bytes_max = u64::MAX >> 1;
+        let log_bytes_max = LOG_BYTES_MAX;
         if self.checkpoint.is_some_and(|at| at.log_offset % BLOCK_BYTES != 0 || at.log_offset > log_bytes_max) {
             return refuse("checkpoint", format!("{:?}", self.checkpoint));
+        }
+        let is_origin_sound = |origin: Origin| {
+            let Origin { start, seal, gone_before_us } = origin;
+            let counts = [start.next_number, start.next_position, start.incarnation, seal.number];
+            let is_place = seal.log_offset.is_multiple_of(BLOCK_BYTES) && seal.log_offset <= log_bytes_max;
+            is_place && counts.iter().all(|n| *n <= COUNT_MAX) && (0..=TIME_US_MAX).contains(&gone_before_us)
+        };
+        if !self.origin.is_none_or(is_origin_sound) {
+            return refuse("origin", format!("{:?}", self.origin));
         }
         if !(0..=TIME_US_MAX).contains(&self.formatted_at_us) {
             return refuse("time of formatting", format!("{} us", self.formatted_at_us));
@@ -313,7 +393,7 @@ mod tests {
             clock: ClockMode::Replay,
             geometry: Geometry::DEFAULT,
             formatted_at_us: 1_700_000_000_000_000,
-            first_segment: 0,
+            origin: None,
             checkpoint: Some(Checkpoint { log_offset: 81_920, number: 7, hash: [3; 32] }),
             version: FORMAT_VERSION,
         }

@@ -6,6 +6,7 @@
 
 use super::batch::{self, BATCH_HEADER_BYTES, BatchHeader, Hash};
 use super::entry::Record;
+use super::io::{Io, IoDone, prepare};
 use super::layout::{
     BATCHES_IN_FLIGHT_MAX, Geometry, INCARNATIONS_MAX, RECORD_BYTES_MAX, SEGMENT_HEADER_BYTES, pad_to_block,
 };
@@ -13,9 +14,8 @@ use super::record;
 use super::recovery::BatchPlace;
 use super::superblock::{Superblock, encode_segment_header};
 use crate::mutant::{Mutant, Mutation};
+use crate::sealed::Checkpoint;
 use crate::sealed::summary::{BatchStart, STARTS_EVERY_BYTES};
-use crate::sealed::{Checkpoint, Index};
-use crate::shard::rows::{IndexJob, SegmentRows};
 use crate::storage::{Durability, Storage};
 use std::collections::VecDeque;
 use std::io;
@@ -31,142 +31,12 @@ pub const BATCH_BUFFERS_RANGE: std::ops::RangeInclusive<u64> = 16..=256;
 const RESERVED_BATCHES: u64 = 1;
 /// Segments zeroed ahead of the one that is written.
 pub const SEGMENTS_AHEAD: u64 = 3;
-/// Zeroing goes in writes of this size, one at a time: an executor under load comes round to it once in a millisecond or
-/// two, and must zero faster than batches fill.
-const ZEROING_BYTES: usize = 1024 * 1024;
 /// Room that there must be before the daemon adds entries of its own.
 const OWN_ENTRIES_BYTES: u64 = 32 << 10;
 /// An idle log writes a mark after this long, so that what is durable is also known to be.
 pub const MARK_IDLE_US: i64 = 50_000;
 /// Growing is tried again this long after it failed.
 pub const GROW_RETRY_US: i64 = 1_000_000;
-
-/// Work for the storage. [`perform`] does it, [`LogWriter::complete`] takes the result.
-#[derive(Debug)]
-pub enum Io {
-    /// Write a batch.
-    Write {
-        /// Its number.
-        number: u64,
-        /// Where in the file.
-        file_offset: u64,
-        /// The sealed batch.
-        batch: Vec<u8>,
-        /// Durable, in every build without a deliberate bug.
-        durability: Durability,
-    },
-    /// Zero a segment and give it its header.
-    Prepare {
-        /// Which.
-        segment: u64,
-        /// Where it starts in the file.
-        file_offset: u64,
-        /// Its length.
-        bytes: u64,
-        /// Its header block.
-        header: Vec<u8>,
-    },
-    /// Read blocks that a decision needs.
-    Read {
-        /// Names the read.
-        id: u64,
-        /// Where in the log.
-        log_offset: u64,
-        /// Where in the file.
-        file_offset: u64,
-        /// How many.
-        bytes: u64,
-    },
-    /// Make a segment's index: work for a processor, in whatever thread.
-    Build(Box<IndexJob>),
-    /// Clear the memory of a segment that is sealed: work for a processor, in whatever thread.
-    Clear(Box<SegmentRows>),
-    /// Write the superblock, which names the last seal.
-    Checkpoint(Box<Superblock>),
-}
-
-/// How an [`Io`] ended.
-#[derive(Debug)]
-pub enum IoDone {
-    /// A batch was written, or not.
-    Write {
-        /// Its number.
-        number: u64,
-        /// Its buffer, for reuse.
-        batch: Vec<u8>,
-        /// How it ended.
-        result: io::Result<()>,
-    },
-    /// A segment was prepared, or not.
-    Prepare {
-        /// Which.
-        segment: u64,
-        /// How it ended.
-        result: io::Result<()>,
-    },
-    /// Blocks were read, or not.
-    Read {
-        /// As it was named.
-        id: u64,
-        /// Where in the log.
-        log_offset: u64,
-        /// The blocks.
-        result: io::Result<Vec<u8>>,
-    },
-    /// An index is made.
-    Built(Box<Index>),
-    /// The memory is clear.
-    Cleared(Box<SegmentRows>),
-    /// The superblock was written, or not.
-    Checkpoint {
-        /// It.
-        superblock: Box<Superblock>,
-        /// How it ended.
-        result: io::Result<()>,
-    },
-}
-
-/// Does one piece of work.
-pub async fn perform(storage: &impl Storage, io: Io) -> IoDone {
-    match io {
-        Io::Write { number, file_offset, batch, durability } => {
-            let result = storage.write_at(file_offset, &batch, durability).await;
-            IoDone::Write { number, batch, result }
-        }
-        Io::Prepare { segment, file_offset, bytes, header } => {
-            let result = prepare(storage, file_offset, bytes, &header).await;
-            IoDone::Prepare { segment, result }
-        }
-        Io::Read { id, log_offset, file_offset, bytes } => {
-            let result = storage.read_at(file_offset, bytes as usize).await;
-            IoDone::Read { id, log_offset, result }
-        }
-        Io::Build(job) => IoDone::Built(Box::new(job.run())),
-        Io::Clear(mut rows) => {
-            rows.clear();
-            IoDone::Cleared(rows)
-        }
-        Io::Checkpoint(superblock) => {
-            let result = superblock.write(storage).await;
-            IoDone::Checkpoint { superblock, result }
-        }
-    }
-}
-
-/// The header goes last, after a flush: a segment with a header is zeroed for certain.
-async fn prepare(storage: &impl Storage, file_offset: u64, bytes: u64, header: &[u8]) -> io::Result<()> {
-    storage.grow(file_offset + bytes).await?;
-    let zeroes = vec![0; ZEROING_BYTES.min(bytes as usize)];
-    let mut at = 0;
-    while at < bytes {
-        let piece = zeroes.len().min((bytes - at) as usize);
-        storage.write_at(file_offset + at, &zeroes[..piece], Durability::Cached).await?;
-        at += piece as u64;
-    }
-    storage.flush().await?;
-    storage.write_at(file_offset, header, Durability::Cached).await?;
-    storage.flush().await
-}
 
 /// Where a log ends: what recovery found, and a writer goes on from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,8 +56,11 @@ pub struct LogEnd {
 }
 
 impl LogEnd {
-    /// The end of a log in which nothing has been written.
-    pub fn of_empty(superblock: &Superblock, segments_prepared: u64, mutation: Mutation) -> LogEnd {
+    /// The place where a log begins: in its first segment, or behind those that were dropped.
+    pub fn at_start(superblock: &Superblock, segments_prepared: u64, mutation: Mutation) -> LogEnd {
+        if let Some(origin) = superblock.origin {
+            return LogEnd { segments_prepared, ..origin.start };
+        }
         let mut genesis = *blake3::keyed_hash(&superblock.key, superblock.ledger.as_bytes()).as_bytes();
         if mutation.is(Mutant::NoKey) {
             genesis = [0; 32];
@@ -220,7 +93,7 @@ impl LogEnd {
     /// The end once `place` is part of the log.
     pub fn after(self, geometry: Geometry, place: &BatchPlace) -> LogEnd {
         LogEnd {
-            next_batch_at: geometry.next_batch(place.log_offset, place.header.total_bytes.into()),
+            next_batch_at: place.next(geometry),
             next_number: place.header.number + 1,
             next_position: place.header.next_position(),
             previous_hash: place.hash,
@@ -257,6 +130,8 @@ struct Batch {
     is_recovery: bool,
     is_sealing: bool,
     is_mark: bool,
+    /// The log goes on in the next segment.
+    is_last: bool,
 }
 
 #[derive(Debug)]
@@ -323,6 +198,8 @@ pub struct LogWriter {
     counts: WriterCounts,
     /// A batch that waits is written beside others in flight once it has this many bytes.
     fill_bytes: u64,
+    /// Bytes of the request that is being decided, at most.
+    expected_bytes: u64,
     mutation: Mutation,
     /// The last batch as it was written, for [`Mutant::ReuseOfAckedBlock`].
     last: Option<Last>,
@@ -369,6 +246,7 @@ impl LogWriter {
             failed: None,
             counts: WriterCounts::default(),
             fill_bytes: fill_bytes.unwrap_or(geometry.batch_bytes_max),
+            expected_bytes: OWN_ENTRIES_BYTES,
             mutation,
             last: None,
         }
@@ -396,14 +274,23 @@ impl LogWriter {
             return 0;
         }
         let here = geometry.segment_start(segment + 1) - next;
-        let whole = geometry.segment_bytes - SEGMENT_HEADER_BYTES;
-        let batches = here / batch_bytes_max + (self.segments_prepared - segment - 1) * (whole / batch_bytes_max);
+        let batches = here / batch_bytes_max + self.batches_in(self.segments_prepared - segment - 1);
         batches.saturating_sub(RESERVED_BATCHES) * usable_bytes(geometry)
+    }
+
+    /// Batches that whole segments are sure to take.
+    fn batches_in(&self, segments: u64) -> u64 {
+        let geometry = self.geometry();
+        segments * ((geometry.segment_bytes - SEGMENT_HEADER_BYTES) / geometry.batch_bytes_max)
     }
 
     /// Whether there is room for a few entries that no request asked for.
     pub fn takes_small_entries(&self) -> bool {
-        let bytes = OWN_ENTRIES_BYTES;
+        self.takes_entry(OWN_ENTRIES_BYTES)
+    }
+
+    /// Whether there is room for an entry of so many bytes that no request asked for.
+    pub fn takes_entry(&self, bytes: u64) -> bool {
         self.failed.is_none() && self.prepared_bytes() >= bytes && self.room_bytes() >= bytes
     }
 
@@ -493,6 +380,7 @@ impl LogWriter {
             is_recovery: false,
             is_sealing: true,
             is_mark: false,
+            is_last: false,
         });
         self.sealing = Some(Sealing { place: Checkpoint { log_offset, number: 0, hash: [0; 32] }, is_durable: false });
         log_offset
@@ -551,6 +439,7 @@ impl LogWriter {
                 is_recovery: false,
                 is_sealing: false,
                 is_mark: false,
+                is_last: false,
             });
         }
         self.open.as_mut().expect("opened above")
@@ -560,7 +449,10 @@ impl LogWriter {
     fn close_batch(&mut self) {
         if let Some(batch) = self.open.take() {
             let bytes = pad_to_block(batch.buffer.len() as u64);
-            self.next_batch_at = self.geometry().next_batch(batch.log_offset, bytes);
+            self.next_batch_at = match batch.is_last {
+                true => self.geometry().next_segment(batch.log_offset),
+                false => self.geometry().next_batch(batch.log_offset, bytes),
+            };
             self.full.push_back(batch);
         }
     }
@@ -592,6 +484,25 @@ impl LogWriter {
         self.open_batch().is_recovery = true;
         self.close_batch();
         place
+    }
+
+    /// Says how much is going to be appended, so that a segment that ends early leaves room for it.
+    pub fn expect(&mut self, bytes: u64) {
+        self.expected_bytes = bytes.max(OWN_ENTRIES_BYTES);
+    }
+
+    /// Has what is appended next begin a segment, if the segments ahead have room for what is expected.
+    pub fn end_segment(&mut self) {
+        let geometry = self.geometry();
+        let is_fresh = self.open.is_none() && geometry.is_first(self.next_batch_at);
+        let segment = geometry.segment_of(self.open.as_ref().map_or(self.next_batch_at, |batch| batch.log_offset));
+        let ahead = self.segments_prepared.saturating_sub(segment + 1);
+        let room_bytes = self.batches_in(ahead).saturating_sub(RESERVED_BATCHES) * usable_bytes(geometry);
+        if is_fresh || self.failed.is_some() || room_bytes < self.expected_bytes {
+            return;
+        }
+        self.open_batch().is_last = true;
+        self.close_batch();
     }
 
     /// Looks at the time: marks a log that has been idle, and tries again to grow one that could not.
@@ -646,6 +557,7 @@ impl LogWriter {
             shard: self.superblock.shard,
             is_recovery: batch.is_recovery,
             is_sealing: batch.is_sealing,
+            is_last: batch.is_last,
             record_count: batch.record_count,
             number,
             incarnation: self.incarnation,
@@ -725,6 +637,7 @@ impl LogWriter {
                 is_recovery: false,
                 is_sealing: false,
                 is_mark: false,
+                is_last: false,
             });
         }
     }
@@ -788,7 +701,11 @@ impl LogWriter {
                 }
             }
             // Not the log's.
-            IoDone::Read { .. } | IoDone::Built(_) | IoDone::Cleared(_) | IoDone::Checkpoint { .. } => {}
+            IoDone::Read { .. }
+            | IoDone::Built(_)
+            | IoDone::Cleared(_)
+            | IoDone::Checkpoint { .. }
+            | IoDone::Freed { .. } => {}
         }
     }
 

@@ -67,6 +67,7 @@ fn each_role_may_what_the_table_says() {
         (A::ReadCorpus, "cfpmalu", "--p-alu", "--p-alu"),
         (A::ReadAll, "--p-alu", "--p-alu", "--p-alu"),
         (A::Status, "cfpmalu", "cfpmalu", "cfpmalu"),
+        (A::Hold, "--p----", "--p----", "--p----"),
     ];
     assert_eq!(rows.len(), PERMISSIONS.len());
     for (action, own, other, none) in rows {

@@ -13,7 +13,10 @@ pub mod summary;
 
 pub use cache::{Block, BlockCache, CACHE_BLOCKS_MIN};
 pub use read::{Record, claims_between};
-pub use seal::{Chain, Checkpoint, Seal, SealError, append_bytes, page_batch, pages_per_part, read_chain, seal_batch};
+pub use seal::{
+    Chain, Checkpoint, Resume, Seal, SealError, append_bytes, page_batch, pages_per_part, read_chain, read_origin,
+    seal_batch,
+};
 pub use summary::{Index, IndexInput, Summary};
 
 use crate::id::EventId;
@@ -104,6 +107,8 @@ pub struct Sealed {
     pub pages_per_part: u32,
     /// The seal itself.
     pub checkpoint: Checkpoint,
+    /// Where the log goes on behind the segment.
+    pub resume: Resume,
 }
 
 /// A corpus's rows in a sealed segment.
@@ -118,6 +123,8 @@ struct Span {
 #[derive(Debug)]
 pub struct Catalog {
     geometry: Geometry,
+    /// The first segment of the log.
+    first: u64,
     /// By segment, without gaps.
     segments: VecDeque<Sealed>,
     /// By corpus: which segment has which of its rows.
@@ -134,12 +141,29 @@ impl Catalog {
     pub fn new(geometry: Geometry, cache_bytes: u64) -> Catalog {
         Catalog {
             geometry,
+            first: 0,
             segments: VecDeque::new(),
             spans: HashMap::new(),
             changed: VecDeque::new(),
             key_spans: BTreeMap::new(),
             cache: RefCell::new(BlockCache::new(cache_bytes)),
         }
+    }
+
+    /// The first segment of the log.
+    pub fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// Segments before one are no part of the log any more.
+    pub fn drop_before(&mut self, segment: u64) {
+        self.first = self.first.max(segment);
+        while self.segments.pop_front_if(|sealed| sealed.summary.segment < segment).is_some() {}
+        while self.changed.pop_front_if(|changed| *changed < segment).is_some() {}
+        self.spans.retain(|_, spans| {
+            while spans.pop_front_if(|span| span.segment < segment).is_some() {}
+            !spans.is_empty()
+        });
     }
 
     /// Sealed segments, the oldest first.
@@ -149,7 +173,7 @@ impl Catalog {
 
     /// The first segment that is not sealed.
     pub fn end(&self) -> u64 {
-        self.segments.back().map_or(0, |last| last.summary.segment + 1)
+        self.segments.back().map_or(self.first, |last| last.summary.segment + 1)
     }
 
     /// A sealed segment.
@@ -230,7 +254,8 @@ mod tests {
         for (segment, key_spans) in (0..).zip(&spans) {
             let summary = Summary { segment, key_spans: key_spans.clone(), ..Summary::default() };
             let checkpoint = Checkpoint { log_offset: 4_096, number: 1, hash: [0; 32] };
-            catalog.add(Sealed { summary, parts: Vec::new(), pages_per_part: 1, checkpoint });
+            let resume = Resume::default();
+            catalog.add(Sealed { summary, parts: Vec::new(), pages_per_part: 1, checkpoint, resume });
         }
         for ms in 0..250 {
             let is_there = spans.iter().flatten().any(|(first, last)| (*first..=*last).contains(&ms));

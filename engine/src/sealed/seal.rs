@@ -13,7 +13,7 @@ use super::summary::{RunPlace, Summary};
 use super::{Sealed, run};
 use crate::log::batch::{self, BATCH_HEADER_BYTES, Found, Hash};
 use crate::log::layout::{BLOCK_BYTES, Geometry};
-use crate::log::superblock::Superblock;
+use crate::log::superblock::{Origin, Superblock};
 use crate::log::writer::LogEnd;
 use crate::mutant::Mutation;
 use crate::storage::Storage;
@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 const PAGES_PER_PART_MAX: u64 = 63;
 
 /// Where a seal is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Checkpoint {
     /// Its log offset.
     pub log_offset: u64,
@@ -53,7 +53,7 @@ pub struct Seal {
 }
 
 /// A [`LogEnd`] on disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the fields are those of the log's end")]
 pub struct Resume {
     pub next_batch_at: u64,
@@ -150,9 +150,9 @@ pub async fn read_chain(
         if summary.segment != seal.segment {
             return Err(damaged());
         }
-        let Seal { parts, pages_per_part, previous, segment, .. } = seal;
-        segments.push(Sealed { summary, parts, pages_per_part, checkpoint: at });
-        if let Some(before) = previous.filter(|_| segment > superblock.first_segment) {
+        let Seal { parts, pages_per_part, previous, segment, resume, .. } = seal;
+        segments.push(Sealed { summary, parts, pages_per_part, checkpoint: at, resume });
+        if let Some(before) = previous.filter(|_| segment > superblock.first_segment()) {
             let seal = reader.seal(before).await?;
             if seal.segment + 1 != segment {
                 return Err(reader.damaged("a seal", before.log_offset));
@@ -162,6 +162,21 @@ pub async fn read_chain(
     }
     segments.reverse();
     Ok(Chain { last, snapshot, segments })
+}
+
+/// The small state that a log goes on from whose first segments were dropped.
+pub async fn read_origin(
+    storage: &impl Storage,
+    superblock: &Superblock,
+    origin: &Origin,
+) -> Result<Vec<u8>, SealError> {
+    let reader = Reader { storage, superblock };
+    let seal = reader.seal(origin.seal).await?;
+    let end = LogEnd::from(seal.resume);
+    if end != origin.start {
+        return Err(reader.damaged("the seal before the log's first segment", origin.seal.log_offset));
+    }
+    reader.pages(&seal, seal.snapshot).await
 }
 
 struct Reader<'a, S> {

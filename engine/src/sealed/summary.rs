@@ -7,7 +7,7 @@ use crate::time::Quarter;
 use serde::{Deserialize, Serialize};
 
 /// Rows of a corpus are named in the index once in so many bytes of log: what lies between is read.
-pub const ROWS_EVERY_BYTES: u64 = 16 << 10;
+pub const ROWS_EVERY_BYTES: u64 = 4 << 10;
 /// Batches' starts are named once in so many bytes of log.
 pub const STARTS_EVERY_BYTES: u64 = 256 << 10;
 /// Bits of a filter for each row that changed: one in a hundred looks for a row in vain.

@@ -12,6 +12,7 @@ use crate::id::EventId;
 use crate::log::entry::{self, Entry, Meta, PassPhase, Record};
 use crate::log::record::RawRecord;
 use crate::policy::Policy;
+use crate::retention::Hold;
 use crate::row::RowOperation;
 use crate::sealed::{self, Fetch};
 use crate::time::{DAY_US, HOUR_US, TIME_US_MAX};
@@ -103,6 +104,25 @@ impl Shard {
                 None
             }
             Entry::Recovery { .. } | Entry::Reshard { .. } => None,
+            Entry::Carry { claim, claimed_at_us, claim_at, change } => {
+                let carried = rows::Claimed {
+                    event_id: claim.event_id,
+                    claim_timestamp_us: claimed_at_us,
+                    claim_sequence: claim.claim_sequence,
+                    occurred_at_us: claim.occurred_at_us,
+                    key_hash: self.key_hash(claim.event_key),
+                    over_budget: claim.over_budget,
+                    incident_active: claim.incident_active,
+                    claim_at: log_offset,
+                    position,
+                };
+                self.rows.carry(carried, claim_at, change)?;
+                None
+            }
+            Entry::RetentionDrop { dropped } => {
+                self.apply_drop(dropped)?;
+                None
+            }
             Entry::Repair { floors, .. } | Entry::Restore { floors, .. } => {
                 for (prefix, sequence) in entry::floors(floors) {
                     self.rows.raise(prefix, self.quarter.0, sequence)?;
@@ -124,12 +144,12 @@ impl Shard {
     }
 
     /// A record in another segment than the one before it ends that one.
-    fn enter_segment(&mut self, log_offset: u64) {
+    pub fn enter_segment(&mut self, log_offset: u64) {
         let segment = self.rows.segment_of(log_offset);
         while self.rows.segment() < segment {
             if self.seals {
-                let snapshot = self.snapshot();
-                self.snapshots.push_back(snapshot);
+                let (snapshot, origin) = (self.snapshot(), self.origin());
+                self.snapshots.push_back((snapshot, origin));
             }
             self.rows.freeze();
         }
@@ -223,6 +243,11 @@ impl Shard {
             Entry::Barrier { at_us, .. } => {
                 self.passes.barrier(at_us);
                 Some(Effect::Barrier(at_us, sequence))
+            }
+            Entry::Hold { quarter, held, at_us, .. } => {
+                let hold = held.then(|| Hold { at_us, reason: meta.rationale.to_owned() });
+                self.retention.hold(quarter, hold);
+                Some(Effect::Held(quarter, held, at_us, sequence))
             }
             Entry::Configuration { toml, at_us, .. } => {
                 self.policy = Policy::parse(toml)?;
@@ -418,7 +443,7 @@ mod tests {
             clock: ClockMode::Wall,
             geometry: Geometry::DEFAULT,
             formatted_at_us: AT_US,
-            first_segment: 0,
+            origin: None,
             checkpoint: None,
             version: FORMAT_VERSION,
         });

@@ -59,6 +59,7 @@ impl Step<'_, '_, '_> {
             }
             Operation::Incident { .. } => (Action::Incident, None),
             Operation::Barrier => (Action::Barrier, None),
+            Operation::Hold { .. } => (Action::Hold, None),
             Operation::Reconcile { .. } => (Action::Reconcile, None),
             // Only the daemon itself can ask for it.
             Operation::Configure { .. } => return Ok(()),

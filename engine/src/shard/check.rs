@@ -40,7 +40,10 @@ pub fn request(request: &Request<'_>, mode: ClockMode) -> Result<(), Refusal> {
     let needs_reason = is_about_a_dispute
         || matches!(
             request.operation,
-            Operation::Retract { .. } | Operation::Reactivate { .. } | Operation::Freeze { frozen: true, .. }
+            Operation::Retract { .. }
+                | Operation::Reactivate { .. }
+                | Operation::Freeze { frozen: true, .. }
+                | Operation::Hold { held: true, .. }
         );
     if needs_reason && request.rationale.trim().is_empty() {
         return Err(bad("the rationale is empty; this operation needs a reason"));

@@ -150,12 +150,22 @@ impl Step<'_, '_, '_> {
     pub(super) fn row(&self, event_id: EventId) -> Decided<Found> {
         match self.shard.rows.get(event_id)? {
             Some(found) => Ok(found),
+            None if self.shard.quarter_of_gone(event_id).is_some() => refuse(self.gone(event_id)),
             None => refuse(Refusal::retry_after(
                 Code::NotVisible,
                 NOT_VISIBLE_RETRY_MS,
                 format!("there is no row {event_id} here yet"),
             )),
         }
+    }
+
+    /// What is said of a row that was dropped with its quarter.
+    pub(super) fn gone(&self, event_id: EventId) -> Refusal {
+        let quarter = self.shard.quarter_of_gone(event_id).unwrap_or(Quarter::MIN);
+        let years = self.shard.policy.retention_years();
+        let message =
+            format!("{event_id} is of {quarter}, whose retention of {years} years is over: its rows were dropped");
+        Refusal::new(Code::Expired, message)
     }
 
     pub(super) fn believe_clock(&self) -> Decided<()> {
@@ -645,6 +655,7 @@ pub(super) enum Keyed {
     Dispute = 27,
     DisputeStep = 28,
     Reconcile = 29,
+    Hold = 30,
 }
 
 pub(super) fn text(out: &mut Vec<u8>, text: &str) {

@@ -112,6 +112,9 @@ impl Step<'_, '_, '_> {
                 false => self.facts.unwrap_or_default().iter().find(|fact| fact.event_id == *event_id).copied(),
             };
             let Some(Fact { row: Some(row), .. }) = fact else {
+                if self.shard.quarter_of_gone(*event_id).is_some() {
+                    return Err(Stop::Refused(self.gone(*event_id), last_position));
+                }
                 let refusal =
                     Refusal::retry_after(Code::NotVisible, 100, format!("there is no row {event_id} here yet"));
                 return Err(Stop::Refused(refusal, last_position));

@@ -11,6 +11,7 @@ use crate::corpus::Prefix;
 use crate::error::{Code, Refusal};
 use crate::log::entry::{Entry, Meta, PassCounts, PassPhase, Record};
 use crate::policy::{Action, Policy, Role};
+use crate::retention::HOLDS_MAX;
 use crate::time::Quarter;
 
 impl Step<'_, '_, '_> {
@@ -26,6 +27,7 @@ impl Step<'_, '_, '_> {
             Operation::Incident { active } => self.incident(request, active, time_us)?,
             Operation::Barrier => self.barrier(request, time_us)?,
             Operation::Configure { toml } => self.configure(request, toml, time_us)?,
+            Operation::Hold { quarter, held } => self.hold(request, quarter, held, time_us)?,
             Operation::Dispute { corpus, event_ids } => self.open_dispute(request, corpus, event_ids, time_us)?,
             Operation::Respond { corpus, dispute } => self.respond(request, corpus, dispute, time_us)?,
             Operation::Arbitrate { dispute, verdicts } => self.arbitrate(request, dispute, verdicts, time_us)?,
@@ -271,6 +273,39 @@ impl Step<'_, '_, '_> {
         let entry = Entry::Freeze { global_sequence, prefix, frozen, at_us: time_us };
         let position = self.global(request, None, fingerprint, time_us, entry)?;
         Ok(Decision { outcome: outcome(frozen, time_us), position, global_sequence })
+    }
+
+    fn hold(&mut self, request: &Request<'_>, quarter: Quarter, held: bool, time_us: i64) -> Decided<Decision> {
+        let fingerprint = self.fingerprint(request, Keyed::Hold, |out| {
+            out.extend_from_slice(&quarter.year().to_le_bytes());
+            out.extend_from_slice(&[quarter.number(), u8::from(held)]);
+        });
+        if let KeyState::Done(kept) = self.global_key(request, None, fingerprint, time_us)?
+            && let Effect::Held(quarter, held, at_us, global_sequence) = self.effect(kept)
+        {
+            let outcome = Outcome::Held { quarter, held, at_us };
+            return Ok(Decision { outcome, position: kept.position, global_sequence });
+        }
+        let last_position = self.shard.last_position;
+        let refused = |code, message| Err(Stop::Refused(Refusal::new(code, message), last_position));
+        let retention = self.shard.retention();
+        if held && retention.dropped_to().is_some_and(|dropped| quarter <= dropped) {
+            return refused(Code::Expired, format!("{quarter} is dropped already; a backup may have it"));
+        }
+        if held && retention.holds.len() >= HOLDS_MAX {
+            return refused(
+                Code::BadTransition,
+                format!("{HOLDS_MAX} quarters are held; end one of those holds first"),
+            );
+        }
+        if retention.holds.contains_key(&quarter) == held {
+            let what = if held { "held already" } else { "not held" };
+            return refused(Code::BadTransition, format!("{quarter} is {what}"));
+        }
+        let global_sequence = self.next_global();
+        let entry = Entry::Hold { global_sequence, quarter, held, at_us: time_us };
+        let position = self.global(request, None, fingerprint, time_us, entry)?;
+        Ok(Decision { outcome: Outcome::Held { quarter, held, at_us: time_us }, position, global_sequence })
     }
 
     fn cap(&mut self, request: &Request<'_>, corpus: &str, claims_per_minute: u32, time_us: i64) -> Decided<Decision> {

@@ -102,6 +102,9 @@ impl Shard {
             }
             Entry::Incident { active, global_sequence } => Effect::Incident(active, at_us, global_sequence),
             Entry::Barrier { at_us, global_sequence } => Effect::Barrier(at_us, global_sequence),
+            Entry::Hold { quarter, held, at_us, global_sequence } => {
+                Effect::Held(quarter, held, at_us, global_sequence)
+            }
             Entry::Configuration { at_us, global_sequence, .. } => Effect::Configured(at_us, global_sequence),
             Entry::Dispute { dispute, global_sequence, .. } => {
                 Effect::Dispute(dispute, DisputeState::Detect, 0, global_sequence)

@@ -19,6 +19,7 @@ mod idempotency;
 pub mod keys;
 pub mod passes;
 pub mod registry;
+mod retention;
 pub mod rows;
 mod snapshot;
 
@@ -29,12 +30,14 @@ use crate::corpus::Prefix;
 use crate::dispute::{DisputeId, DisputeState};
 use crate::entropy::Entropy;
 use crate::id::EventId;
+use crate::log::batch::Hash;
 use crate::log::entry::{Entry, Meta, Record};
-use crate::log::superblock::{ClockMode, Superblock};
+use crate::log::superblock::{ClockMode, Origin, Superblock};
 use crate::log::writer::LogWriter;
 use crate::mutant::Mutation;
 use crate::peer::Sought;
 use crate::policy::Policy;
+use crate::retention::Retention;
 use crate::time::{Now, Quarter};
 use budget::Budget;
 use clock::ShardClock;
@@ -73,6 +76,8 @@ pub enum Effect {
     Incident(bool, i64, u64),
     /// A barrier's moment, and its place in the global order.
     Barrier(i64, u64),
+    /// Whether a quarter is held, when, and its place in the global order.
+    Held(Quarter, bool, i64, u64),
     /// When a configuration came in force, and its place in the global order.
     Configured(i64, u64),
     /// A dispute, where it was then, how many responses it had, and its place in the global order.
@@ -182,6 +187,7 @@ pub struct Shard {
     in_force: InForce,
     disputes: Disputes,
     passes: Passes,
+    retention: Retention,
     /// Names of uids, as they were when they last did something.
     users: BTreeMap<u32, String>,
     refusals: BTreeMap<u32, Refusals>,
@@ -191,7 +197,7 @@ pub struct Shard {
     /// Whether segments are to be sealed: then the small state behind each is kept with it.
     seals: bool,
     /// The small state behind each segment that is full and not sealed yet, the oldest first.
-    snapshots: VecDeque<Vec<u8>>,
+    snapshots: VecDeque<(Vec<u8>, Option<Origin>)>,
     /// Shard 0 keeps them for shards that missed some: those that not all are known to have.
     globals: VecDeque<GlobalEntry>,
     /// How many were there before those.
@@ -204,6 +210,8 @@ pub struct Shard {
     quarter: (Quarter, std::ops::Range<i64>),
     /// Of the ledger: what clients can't foresee depends on it.
     secret: u64,
+    /// The ledger's.
+    key: Hash,
     scratch: Vec<u8>,
 }
 
@@ -226,6 +234,7 @@ impl Shard {
             in_force: InForce::default(),
             disputes: Disputes::default(),
             passes: Passes::default(),
+            retention: Retention::default(),
             users: BTreeMap::new(),
             refusals: BTreeMap::new(),
             mutation: Mutation::default(),
@@ -239,13 +248,14 @@ impl Shard {
             last_position: 0,
             quarter: quarter_of(last_us),
             secret,
+            key: superblock.key,
             scratch: Vec::new(),
         }
     }
 
     /// The same without its memory of idempotency keys, which are most of its work: for verification.
-    pub fn without_keys(superblock: &Superblock) -> Shard {
-        Shard { keeps_keys: false, ..Shard::new(superblock) }
+    pub fn without_keys(self) -> Shard {
+        Shard { keeps_keys: false, ..self }
     }
 
     /// Has segments sealed as they fill up, with so many bytes for blocks of those that are.
@@ -254,9 +264,10 @@ impl Shard {
         self.rows.set_cache_bytes(cache_bytes);
     }
 
-    /// The oldest segment that is full and not sealed, with the small state behind it.
-    pub fn full_segment(&self) -> Option<(&std::sync::Arc<rows::SegmentRows>, &[u8])> {
-        self.rows.frozen().front().zip(self.snapshots.front().map(Vec::as_slice))
+    /// The oldest segment that is full and not sealed, with the small state behind it, and where the log begins by that.
+    pub fn full_segment(&self) -> Option<(&std::sync::Arc<rows::SegmentRows>, &[u8], Option<Origin>)> {
+        let (snapshot, origin) = self.snapshots.front()?;
+        Some((self.rows.frozen().front()?, snapshot, *origin))
     }
 
     /// That segment is sealed: its rows leave memory. Returns that memory, to be cleared somewhere else.
@@ -406,6 +417,10 @@ impl Shard {
     }
 
     fn try_append(&mut self, record: &Record<'_>, log: &mut LogWriter) -> Result<u64, String> {
+        // A quarter is dropped by whole segments. Before a replay ledger's first request no time has gone by.
+        if self.last_us > 0 && self.rows.is_begun() && !self.quarter.1.contains(&record.meta.timestamp_us) {
+            log.end_segment();
+        }
         let (position, log_offset) = log.append(record);
         self.apply(position, log_offset, record)?;
         Ok(position)
@@ -420,16 +435,7 @@ impl Shard {
     /// Appends what the daemon decides by itself.
     pub fn decide_alone(&mut self, now: Now, at_least_us: i64, entry: Entry<'_>, log: &mut LogWriter) -> u64 {
         let time_us = self.clock.time_us(now, self.last_us).max(at_least_us);
-        let meta = Meta {
-            timestamp_us: time_us,
-            idempotency_key: 0,
-            correlation_id: 0,
-            fingerprint: 0,
-            principal: Default::default(),
-            item: 0,
-            corpus: None,
-            rationale: "",
-        };
+        let meta = Meta { timestamp_us: time_us, ..Meta::of_daemon() };
         self.append_here(Record { meta, entry }, log)
     }
 

@@ -5,18 +5,20 @@ use super::budget::Budget;
 use super::disputes::Disputes;
 use super::passes::Passes;
 use super::registry::Registry;
-use super::rows::{Rows, Tallies};
+use super::rows::{Carried, Rows, Tallies};
 use super::{GlobalEntry, InForce, Refusals, Shard, quarter_of};
 use crate::dispute::Dispute;
+use crate::id::EventId;
 use crate::log::superblock::Superblock;
 use crate::policy::Policy;
+use crate::retention::Retention;
 use crate::sealed::Catalog;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The layout of a snapshot; another build's is not read, and the log is replayed instead.
-const SNAPSHOT_VERSION: u32 = 1;
+const SNAPSHOT_VERSION: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct Snapshot<'a> {
@@ -29,6 +31,9 @@ struct Snapshot<'a> {
     disputes_moved_at_us: i64,
     unflagged: Vec<crate::dispute::DisputeId>,
     passes: Cow<'a, Passes>,
+    retention: Cow<'a, Retention>,
+    carried: Cow<'a, BTreeMap<EventId, Carried>>,
+    reactivated: Cow<'a, BTreeSet<EventId>>,
     users: Cow<'a, BTreeMap<u32, String>>,
     refusals: Cow<'a, BTreeMap<u32, Refusals>>,
     globals_before: u64,
@@ -51,6 +56,9 @@ impl Shard {
             disputes_moved_at_us: self.disputes.moved_at_us(),
             unflagged: self.disputes.unflagged().collect(),
             passes: Cow::Borrowed(&self.passes),
+            retention: Cow::Borrowed(&self.retention),
+            carried: Cow::Borrowed(self.rows.carried()),
+            reactivated: Cow::Borrowed(self.rows.reactivated_set()),
             users: Cow::Borrowed(&self.users),
             refusals: Cow::Borrowed(&self.refusals),
             globals_before: self.globals_before,
@@ -76,12 +84,17 @@ impl Shard {
         shard.rows = Rows::restored(geometry, shard.secret, snapshot.tallies.into_owned(), catalog);
         shard.budgets = snapshot.budgets.into_owned();
         shard.in_force = snapshot.in_force.into_owned();
-        if shard.in_force.at_us > 0 {
+        if !shard.in_force.toml.is_empty() {
             shard.policy = Policy::parse(&shard.in_force.toml)?;
         }
         let disputes = snapshot.disputes.into_iter().map(Cow::into_owned);
         shard.disputes = Disputes::restored(disputes, snapshot.disputes_moved_at_us, snapshot.unflagged);
         shard.passes = snapshot.passes.into_owned();
+        shard.retention = snapshot.retention.into_owned();
+        let gone_before_us = shard.retention.origin.map_or(i64::MIN, |origin| origin.gone_before_us);
+        // The log may begin behind what the snapshot still knows of.
+        let gone_before_us = superblock.origin.map_or(i64::MIN, |o| o.gone_before_us).max(gone_before_us);
+        shard.rows.restore_carried(snapshot.carried.into_owned(), snapshot.reactivated.into_owned(), gone_before_us);
         shard.users = snapshot.users.into_owned();
         shard.refusals = snapshot.refusals.into_owned();
         shard.globals_before = snapshot.globals_before;

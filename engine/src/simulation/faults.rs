@@ -5,9 +5,10 @@ use crate::engine::{Engine, OpenOptions, Output};
 use crate::entropy::Entropy;
 use crate::error::{Certainty, Code};
 use crate::log::entry::Principal;
+use crate::log::io::{Io, IoDone, perform};
 use crate::log::layout::Geometry;
 use crate::log::superblock::{ClockMode, FORMAT_VERSION, Superblock};
-use crate::log::writer::{self, GROW_RETRY_US, Io, IoDone, perform};
+use crate::log::writer::{self, GROW_RETRY_US};
 use crate::policy::Policy;
 use crate::storage::sim::SimDisk;
 use crate::time::Now;
@@ -35,7 +36,7 @@ impl Bench {
             clock: ClockMode::Wall,
             geometry: Geometry { segment_bytes: 96 << 10, batch_bytes_max: 16 << 10 },
             formatted_at_us: now.wall_us,
-            first_segment: 0,
+            origin: None,
             checkpoint: None,
             version: FORMAT_VERSION,
         };

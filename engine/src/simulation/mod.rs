@@ -9,6 +9,7 @@ mod flow_cuts;
 mod machine;
 mod model;
 mod recovery_table;
+mod retaining;
 mod transitions;
 
 use crate::mutant::Mutant;

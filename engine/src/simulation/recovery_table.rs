@@ -5,10 +5,11 @@ use crate::entropy::Entropy;
 use crate::id::EventId;
 use crate::log::batch::{BatchHeader, Found, find, seal};
 use crate::log::entry::{ClaimEntry, Entry, Meta, Principal, Record};
+use crate::log::io::{Io, IoDone, perform};
 use crate::log::layout::{BLOCK_BYTES, Geometry, INCARNATIONS_MAX};
 use crate::log::recovery::{Beyond, Here, RecoveryError, RecoveryOptions, VERDICTS, Verdict, walk};
 use crate::log::superblock::{ClockMode, FORMAT_VERSION, Superblock};
-use crate::log::writer::{self, Io, IoDone, LogEnd, LogWriter};
+use crate::log::writer::{self, LogEnd, LogWriter};
 use crate::mutant::Mutation;
 use crate::storage::sim::SimDisk;
 use std::collections::BTreeSet;
@@ -27,7 +28,7 @@ fn superblock() -> Superblock {
         clock: ClockMode::Wall,
         geometry: GEOMETRY,
         formatted_at_us: 0,
-        first_segment: 0,
+        origin: None,
         checkpoint: None,
         version: FORMAT_VERSION,
     }
@@ -62,14 +63,14 @@ impl Log {
         let superblock = superblock();
         disk.run(&mut entropy, u64::MAX, writer::format(&disk, &superblock)).unwrap().unwrap();
         let writer =
-            LogWriter::new(&superblock, LogEnd::of_empty(&superblock, 1, Mutation::NONE), None, Mutation::NONE);
+            LogWriter::new(&superblock, LogEnd::at_start(&superblock, 1, Mutation::NONE), None, Mutation::NONE);
         let mut log = Log { disk, entropy, writer, batches: Vec::new() };
         log.writer.append_recovery(&record(Entry::Recovery { incarnation: 1, cut_at: 4096 }));
         log.write(1);
         log.land_all();
         while log.writer.segments().1 < SEGMENTS {
             let Some(io @ Io::Prepare { .. }) = log.writer.next_io() else { panic!("a segment is due") };
-            let work = writer::perform(&log.disk, io);
+            let work = perform(&log.disk, io);
             let done = log.disk.run(&mut log.entropy, u64::MAX, work).unwrap();
             log.writer.complete(done, 0);
         }
@@ -146,6 +147,7 @@ fn image(here: Here, beyond: Beyond) -> (Log, u64) {
                 shard: 0,
                 is_recovery: false,
                 is_sealing: false,
+                is_last: false,
                 record_count: 0,
                 number: number + 1,
                 incarnation: 1,
@@ -176,6 +178,7 @@ fn image(here: Here, beyond: Beyond) -> (Log, u64) {
                 shard: 0,
                 is_recovery: false,
                 is_sealing: false,
+                is_last: false,
                 record_count: 0,
                 number,
                 incarnation: 1,

@@ -37,6 +37,9 @@ pub trait Storage {
     /// Makes every write that completed before this call durable.
     async fn flush(&self) -> io::Result<()>;
 
+    /// Gives the space of a stretch back, which reads as zeroes from then on. A crash may bring back what was there.
+    async fn free(&self, offset: u64, bytes: u64) -> io::Result<()>;
+
     /// Reserves space up to `bytes` of file length. `StorageFull` when there is none.
     async fn grow(&self, bytes: u64) -> io::Result<()>;
 }

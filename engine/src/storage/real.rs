@@ -4,11 +4,13 @@
 use super::{Durability, Storage};
 use crate::log::layout::BLOCK_BYTES;
 use glommio::io::{DmaFile, OpenOptions};
+use nix::fcntl::{FallocateFlags, fallocate};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 mod ioctl {
     nix::ioctl_read!(blkgetsize64, 0x12, 114, u64);
@@ -76,6 +78,8 @@ pub struct RealStorage {
     durable: Option<DmaFile>,
     /// Zeroing, superblocks and reads: O_DIRECT only.
     cached: DmaFile,
+    /// For space: what glommio offers takes it for the file from its start, holes included. Absent where nothing is written.
+    space: Option<Arc<File>>,
     kind: Kind,
 }
 
@@ -110,7 +114,8 @@ impl RealStorage {
                 _ => error(source),
             });
         }
-        Ok(RealStorage { durable: Some(durable), cached, kind })
+        let space = Some(Arc::new(File::options().write(true).open(path).map_err(error)?));
+        Ok(RealStorage { durable: Some(durable), cached, space, kind })
     }
 
     /// Closes the file, and with it gives the lock back. A storage that is merely dropped is closed by its executor some
@@ -128,7 +133,21 @@ impl RealStorage {
         let kind = kind_of(path).map_err(error)?;
         let mut options = OpenOptions::new();
         let cached = options.read(true).custom_flags(flags(kind)).dma_open(path).await.map_err(|e| error(e.into()))?;
-        Ok(RealStorage { durable: None, cached, kind })
+        Ok(RealStorage { durable: None, cached, space: None, kind })
+    }
+}
+
+impl RealStorage {
+    /// fallocate(2), in another thread: it may take its time.
+    async fn allocate(&self, flags: FallocateFlags, offset: u64, bytes: u64) -> io::Result<()> {
+        let Some(space) = self.space.clone() else {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the ledger was opened for reading"));
+        };
+        let too_far =
+            |_| io::Error::new(io::ErrorKind::FileTooLarge, "the ledger's file would be longer than any can be");
+        let (offset, bytes) = (i64::try_from(offset).map_err(too_far)?, i64::try_from(bytes).map_err(too_far)?);
+        let allocate = move || fallocate(&*space, flags, offset, bytes);
+        Ok(glommio::executor().spawn_blocking(allocate).await?)
     }
 }
 
@@ -235,11 +254,22 @@ impl Storage for RealStorage {
         Ok(self.cached.fdatasync().await?)
     }
 
+    async fn free(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        match self.kind {
+            Kind::File => {
+                let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+                self.allocate(punch, offset, bytes).await
+            }
+            // A device has its size, whatever of it is used.
+            Kind::Device => Ok(()),
+        }
+    }
+
     async fn grow(&self, bytes: u64) -> io::Result<()> {
         let length = self.file_bytes().await?;
         match self.kind {
             _ if bytes <= length => Ok(()),
-            Kind::File => Ok(self.cached.pre_allocate(bytes, false).await?),
+            Kind::File => self.allocate(FallocateFlags::empty(), length, bytes - length).await,
             Kind::Device => Err(io::Error::new(
                 io::ErrorKind::StorageFull,
                 format!("the device has {length} bytes, and the next segment would end at {bytes}"),

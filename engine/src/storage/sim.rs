@@ -149,6 +149,13 @@ impl SimDisk {
         state.visible[offset as usize..end].copy_from_slice(data);
     }
 
+    /// A disk that holds an image, durably.
+    pub fn of_image(image: Vec<u8>) -> SimDisk {
+        let durable_bytes = image.len() as u64;
+        let state = State { durable: image.clone(), durable_bytes, visible: image, ..State::default() };
+        SimDisk(Rc::new(RefCell::new(state)))
+    }
+
     /// What reads see.
     pub fn image(&self) -> Vec<u8> {
         self.0.borrow().visible.clone()
@@ -279,6 +286,10 @@ impl Storage for SimDisk {
         let covers = self.0.borrow().writes_completed;
         self.submit(Op::Flush { covers }).await;
         Ok(())
+    }
+
+    async fn free(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        self.write_at(offset, &vec![0; bytes as usize], Durability::Cached).await
     }
 
     async fn grow(&self, bytes: u64) -> io::Result<()> {

@@ -455,7 +455,7 @@ mod tests {
                 clock: ClockMode::Wall,
                 geometry,
                 formatted_at_us: 0,
-                first_segment: 0,
+                origin: None,
                 checkpoint: None,
                 version: claim_engine::log::superblock::FORMAT_VERSION,
             };

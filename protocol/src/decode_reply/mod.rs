@@ -213,6 +213,11 @@ fn decode_result(root: &wire::Reply<'_>) -> Result<ReplyResult, String> {
             let table = root.result_as_propagation_found().ok_or_else(missing)?;
             ReplyResult::PropagationFound(table.pairs().iter().map(|pair| audit::decode_pair(&pair)).collect())
         }
+        wire::ReplyResult::Held => {
+            let table = root.result_as_held().ok_or_else(missing)?;
+            let (year, quarter) = (table.year(), table.quarter());
+            ReplyResult::Held { year, quarter, held: table.held(), at_us: table.at_us() }
+        }
         wire::ReplyResult(other) => {
             let last = wire::ReplyResult::ENUM_MAX;
             return Err(format!("result type {other} is unknown; version 1 has 1 to {last}"));

@@ -40,6 +40,11 @@ pub(super) fn decode_status(table: &wire::StatusReport<'_>) -> Result<StatusRepo
         frozen_reason: table.frozen_reason().map(str::to_owned),
         last_pass_at_us: table.last_pass_at_us(),
         policy_at_us: table.policy_at_us(),
+        archive_at_us: table.archive_at_us(),
+        archive_error: table.archive_error().map(str::to_owned),
+        drill_at_us: table.drill_at_us(),
+        drill_rto_ms: table.drill_rto_ms(),
+        drill_rpo_ms: table.drill_rpo_ms(),
     })
 }
 
@@ -82,5 +87,15 @@ fn decode_shard_status(table: &wire::ShardStatus<'_>) -> Result<ShardStatus, Str
         cache_misses: table.cache_misses(),
         log_bytes: table.log_bytes(),
         free_bytes: table.free_bytes(),
+        first_segment: table.first_segment(),
+        dropped_to: table.dropped_to().map(str::to_owned),
+        quarter_seals: table.quarter_seals(),
+        holds: table.holds().map(|holds| holds.iter().map(str::to_owned).collect()).unwrap_or_default(),
+        retention_due: table.retention_due().map(str::to_owned),
+        retention_segments: table.retention_segments(),
+        retention_bytes: table.retention_bytes(),
+        retention_rows: table.retention_rows(),
+        retention_carried: table.retention_carried(),
+        retention_waits_for: table.retention_waits_for().map(str::to_owned),
     })
 }

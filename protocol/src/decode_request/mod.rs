@@ -5,7 +5,8 @@ mod dispute;
 
 use crate::bounds::{
     APPARENT_BYTES_MAX, AT_LEAST_MAX, BATCH_ITEMS_MAX, CLIENT_NAME_BYTES_MAX, EVENT_KEY_BYTES_MAX, METADATA_BYTES_MAX,
-    NAME_BYTES_MAX, NOTES_BYTES_MAX, REQUEST_TABLES_MAX, TABLES_DEEP_MAX, UNLESS_REGISTERED_MS_MAX,
+    NAME_BYTES_MAX, NOTES_BYTES_MAX, QUARTER_YEAR_MAX, QUARTER_YEAR_MIN, REQUEST_TABLES_MAX, TABLES_DEEP_MAX,
+    UNLESS_REGISTERED_MS_MAX,
 };
 use crate::decode_error::DecodeError;
 use crate::generated::claimd as wire;
@@ -207,6 +208,16 @@ fn decode_operation<'a>(root: &wire::Request<'a>) -> Result<Operation<'a>, Strin
         wire::Operation::AuditCheck => audit::check(&root.operation_as_audit_check().ok_or_else(missing)?)?,
         wire::Operation::Configuration => Operation::Configuration,
         wire::Operation::Propagation => Operation::Propagation,
+        wire::Operation::Hold => {
+            let table = root.operation_as_hold().ok_or_else(missing)?;
+            let (year, quarter) = (table.year(), table.quarter());
+            if !(QUARTER_YEAR_MIN..=QUARTER_YEAR_MAX).contains(&year) || !(1..=4).contains(&quarter) {
+                return Err(format!(
+                    "quarter {quarter} of {year} is unknown; use 1 to 4 of a year from {QUARTER_YEAR_MIN} to {QUARTER_YEAR_MAX}"
+                ));
+            }
+            Operation::Hold { year, quarter, held: table.held() }
+        }
         wire::Operation(other) => {
             let last = wire::Operation::ENUM_MAX;
             return Err(format!("operation type {other} is unknown; version 1 has 1 to {last}"));

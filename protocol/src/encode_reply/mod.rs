@@ -206,6 +206,10 @@ fn encode_result(builder: &mut Builder, result: &ReplyResult) -> Encoded {
             audit::configuration(builder, toml, *at_us, *uid, *position)
         }
         ReplyResult::PropagationFound(pairs) => audit::propagation(builder, pairs),
+        ReplyResult::Held { year, quarter, held, at_us } => {
+            let args = wire::HeldArgs { year: *year, quarter: *quarter, held: *held, at_us: *at_us };
+            (wire::ReplyResult::Held, wire::Held::create(builder, &args).as_union_value())
+        }
     }
 }
 

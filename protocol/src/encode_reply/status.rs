@@ -38,6 +38,7 @@ pub(super) fn encode_status<'b>(builder: &mut Builder, report: &StatusReport) ->
     let shards = Some(builder.create_vector(&shards));
     let daemon = Some(builder.create_string(&report.daemon));
     let frozen_reason = report.frozen_reason.as_ref().map(|reason| builder.create_string(reason));
+    let archive_error = report.archive_error.as_ref().map(|error| builder.create_string(error));
     let ledger = wire_uuid(report.ledger);
     let table = wire::StatusReport::create(
         builder,
@@ -55,6 +56,11 @@ pub(super) fn encode_status<'b>(builder: &mut Builder, report: &StatusReport) ->
             frozen_reason,
             last_pass_at_us: report.last_pass_at_us,
             policy_at_us: report.policy_at_us,
+            archive_at_us: report.archive_at_us,
+            archive_error,
+            drill_at_us: report.drill_at_us,
+            drill_rto_ms: report.drill_rto_ms,
+            drill_rpo_ms: report.drill_rpo_ms,
         },
     );
     WIPOffset::new(table.value())
@@ -63,6 +69,11 @@ pub(super) fn encode_status<'b>(builder: &mut Builder, report: &StatusReport) ->
 fn encode_shard_status<'b>(builder: &mut Builder, shard: &ShardStatus) -> WIPOffset<wire::ShardStatus<'b>> {
     let failed = shard.failed.as_ref().map(|failed| builder.create_string(failed));
     let scrub_first = shard.scrub_first.as_ref().map(|first| builder.create_string(first));
+    let dropped_to = shard.dropped_to.as_ref().map(|quarter| builder.create_string(quarter));
+    let holds: Vec<_> = shard.holds.iter().map(|quarter| builder.create_string(quarter)).collect();
+    let holds = (!holds.is_empty()).then(|| builder.create_vector(&holds));
+    let retention_due = shard.retention_due.as_ref().map(|due| builder.create_string(due));
+    let retention_waits_for = shard.retention_waits_for.as_ref().map(|what| builder.create_string(what));
     let table = wire::ShardStatus::create(
         builder,
         &wire::ShardStatusArgs {
@@ -103,6 +114,16 @@ fn encode_shard_status<'b>(builder: &mut Builder, shard: &ShardStatus) -> WIPOff
             cache_misses: shard.cache_misses,
             log_bytes: shard.log_bytes,
             free_bytes: shard.free_bytes,
+            first_segment: shard.first_segment,
+            dropped_to,
+            quarter_seals: shard.quarter_seals,
+            holds,
+            retention_due,
+            retention_segments: shard.retention_segments,
+            retention_bytes: shard.retention_bytes,
+            retention_rows: shard.retention_rows,
+            retention_carried: shard.retention_carried,
+            retention_waits_for,
         },
     );
     WIPOffset::new(table.value())

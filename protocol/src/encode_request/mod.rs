@@ -180,6 +180,7 @@ fn encode_operation(builder: &mut Builder, operation: &Operation<'_>) -> Encoded
         Operation::Totals { corpus } => registry::totals(builder, corpus),
         Operation::Incident { active } => reconcile::incident(builder, *active),
         Operation::Barrier => reconcile::barrier(builder),
+        Operation::Hold { year, quarter, held } => registry::hold(builder, *year, *quarter, *held),
         Operation::Reconcile { dry_run } => reconcile::pass(builder, *dry_run),
         Operation::Find { event_key, from } => reconcile::find(builder, event_key, *from),
         Operation::Tail { shard, from_position, limit, wait_ms } => {

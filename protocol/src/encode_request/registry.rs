@@ -12,6 +12,11 @@ pub(super) fn decommission(builder: &mut Builder, name: &str, dry_run: bool) -> 
     (wire::Operation::Decommission, table.as_union_value())
 }
 
+pub(super) fn hold(builder: &mut Builder, year: u16, quarter: u8, held: bool) -> Encoded {
+    let table = wire::Hold::create(builder, &wire::HoldArgs { year, quarter, held });
+    (wire::Operation::Hold, table.as_union_value())
+}
+
 pub(super) fn freeze(builder: &mut Builder, corpus: &str, frozen: bool) -> Encoded {
     let corpus = optional_string(builder, corpus);
     let table = wire::Freeze::create(builder, &wire::FreezeArgs { corpus, frozen });

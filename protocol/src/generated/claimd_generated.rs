@@ -526,10 +526,10 @@ impl ::flatbuffers::SimpleToVerifyInSlice for ClockMode {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_AUDIT_OPERATION: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_AUDIT_OPERATION: u8 = 30;
+pub const ENUM_MAX_AUDIT_OPERATION: u8 = 34;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_AUDIT_OPERATION: [AuditOperation; 31] = [
+pub const ENUM_VALUES_AUDIT_OPERATION: [AuditOperation; 35] = [
   AuditOperation::claim,
   AuditOperation::reference,
   AuditOperation::tombstone,
@@ -561,6 +561,10 @@ pub const ENUM_VALUES_AUDIT_OPERATION: [AuditOperation; 31] = [
   AuditOperation::unfreeze,
   AuditOperation::restore,
   AuditOperation::reshard,
+  AuditOperation::hold,
+  AuditOperation::release,
+  AuditOperation::carry,
+  AuditOperation::retention_drop,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -599,9 +603,13 @@ impl AuditOperation {
   pub const unfreeze: Self = Self(28);
   pub const restore: Self = Self(29);
   pub const reshard: Self = Self(30);
+  pub const hold: Self = Self(31);
+  pub const release: Self = Self(32);
+  pub const carry: Self = Self(33);
+  pub const retention_drop: Self = Self(34);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 30;
+  pub const ENUM_MAX: u8 = 34;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::claim,
     Self::reference,
@@ -634,6 +642,10 @@ impl AuditOperation {
     Self::unfreeze,
     Self::restore,
     Self::reshard,
+    Self::hold,
+    Self::release,
+    Self::carry,
+    Self::retention_drop,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -669,6 +681,10 @@ impl AuditOperation {
       Self::unfreeze => Some("unfreeze"),
       Self::restore => Some("restore"),
       Self::reshard => Some("reshard"),
+      Self::hold => Some("hold"),
+      Self::release => Some("release"),
+      Self::carry => Some("carry"),
+      Self::retention_drop => Some("retention_drop"),
       _ => None,
     }
   }
@@ -1306,10 +1322,10 @@ impl ::flatbuffers::SimpleToVerifyInSlice for AlarmKind {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_OPERATION: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_OPERATION: u8 = 36;
+pub const ENUM_MAX_OPERATION: u8 = 37;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_OPERATION: [Operation; 37] = [
+pub const ENUM_VALUES_OPERATION: [Operation; 38] = [
   Operation::NONE,
   Operation::Hello,
   Operation::Onboard,
@@ -1347,6 +1363,7 @@ pub const ENUM_VALUES_OPERATION: [Operation; 37] = [
   Operation::AuditCheck,
   Operation::Configuration,
   Operation::Propagation,
+  Operation::Hold,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -1391,9 +1408,10 @@ impl Operation {
   pub const AuditCheck: Self = Self(34);
   pub const Configuration: Self = Self(35);
   pub const Propagation: Self = Self(36);
+  pub const Hold: Self = Self(37);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 36;
+  pub const ENUM_MAX: u8 = 37;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::Hello,
@@ -1432,6 +1450,7 @@ impl Operation {
     Self::AuditCheck,
     Self::Configuration,
     Self::Propagation,
+    Self::Hold,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -1473,6 +1492,7 @@ impl Operation {
       Self::AuditCheck => Some("AuditCheck"),
       Self::Configuration => Some("Configuration"),
       Self::Propagation => Some("Propagation"),
+      Self::Hold => Some("Hold"),
       _ => None,
     }
   }
@@ -1532,10 +1552,10 @@ pub struct OperationUnionTableOffset {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_REPLY_RESULT: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_REPLY_RESULT: u8 = 32;
+pub const ENUM_MAX_REPLY_RESULT: u8 = 33;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_REPLY_RESULT: [ReplyResult; 33] = [
+pub const ENUM_VALUES_REPLY_RESULT: [ReplyResult; 34] = [
   ReplyResult::NONE,
   ReplyResult::Welcome,
   ReplyResult::Onboarded,
@@ -1569,6 +1589,7 @@ pub const ENUM_VALUES_REPLY_RESULT: [ReplyResult; 33] = [
   ReplyResult::AuditChecked,
   ReplyResult::ConfigurationFound,
   ReplyResult::PropagationFound,
+  ReplyResult::Held,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -1609,9 +1630,10 @@ impl ReplyResult {
   pub const AuditChecked: Self = Self(30);
   pub const ConfigurationFound: Self = Self(31);
   pub const PropagationFound: Self = Self(32);
+  pub const Held: Self = Self(33);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 32;
+  pub const ENUM_MAX: u8 = 33;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::Welcome,
@@ -1646,6 +1668,7 @@ impl ReplyResult {
     Self::AuditChecked,
     Self::ConfigurationFound,
     Self::PropagationFound,
+    Self::Held,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -1683,6 +1706,7 @@ impl ReplyResult {
       Self::AuditChecked => Some("AuditChecked"),
       Self::ConfigurationFound => Some("ConfigurationFound"),
       Self::PropagationFound => Some("PropagationFound"),
+      Self::Held => Some("Held"),
       _ => None,
     }
   }
@@ -6211,6 +6235,136 @@ impl ::core::fmt::Debug for Propagation<'_> {
       ds.finish()
   }
 }
+pub enum HoldOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Hold<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Hold<'a> {
+  type Inner = Hold<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Hold<'a> {
+  pub const VT_YEAR: ::flatbuffers::VOffsetT = 4;
+  pub const VT_QUARTER: ::flatbuffers::VOffsetT = 6;
+  pub const VT_HELD: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Hold { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args HoldArgs
+  ) -> ::flatbuffers::WIPOffset<Hold<'bldr>> {
+    let mut builder = HoldBuilder::new(_fbb);
+    builder.add_year(args.year);
+    builder.add_held(args.held);
+    builder.add_quarter(args.quarter);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn year(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(Hold::VT_YEAR, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn quarter(&self) -> u8 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u8>(Hold::VT_QUARTER, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn held(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Hold::VT_HELD, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Hold<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u16>("year", Self::VT_YEAR, false)?
+     .visit_field::<u8>("quarter", Self::VT_QUARTER, false)?
+     .visit_field::<bool>("held", Self::VT_HELD, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct HoldArgs {
+    pub year: u16,
+    pub quarter: u8,
+    pub held: bool,
+}
+impl<'a> Default for HoldArgs {
+  #[inline]
+  fn default() -> Self {
+    HoldArgs {
+      year: 0,
+      quarter: 0,
+      held: false,
+    }
+  }
+}
+
+pub struct HoldBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> HoldBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_year(&mut self, year: u16) {
+    self.fbb_.push_slot::<u16>(Hold::VT_YEAR, year, 0);
+  }
+  #[inline]
+  pub fn add_quarter(&mut self, quarter: u8) {
+    self.fbb_.push_slot::<u8>(Hold::VT_QUARTER, quarter, 0);
+  }
+  #[inline]
+  pub fn add_held(&mut self, held: bool) {
+    self.fbb_.push_slot::<bool>(Hold::VT_HELD, held, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> HoldBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    HoldBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Hold<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Hold<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Hold");
+      ds.field("year", &self.year());
+      ds.field("quarter", &self.quarter());
+      ds.field("held", &self.held());
+      ds.finish()
+  }
+}
 pub enum RequestOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -6827,6 +6981,20 @@ impl<'a> Request<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn operation_as_hold(&self) -> Option<Hold<'a>> {
+    if self.operation_type() == Operation::Hold {
+      let u = self.operation();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Hold::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Request<'_> {
@@ -6880,6 +7048,7 @@ impl ::flatbuffers::Verifiable for Request<'_> {
           Operation::AuditCheck => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<AuditCheck>>("Operation::AuditCheck", pos),
           Operation::Configuration => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Configuration>>("Operation::Configuration", pos),
           Operation::Propagation => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Propagation>>("Operation::Propagation", pos),
+          Operation::Hold => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Hold>>("Operation::Hold", pos),
           _ => Ok(()),
         }
      })?
@@ -7231,6 +7400,13 @@ impl ::core::fmt::Debug for Request<'_> {
         },
         Operation::Propagation => {
           if let Some(x) = self.operation_as_propagation() {
+            ds.field("operation", &x)
+          } else {
+            ds.field("operation", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Operation::Hold => {
+          if let Some(x) = self.operation_as_hold() {
             ds.field("operation", &x)
           } else {
             ds.field("operation", &"InvalidFlatbuffer: Union discriminant does not match value.")
@@ -10351,6 +10527,16 @@ impl<'a> ShardStatus<'a> {
   pub const VT_CACHE_MISSES: ::flatbuffers::VOffsetT = 72;
   pub const VT_LOG_BYTES: ::flatbuffers::VOffsetT = 74;
   pub const VT_FREE_BYTES: ::flatbuffers::VOffsetT = 76;
+  pub const VT_FIRST_SEGMENT: ::flatbuffers::VOffsetT = 78;
+  pub const VT_DROPPED_TO: ::flatbuffers::VOffsetT = 80;
+  pub const VT_QUARTER_SEALS: ::flatbuffers::VOffsetT = 82;
+  pub const VT_HOLDS: ::flatbuffers::VOffsetT = 84;
+  pub const VT_RETENTION_DUE: ::flatbuffers::VOffsetT = 86;
+  pub const VT_RETENTION_SEGMENTS: ::flatbuffers::VOffsetT = 88;
+  pub const VT_RETENTION_BYTES: ::flatbuffers::VOffsetT = 90;
+  pub const VT_RETENTION_ROWS: ::flatbuffers::VOffsetT = 92;
+  pub const VT_RETENTION_CARRIED: ::flatbuffers::VOffsetT = 94;
+  pub const VT_RETENTION_WAITS_FOR: ::flatbuffers::VOffsetT = 96;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -10362,6 +10548,10 @@ impl<'a> ShardStatus<'a> {
     args: &'args ShardStatusArgs<'args>
   ) -> ::flatbuffers::WIPOffset<ShardStatus<'bldr>> {
     let mut builder = ShardStatusBuilder::new(_fbb);
+    builder.add_retention_carried(args.retention_carried);
+    builder.add_retention_rows(args.retention_rows);
+    builder.add_retention_bytes(args.retention_bytes);
+    builder.add_first_segment(args.first_segment);
     builder.add_free_bytes(args.free_bytes);
     builder.add_log_bytes(args.log_bytes);
     builder.add_cache_misses(args.cache_misses);
@@ -10386,6 +10576,12 @@ impl<'a> ShardStatus<'a> {
     builder.add_rows(args.rows);
     builder.add_durable_position(args.durable_position);
     builder.add_position(args.position);
+    if let Some(x) = args.retention_waits_for { builder.add_retention_waits_for(x); }
+    builder.add_retention_segments(args.retention_segments);
+    if let Some(x) = args.retention_due { builder.add_retention_due(x); }
+    if let Some(x) = args.holds { builder.add_holds(x); }
+    builder.add_quarter_seals(args.quarter_seals);
+    if let Some(x) = args.dropped_to { builder.add_dropped_to(x); }
     builder.add_segments_full(args.segments_full);
     builder.add_segments_sealed(args.segments_sealed);
     builder.add_open_disputes(args.open_disputes);
@@ -10662,6 +10858,76 @@ impl<'a> ShardStatus<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u64>(ShardStatus::VT_FREE_BYTES, Some(0)).unwrap()}
   }
+  #[inline]
+  pub fn first_segment(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ShardStatus::VT_FIRST_SEGMENT, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn dropped_to(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ShardStatus::VT_DROPPED_TO, None)}
+  }
+  #[inline]
+  pub fn quarter_seals(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ShardStatus::VT_QUARTER_SEALS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn holds(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>(ShardStatus::VT_HOLDS, None)}
+  }
+  #[inline]
+  pub fn retention_due(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ShardStatus::VT_RETENTION_DUE, None)}
+  }
+  #[inline]
+  pub fn retention_segments(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ShardStatus::VT_RETENTION_SEGMENTS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn retention_bytes(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ShardStatus::VT_RETENTION_BYTES, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn retention_rows(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ShardStatus::VT_RETENTION_ROWS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn retention_carried(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ShardStatus::VT_RETENTION_CARRIED, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn retention_waits_for(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ShardStatus::VT_RETENTION_WAITS_FOR, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for ShardStatus<'_> {
@@ -10707,6 +10973,16 @@ impl ::flatbuffers::Verifiable for ShardStatus<'_> {
      .visit_field::<u64>("cache_misses", Self::VT_CACHE_MISSES, false)?
      .visit_field::<u64>("log_bytes", Self::VT_LOG_BYTES, false)?
      .visit_field::<u64>("free_bytes", Self::VT_FREE_BYTES, false)?
+     .visit_field::<u64>("first_segment", Self::VT_FIRST_SEGMENT, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("dropped_to", Self::VT_DROPPED_TO, false)?
+     .visit_field::<u32>("quarter_seals", Self::VT_QUARTER_SEALS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<&'_ str>>>>("holds", Self::VT_HOLDS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("retention_due", Self::VT_RETENTION_DUE, false)?
+     .visit_field::<u32>("retention_segments", Self::VT_RETENTION_SEGMENTS, false)?
+     .visit_field::<u64>("retention_bytes", Self::VT_RETENTION_BYTES, false)?
+     .visit_field::<u64>("retention_rows", Self::VT_RETENTION_ROWS, false)?
+     .visit_field::<u64>("retention_carried", Self::VT_RETENTION_CARRIED, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("retention_waits_for", Self::VT_RETENTION_WAITS_FOR, false)?
      .finish();
     Ok(())
   }
@@ -10749,6 +11025,16 @@ pub struct ShardStatusArgs<'a> {
     pub cache_misses: u64,
     pub log_bytes: u64,
     pub free_bytes: u64,
+    pub first_segment: u64,
+    pub dropped_to: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub quarter_seals: u32,
+    pub holds: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>,
+    pub retention_due: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub retention_segments: u32,
+    pub retention_bytes: u64,
+    pub retention_rows: u64,
+    pub retention_carried: u64,
+    pub retention_waits_for: Option<::flatbuffers::WIPOffset<&'a str>>,
 }
 impl<'a> Default for ShardStatusArgs<'a> {
   #[inline]
@@ -10791,6 +11077,16 @@ impl<'a> Default for ShardStatusArgs<'a> {
       cache_misses: 0,
       log_bytes: 0,
       free_bytes: 0,
+      first_segment: 0,
+      dropped_to: None,
+      quarter_seals: 0,
+      holds: None,
+      retention_due: None,
+      retention_segments: 0,
+      retention_bytes: 0,
+      retention_rows: 0,
+      retention_carried: 0,
+      retention_waits_for: None,
     }
   }
 }
@@ -10949,6 +11245,46 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ShardStatusBuilder<'a, 'b, A>
     self.fbb_.push_slot::<u64>(ShardStatus::VT_FREE_BYTES, free_bytes, 0);
   }
   #[inline]
+  pub fn add_first_segment(&mut self, first_segment: u64) {
+    self.fbb_.push_slot::<u64>(ShardStatus::VT_FIRST_SEGMENT, first_segment, 0);
+  }
+  #[inline]
+  pub fn add_dropped_to(&mut self, dropped_to: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ShardStatus::VT_DROPPED_TO, dropped_to);
+  }
+  #[inline]
+  pub fn add_quarter_seals(&mut self, quarter_seals: u32) {
+    self.fbb_.push_slot::<u32>(ShardStatus::VT_QUARTER_SEALS, quarter_seals, 0);
+  }
+  #[inline]
+  pub fn add_holds(&mut self, holds: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<&'b  str>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ShardStatus::VT_HOLDS, holds);
+  }
+  #[inline]
+  pub fn add_retention_due(&mut self, retention_due: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ShardStatus::VT_RETENTION_DUE, retention_due);
+  }
+  #[inline]
+  pub fn add_retention_segments(&mut self, retention_segments: u32) {
+    self.fbb_.push_slot::<u32>(ShardStatus::VT_RETENTION_SEGMENTS, retention_segments, 0);
+  }
+  #[inline]
+  pub fn add_retention_bytes(&mut self, retention_bytes: u64) {
+    self.fbb_.push_slot::<u64>(ShardStatus::VT_RETENTION_BYTES, retention_bytes, 0);
+  }
+  #[inline]
+  pub fn add_retention_rows(&mut self, retention_rows: u64) {
+    self.fbb_.push_slot::<u64>(ShardStatus::VT_RETENTION_ROWS, retention_rows, 0);
+  }
+  #[inline]
+  pub fn add_retention_carried(&mut self, retention_carried: u64) {
+    self.fbb_.push_slot::<u64>(ShardStatus::VT_RETENTION_CARRIED, retention_carried, 0);
+  }
+  #[inline]
+  pub fn add_retention_waits_for(&mut self, retention_waits_for: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ShardStatus::VT_RETENTION_WAITS_FOR, retention_waits_for);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ShardStatusBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     ShardStatusBuilder {
@@ -11003,6 +11339,16 @@ impl ::core::fmt::Debug for ShardStatus<'_> {
       ds.field("cache_misses", &self.cache_misses());
       ds.field("log_bytes", &self.log_bytes());
       ds.field("free_bytes", &self.free_bytes());
+      ds.field("first_segment", &self.first_segment());
+      ds.field("dropped_to", &self.dropped_to());
+      ds.field("quarter_seals", &self.quarter_seals());
+      ds.field("holds", &self.holds());
+      ds.field("retention_due", &self.retention_due());
+      ds.field("retention_segments", &self.retention_segments());
+      ds.field("retention_bytes", &self.retention_bytes());
+      ds.field("retention_rows", &self.retention_rows());
+      ds.field("retention_carried", &self.retention_carried());
+      ds.field("retention_waits_for", &self.retention_waits_for());
       ds.finish()
   }
 }
@@ -11035,6 +11381,11 @@ impl<'a> StatusReport<'a> {
   pub const VT_FROZEN_REASON: ::flatbuffers::VOffsetT = 24;
   pub const VT_LAST_PASS_AT_US: ::flatbuffers::VOffsetT = 26;
   pub const VT_POLICY_AT_US: ::flatbuffers::VOffsetT = 28;
+  pub const VT_ARCHIVE_AT_US: ::flatbuffers::VOffsetT = 30;
+  pub const VT_ARCHIVE_ERROR: ::flatbuffers::VOffsetT = 32;
+  pub const VT_DRILL_AT_US: ::flatbuffers::VOffsetT = 34;
+  pub const VT_DRILL_RTO_MS: ::flatbuffers::VOffsetT = 36;
+  pub const VT_DRILL_RPO_MS: ::flatbuffers::VOffsetT = 38;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -11046,10 +11397,15 @@ impl<'a> StatusReport<'a> {
     args: &'args StatusReportArgs<'args>
   ) -> ::flatbuffers::WIPOffset<StatusReport<'bldr>> {
     let mut builder = StatusReportBuilder::new(_fbb);
+    if let Some(x) = args.drill_rpo_ms { builder.add_drill_rpo_ms(x); }
+    builder.add_drill_rto_ms(args.drill_rto_ms);
+    if let Some(x) = args.drill_at_us { builder.add_drill_at_us(x); }
+    if let Some(x) = args.archive_at_us { builder.add_archive_at_us(x); }
     if let Some(x) = args.policy_at_us { builder.add_policy_at_us(x); }
     if let Some(x) = args.last_pass_at_us { builder.add_last_pass_at_us(x); }
     builder.add_stall_wakes(args.stall_wakes);
     builder.add_uptime_ms(args.uptime_ms);
+    if let Some(x) = args.archive_error { builder.add_archive_error(x); }
     if let Some(x) = args.frozen_reason { builder.add_frozen_reason(x); }
     if let Some(x) = args.shards { builder.add_shards(x); }
     builder.add_connections(args.connections);
@@ -11154,6 +11510,41 @@ impl<'a> StatusReport<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<i64>(StatusReport::VT_POLICY_AT_US, None)}
   }
+  #[inline]
+  pub fn archive_at_us(&self) -> Option<i64> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(StatusReport::VT_ARCHIVE_AT_US, None)}
+  }
+  #[inline]
+  pub fn archive_error(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(StatusReport::VT_ARCHIVE_ERROR, None)}
+  }
+  #[inline]
+  pub fn drill_at_us(&self) -> Option<i64> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(StatusReport::VT_DRILL_AT_US, None)}
+  }
+  #[inline]
+  pub fn drill_rto_ms(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(StatusReport::VT_DRILL_RTO_MS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn drill_rpo_ms(&self) -> Option<i64> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(StatusReport::VT_DRILL_RPO_MS, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for StatusReport<'_> {
@@ -11175,6 +11566,11 @@ impl ::flatbuffers::Verifiable for StatusReport<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("frozen_reason", Self::VT_FROZEN_REASON, false)?
      .visit_field::<i64>("last_pass_at_us", Self::VT_LAST_PASS_AT_US, false)?
      .visit_field::<i64>("policy_at_us", Self::VT_POLICY_AT_US, false)?
+     .visit_field::<i64>("archive_at_us", Self::VT_ARCHIVE_AT_US, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("archive_error", Self::VT_ARCHIVE_ERROR, false)?
+     .visit_field::<i64>("drill_at_us", Self::VT_DRILL_AT_US, false)?
+     .visit_field::<u64>("drill_rto_ms", Self::VT_DRILL_RTO_MS, false)?
+     .visit_field::<i64>("drill_rpo_ms", Self::VT_DRILL_RPO_MS, false)?
      .finish();
     Ok(())
   }
@@ -11193,6 +11589,11 @@ pub struct StatusReportArgs<'a> {
     pub frozen_reason: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub last_pass_at_us: Option<i64>,
     pub policy_at_us: Option<i64>,
+    pub archive_at_us: Option<i64>,
+    pub archive_error: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub drill_at_us: Option<i64>,
+    pub drill_rto_ms: u64,
+    pub drill_rpo_ms: Option<i64>,
 }
 impl<'a> Default for StatusReportArgs<'a> {
   #[inline]
@@ -11211,6 +11612,11 @@ impl<'a> Default for StatusReportArgs<'a> {
       frozen_reason: None,
       last_pass_at_us: None,
       policy_at_us: None,
+      archive_at_us: None,
+      archive_error: None,
+      drill_at_us: None,
+      drill_rto_ms: 0,
+      drill_rpo_ms: None,
     }
   }
 }
@@ -11273,6 +11679,26 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> StatusReportBuilder<'a, 'b, A
     self.fbb_.push_slot_always::<i64>(StatusReport::VT_POLICY_AT_US, policy_at_us);
   }
   #[inline]
+  pub fn add_archive_at_us(&mut self, archive_at_us: i64) {
+    self.fbb_.push_slot_always::<i64>(StatusReport::VT_ARCHIVE_AT_US, archive_at_us);
+  }
+  #[inline]
+  pub fn add_archive_error(&mut self, archive_error: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(StatusReport::VT_ARCHIVE_ERROR, archive_error);
+  }
+  #[inline]
+  pub fn add_drill_at_us(&mut self, drill_at_us: i64) {
+    self.fbb_.push_slot_always::<i64>(StatusReport::VT_DRILL_AT_US, drill_at_us);
+  }
+  #[inline]
+  pub fn add_drill_rto_ms(&mut self, drill_rto_ms: u64) {
+    self.fbb_.push_slot::<u64>(StatusReport::VT_DRILL_RTO_MS, drill_rto_ms, 0);
+  }
+  #[inline]
+  pub fn add_drill_rpo_ms(&mut self, drill_rpo_ms: i64) {
+    self.fbb_.push_slot_always::<i64>(StatusReport::VT_DRILL_RPO_MS, drill_rpo_ms);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> StatusReportBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     StatusReportBuilder {
@@ -11306,6 +11732,11 @@ impl ::core::fmt::Debug for StatusReport<'_> {
       ds.field("frozen_reason", &self.frozen_reason());
       ds.field("last_pass_at_us", &self.last_pass_at_us());
       ds.field("policy_at_us", &self.policy_at_us());
+      ds.field("archive_at_us", &self.archive_at_us());
+      ds.field("archive_error", &self.archive_error());
+      ds.field("drill_at_us", &self.drill_at_us());
+      ds.field("drill_rto_ms", &self.drill_rto_ms());
+      ds.field("drill_rpo_ms", &self.drill_rpo_ms());
       ds.finish()
   }
 }
@@ -15190,6 +15621,153 @@ impl ::core::fmt::Debug for PropagationFound<'_> {
       ds.finish()
   }
 }
+pub enum HeldOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Held<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Held<'a> {
+  type Inner = Held<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Held<'a> {
+  pub const VT_YEAR: ::flatbuffers::VOffsetT = 4;
+  pub const VT_QUARTER: ::flatbuffers::VOffsetT = 6;
+  pub const VT_HELD: ::flatbuffers::VOffsetT = 8;
+  pub const VT_AT_US: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Held { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args HeldArgs
+  ) -> ::flatbuffers::WIPOffset<Held<'bldr>> {
+    let mut builder = HeldBuilder::new(_fbb);
+    builder.add_at_us(args.at_us);
+    builder.add_year(args.year);
+    builder.add_held(args.held);
+    builder.add_quarter(args.quarter);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn year(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(Held::VT_YEAR, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn quarter(&self) -> u8 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u8>(Held::VT_QUARTER, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn held(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Held::VT_HELD, Some(false)).unwrap()}
+  }
+  #[inline]
+  pub fn at_us(&self) -> i64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(Held::VT_AT_US, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Held<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u16>("year", Self::VT_YEAR, false)?
+     .visit_field::<u8>("quarter", Self::VT_QUARTER, false)?
+     .visit_field::<bool>("held", Self::VT_HELD, false)?
+     .visit_field::<i64>("at_us", Self::VT_AT_US, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct HeldArgs {
+    pub year: u16,
+    pub quarter: u8,
+    pub held: bool,
+    pub at_us: i64,
+}
+impl<'a> Default for HeldArgs {
+  #[inline]
+  fn default() -> Self {
+    HeldArgs {
+      year: 0,
+      quarter: 0,
+      held: false,
+      at_us: 0,
+    }
+  }
+}
+
+pub struct HeldBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> HeldBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_year(&mut self, year: u16) {
+    self.fbb_.push_slot::<u16>(Held::VT_YEAR, year, 0);
+  }
+  #[inline]
+  pub fn add_quarter(&mut self, quarter: u8) {
+    self.fbb_.push_slot::<u8>(Held::VT_QUARTER, quarter, 0);
+  }
+  #[inline]
+  pub fn add_held(&mut self, held: bool) {
+    self.fbb_.push_slot::<bool>(Held::VT_HELD, held, false);
+  }
+  #[inline]
+  pub fn add_at_us(&mut self, at_us: i64) {
+    self.fbb_.push_slot::<i64>(Held::VT_AT_US, at_us, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> HeldBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    HeldBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Held<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Held<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Held");
+      ds.field("year", &self.year());
+      ds.field("quarter", &self.quarter());
+      ds.field("held", &self.held());
+      ds.field("at_us", &self.at_us());
+      ds.finish()
+  }
+}
 pub enum ErrorOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -15870,6 +16448,20 @@ impl<'a> Reply<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn result_as_held(&self) -> Option<Held<'a>> {
+    if self.result_type() == ReplyResult::Held {
+      let u = self.result();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Held::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Reply<'_> {
@@ -15914,6 +16506,7 @@ impl ::flatbuffers::Verifiable for Reply<'_> {
           ReplyResult::AuditChecked => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<AuditChecked>>("ReplyResult::AuditChecked", pos),
           ReplyResult::ConfigurationFound => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ConfigurationFound>>("ReplyResult::ConfigurationFound", pos),
           ReplyResult::PropagationFound => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<PropagationFound>>("ReplyResult::PropagationFound", pos),
+          ReplyResult::Held => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Held>>("ReplyResult::Held", pos),
           _ => Ok(()),
         }
      })?
@@ -16202,6 +16795,13 @@ impl ::core::fmt::Debug for Reply<'_> {
         },
         ReplyResult::PropagationFound => {
           if let Some(x) = self.result_as_propagation_found() {
+            ds.field("result", &x)
+          } else {
+            ds.field("result", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ReplyResult::Held => {
+          if let Some(x) = self.result_as_held() {
             ds.field("result", &x)
           } else {
             ds.field("result", &"InvalidFlatbuffer: Union discriminant does not match value.")

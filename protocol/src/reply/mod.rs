@@ -127,6 +127,13 @@ pub enum ReplyResult {
         position: LogPosition,
     },
     PropagationFound(Vec<Pair>),
+    /// Whether a quarter is held, and since when that is so.
+    Held {
+        year: u16,
+        quarter: u8,
+        held: bool,
+        at_us: i64,
+    },
 }
 
 /// A refusal or failure, as the daemon states it.

@@ -84,6 +84,26 @@ pub struct ShardStatus {
     pub log_bytes: u64,
     /// Left for this shard's file: of its file system, or of its device.
     pub free_bytes: u64,
+    /// That the log begins with: those before it are dropped.
+    pub first_segment: u64,
+    /// The last quarter that is dropped.
+    pub dropped_to: Option<String>,
+    /// Seals that stand for what is dropped.
+    pub quarter_seals: u32,
+    /// Quarters that are kept whatever their age.
+    pub holds: Vec<String>,
+    /// What goes next: `2021-Q1`, or `2021-Q1 to 2021-Q3`.
+    pub retention_due: Option<String>,
+    /// That go with it.
+    pub retention_segments: u32,
+    /// Of those segments.
+    pub retention_bytes: u64,
+    /// In those segments.
+    pub retention_rows: u64,
+    /// Of these rows, those that outlive their quarter, at most: they are logged again before.
+    pub retention_carried: u64,
+    /// What stands against it.
+    pub retention_waits_for: Option<String>,
 }
 
 /// The state of the daemon.
@@ -106,4 +126,14 @@ pub struct StatusReport {
     pub last_pass_at_us: Option<i64>,
     /// When the configuration took effect.
     pub policy_at_us: Option<i64>,
+    /// What was durable then is in the segment archive.
+    pub archive_at_us: Option<i64>,
+    /// Why the archive's last round failed.
+    pub archive_error: Option<String>,
+    /// When the last restore that was remembered with this ledger ended.
+    pub drill_at_us: Option<i64>,
+    /// How long that took.
+    pub drill_rto_ms: u64,
+    /// How old the backup was that it was made from.
+    pub drill_rpo_ms: Option<i64>,
 }

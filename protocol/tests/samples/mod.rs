@@ -5,9 +5,9 @@ use claim_protocol::{
     AlarmKind, AuditOperation, BATCH_ITEMS_MAX, CHAIN_HASH_BYTES, ClaimContent, ClaimItem, Claimed, ClockMode,
     CorpusInfo, DISPUTE_IDS_MAX, DisputeInfo, DisputeSide, DisputeState, DisputeVerdict, Entry, ErrorCode,
     ErrorOutcome, FRAME_BYTES_MAX, Head, Lifecycle, LogPosition, Merge, Operation, Orphan, OverloadLevel, Pair,
-    Proposal, ReasonCode, ReconcileReport, ReconciliationState, ReplyResult, Role, Row, ServerError, ShardEndpoint,
-    ShardStatus, Signature, StatusReport, Suspect, TAIL_WAIT_MS_MAX, Total, UNLESS_REGISTERED_MS_MAX, Uuid, Verdict,
-    Welcome,
+    Proposal, QUARTER_YEAR_MAX, QUARTER_YEAR_MIN, ReasonCode, ReconcileReport, ReconciliationState, ReplyResult, Role,
+    Row, ServerError, ShardEndpoint, ShardStatus, Signature, StatusReport, Suspect, TAIL_WAIT_MS_MAX, Total,
+    UNLESS_REGISTERED_MS_MAX, Uuid, Verdict, Welcome,
 };
 
 pub const ID: Uuid = Uuid::from_u128(0x0190_0000_0000_7abc_8def_0123_4567_89ab);
@@ -97,6 +97,8 @@ pub fn operations() -> Vec<Operation<'static>> {
         Operation::AuditCheck { shard: 1, batch: 2, position: 3, hash: HASH },
         Operation::Configuration,
         Operation::Propagation,
+        Operation::Hold { year: QUARTER_YEAR_MIN, quarter: 1, held: true },
+        Operation::Hold { year: QUARTER_YEAR_MAX, quarter: 4, held: false },
     ]
 }
 
@@ -280,6 +282,16 @@ pub fn results() -> Vec<ReplyResult> {
         debt_bytes: 4,
         open_disputes: 5,
         refused_overload: 6,
+        first_segment: 7,
+        dropped_to: Some("2020-Q4".to_owned()),
+        quarter_seals: 8,
+        holds: vec!["2021-Q2".to_owned(), "2022-Q1".to_owned()],
+        retention_due: Some("2021-Q1 to 2021-Q3".to_owned()),
+        retention_segments: 9,
+        retention_bytes: 10,
+        retention_rows: 11,
+        retention_carried: 12,
+        retention_waits_for: Some("a hold on 2021-Q2: an audit".to_owned()),
         ..Default::default()
     };
     let bare_row = Row {
@@ -364,6 +376,11 @@ pub fn results() -> Vec<ReplyResult> {
             frozen_reason: Some("audit".to_owned()),
             last_pass_at_us: Some(0),
             policy_at_us: Some(1),
+            archive_at_us: Some(2),
+            archive_error: Some("the backup's device is full".to_owned()),
+            drill_at_us: Some(0),
+            drill_rto_ms: u64::MAX,
+            drill_rpo_ms: Some(-1),
         })),
         ReplyResult::Error(error()),
         ReplyResult::Error(ServerError { outcome: ErrorOutcome::Unknown, code: ErrorCode::BadRequest, ..error() }),
@@ -428,5 +445,7 @@ pub fn results() -> Vec<ReplyResult> {
             budget_us: 4,
             violations: 5,
         }]),
+        ReplyResult::Held { year: 2021, quarter: 2, held: true, at_us: 1 },
+        ReplyResult::Held { year: 1970, quarter: 1, held: false, at_us: -1 },
     ]
 }

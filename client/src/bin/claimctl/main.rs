@@ -15,6 +15,7 @@ mod history;
 mod import;
 mod output;
 mod reconcile;
+mod retention;
 mod row;
 mod row_output;
 mod session;
@@ -76,6 +77,9 @@ fn run(args: Args) -> Result<(), Failure> {
         Verb::Totals(verb) => slots::totals(&session, verb, &mut output),
         Verb::Incident(verb) => reconcile::incident(&session, verb, &mut output),
         Verb::Barrier(verb) => reconcile::barrier(&session, verb, &mut output),
+        Verb::Hold(verb) => retention::hold(&session, verb, &mut output),
+        Verb::Release(verb) => retention::release(&session, verb, &mut output),
+        Verb::Retention => retention::retention(&session, &mut output),
         Verb::Reconcile(verb) => reconcile::reconcile(&session, verb, &mut output),
         Verb::Propagation => reconcile::propagation(&session, &mut output),
         Verb::Tail(verb) => tail::tail(&session, verb, &mut output),

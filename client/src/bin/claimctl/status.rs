@@ -3,7 +3,7 @@
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::session::Session;
-use crate::time::rfc3339;
+use crate::time::{age_seconds, ago, now_us, rfc3339};
 use claim_client::{RequestOptions, ShardStatus, StatusReport};
 use serde::Serialize;
 use std::time::Duration;
@@ -27,6 +27,15 @@ struct StatusJson<'a> {
     frozen_reason: Option<&'a str>,
     last_pass_at: Option<String>,
     policy_at: Option<String>,
+    /// What was durable then is in the segment archive.
+    archive_at: Option<String>,
+    archive_age_seconds: Option<u64>,
+    archive_error: Option<&'a str>,
+    /// The last restore that was remembered with the ledger.
+    drill_at: Option<String>,
+    drill_age_seconds: Option<u64>,
+    drill_rto_ms: Option<u64>,
+    drill_rpo_ms: Option<i64>,
     shards: Vec<ShardJson<'a>>,
 }
 
@@ -70,6 +79,16 @@ struct ShardJson<'a> {
     cache_misses: u64,
     log_bytes: u64,
     free_bytes: u64,
+    first_segment: u64,
+    dropped_to: Option<&'a str>,
+    quarter_seals: u32,
+    holds: &'a [String],
+    retention_due: Option<&'a str>,
+    retention_segments: u32,
+    retention_bytes: u64,
+    retention_rows: u64,
+    retention_carried: u64,
+    retention_waits_for: Option<&'a str>,
     full_in_days: Option<u64>,
 }
 
@@ -113,6 +132,16 @@ impl<'a> ShardJson<'a> {
             cache_misses: shard.cache_misses,
             log_bytes: shard.log_bytes,
             free_bytes: shard.free_bytes,
+            first_segment: shard.first_segment,
+            dropped_to: shard.dropped_to.as_deref(),
+            quarter_seals: shard.quarter_seals,
+            holds: &shard.holds,
+            retention_due: shard.retention_due.as_deref(),
+            retention_segments: shard.retention_segments,
+            retention_bytes: shard.retention_bytes,
+            retention_rows: shard.retention_rows,
+            retention_carried: shard.retention_carried,
+            retention_waits_for: shard.retention_waits_for.as_deref(),
             full_in_days: full_in_days(shard, uptime_ms),
         }
     }
@@ -120,6 +149,8 @@ impl<'a> ShardJson<'a> {
 
 pub fn status(session: &Session, output: &mut Output) -> Result<(), Failure> {
     let report = session.client.status(&RequestOptions::default()).wait()?.value;
+    let now_us = now_us();
+    let age = |at_us| age_seconds(at_us, now_us);
     if output.is_json() {
         return output.object(&StatusJson {
             daemon: &report.daemon,
@@ -134,6 +165,13 @@ pub fn status(session: &Session, output: &mut Output) -> Result<(), Failure> {
             frozen_reason: report.frozen_reason.as_deref(),
             last_pass_at: report.last_pass_at_us.map(rfc3339),
             policy_at: report.policy_at_us.map(rfc3339),
+            archive_at: report.archive_at_us.map(rfc3339),
+            archive_age_seconds: report.archive_at_us.map(age),
+            archive_error: report.archive_error.as_deref(),
+            drill_at: report.drill_at_us.map(rfc3339),
+            drill_age_seconds: report.drill_at_us.map(age),
+            drill_rto_ms: report.drill_at_us.map(|_| report.drill_rto_ms),
+            drill_rpo_ms: report.drill_rpo_ms,
             shards: report.shards.iter().map(|shard| ShardJson::new(shard, report.uptime_ms)).collect(),
         });
     }
@@ -149,6 +187,8 @@ pub fn status(session: &Session, output: &mut Output) -> Result<(), Failure> {
         ("frozen", report.frozen_reason.clone().unwrap_or_else(|| "no".to_owned())),
         ("last reconciled", report.last_pass_at_us.map_or_else(|| "never".to_owned(), rfc3339)),
         ("configured", report.policy_at_us.map_or_else(|| "never".to_owned(), rfc3339)),
+        ("archived", archived(&report, now_us)),
+        ("last drill", drill(&report, now_us)),
     ])?;
     output.line("")?;
     let head = [
@@ -170,7 +210,18 @@ pub fn status(session: &Session, output: &mut Output) -> Result<(), Failure> {
     ];
     output.table(&head, report.shards.iter().map(shard_row).collect())?;
     output.line("")?;
-    let head = ["shard", "segments", "index", "rows in memory", "blocks in memory", "log", "free", "full in"];
+    let head = [
+        "shard",
+        "segments",
+        "from segment",
+        "dropped to",
+        "index",
+        "rows in memory",
+        "blocks in memory",
+        "log",
+        "free",
+        "full in",
+    ];
     output.table(&head, report.shards.iter().map(|shard| storage_row(shard, report.uptime_ms)).collect())
 }
 
@@ -190,6 +241,8 @@ fn storage_row(shard: &ShardStatus, uptime_ms: u64) -> Vec<String> {
     vec![
         shard.shard.to_string(),
         format!("{} sealed, {} full, {open} open, {ahead} zeroed ahead", shard.segments_sealed, shard.segments_full),
+        shard.first_segment.to_string(),
+        shard.dropped_to.clone().unwrap_or_else(|| "-".to_owned()),
         mib(shard.index_bytes),
         shard.rows_in_memory.to_string(),
         format!("{} of {}{hits}", mib(shard.cache_bytes), mib(shard.cache_bytes_max)),
@@ -197,6 +250,25 @@ fn storage_row(shard: &ShardStatus, uptime_ms: u64) -> Vec<String> {
         mib(shard.free_bytes),
         full_in_days(shard, uptime_ms).map_or_else(|| "-".to_owned(), |days| format!("{days} days")),
     ]
+}
+
+/// What was durable so long ago is in the segment archive.
+fn archived(report: &StatusReport, now_us: i64) -> String {
+    let failed = |error: &String| format!("; the last round failed: {error}");
+    let failed = report.archive_error.as_ref().map(failed).unwrap_or_default();
+    match report.archive_at_us {
+        Some(at_us) => format!("{}, {}{failed}", rfc3339(at_us), ago(at_us, now_us)),
+        None if failed.is_empty() => "not since the daemon's start".to_owned(),
+        None => format!("not yet{failed}"),
+    }
+}
+
+/// The last restore that was remembered with the ledger.
+fn drill(report: &StatusReport, now_us: i64) -> String {
+    let Some(at_us) = report.drill_at_us else { return "never".to_owned() };
+    let rto = report.drill_rto_ms as f64 / 1e3;
+    let rpo = report.drill_rpo_ms.map_or_else(|| "-".to_owned(), |ms| format!("{:.0} s", ms as f64 / 1e3));
+    format!("{}, {}: RTO {rto:.2} s, RPO {rpo}", rfc3339(at_us), ago(at_us, now_us))
 }
 
 fn clock(report: &StatusReport) -> String {

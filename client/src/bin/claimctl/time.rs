@@ -43,14 +43,48 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 
 /// The first microsecond of a quarter, and that of the next.
 pub fn parse_quarter(text: &str) -> Result<(i64, i64), String> {
+    let (year, quarter) = parse_quarter_number(text)?;
+    let (year, quarter) = (year as i16, quarter as i8);
+    let next = if quarter == 4 { (year + 1, 1) } else { (year, quarter * 3 + 1) };
+    let bounds = || Some((first_of_month(year, quarter * 3 - 2)?, first_of_month(next.0, next.1)?));
+    bounds().ok_or_else(no_quarter)
+}
+
+/// A quarter's year and its number in it.
+pub fn parse_quarter_number(text: &str) -> Result<(u16, u8), String> {
     let parse = || {
         let (year, quarter) = text.split_once("-Q")?;
-        let year: i16 = year.parse().ok().filter(|year| (1970..9999).contains(year))?;
-        let quarter: i8 = quarter.parse().ok().filter(|quarter| (1..=4).contains(quarter))?;
-        let next = if quarter == 4 { (year + 1, 1) } else { (year, quarter * 3 + 1) };
-        Some((first_of_month(year, quarter * 3 - 2)?, first_of_month(next.0, next.1)?))
+        let year = year.parse().ok().filter(|year| (1970..=9998).contains(year))?;
+        let quarter = quarter.parse().ok().filter(|quarter| (1..=4).contains(quarter))?;
+        Some((year, quarter))
     };
-    parse().ok_or_else(|| "a quarter looks like 2026-Q1".to_owned())
+    parse().ok_or_else(no_quarter)
+}
+
+fn no_quarter() -> String {
+    "a quarter looks like 2026-Q1".to_owned()
+}
+
+/// How long ago something was, as roughly as people say it. Clocks may disagree; nothing is in the future.
+pub fn ago(at_us: i64, now_us: i64) -> String {
+    let seconds = age_seconds(at_us, now_us);
+    let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
+    match (days, hours, minutes) {
+        (2.., ..) => format!("{days} days ago"),
+        (_, 2.., _) => format!("{hours} h ago"),
+        (_, _, 2..) => format!("{minutes} min ago"),
+        _ => format!("{seconds} s ago"),
+    }
+}
+
+/// The same in whole seconds.
+pub fn age_seconds(at_us: i64, now_us: i64) -> u64 {
+    u64::try_from(now_us.saturating_sub(at_us) / 1_000_000).unwrap_or(0)
+}
+
+/// This machine's present, in microseconds since the epoch.
+pub fn now_us() -> i64 {
+    Timestamp::now().as_microsecond()
 }
 
 fn first_of_month(year: i16, month: i8) -> Option<i64> {
@@ -65,7 +99,7 @@ pub fn or_hyphen(id: Option<Uuid>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{parse_duration, parse_quarter, parse_timestamp_us, rfc3339};
+    use super::{age_seconds, ago, parse_duration, parse_quarter, parse_timestamp_us, rfc3339};
     use std::time::Duration;
 
     #[test]
@@ -94,6 +128,21 @@ mod tests {
         for text in ["2026-Q0", "2026-Q5", "2026", "Q1", "x-Q1", "1969-Q4"] {
             assert_eq!(check(text), Err("a quarter looks like 2026-Q1".to_owned()), "{text}");
         }
+    }
+
+    #[test]
+    fn ages_are_rough_and_never_negative() {
+        for (seconds, text) in [
+            (-5, "0 s ago"),
+            (119, "119 s ago"),
+            (120, "2 min ago"),
+            (7_199, "119 min ago"),
+            (7_200, "2 h ago"),
+            (172_800, "2 days ago"),
+        ] {
+            assert_eq!(ago(7, 7 + seconds * 1_000_000), text);
+        }
+        assert_eq!((age_seconds(7, 1_999_999), age_seconds(7, 0)), (1, 0));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::dispute::{DisputeId, DisputeStep, SIDES_MAX, Sides, Verdict};
 use crate::id::EventId;
 use crate::policy::{Action, Role};
 use crate::row::ReasonCode;
-use crate::time::TIME_US_MAX;
+use crate::time::{Quarter, TIME_US_MAX};
 use uuid::Uuid;
 use zerocopy::FromBytes;
 use zerocopy::little_endian::{I64, U16, U32, U64};
@@ -31,22 +31,7 @@ impl Record<'_> {
         let mut fields = Fields { rest: body };
         let raw: RawMeta = fields.fixed("meta")?;
         let entry = match kind {
-            1 => {
-                let c: RawClaim = fields.fixed("claim")?;
-                Entry::Claim(ClaimEntry {
-                    event_id: event_id(c.event_id)?,
-                    claim_sequence: c.claim_sequence.get(),
-                    occurred_at_us: c.occurred_at_us.get(),
-                    taxonomy_version: c.taxonomy_version.get(),
-                    event_key: fields.text(c.event_key_bytes.get().into(), "event_key")?,
-                    owning_corpus: fields.text(c.owning_bytes.into(), "owning_corpus")?,
-                    hosting_corpus: fields.text(c.hosting_bytes.into(), "hosting_corpus")?,
-                    category: fields.text(c.category_bytes.into(), "category")?,
-                    over_budget: c.flags & FLAG_OVER_BUDGET != 0,
-                    incident_active: c.flags & FLAG_INCIDENT_ACTIVE != 0,
-                    metadata: fields.bytes(c.metadata_bytes.get() as usize, "metadata")?,
-                })
-            }
+            1 => Entry::Claim(fields.claim()?),
             2 => {
                 let r: RawReference = fields.fixed("reference")?;
                 Entry::Reference { event_id: event_id(r.event_id)?, canonical_id: event_id(r.canonical_id)? }
@@ -89,6 +74,13 @@ impl Record<'_> {
                 let uid = fields.u32("uid")?;
                 let bytes = fields.u16("name")?.into();
                 Entry::User { uid, name: fields.text(bytes, "name")? }
+            }
+            8 => {
+                let claim = fields.claim()?;
+                let claimed_at_us = fields.time("claimed at")?;
+                let claim_at = fields.u64("claim's log offset")?;
+                let bytes = fields.u32("change")? as usize;
+                Entry::Carry { claim, claimed_at_us, claim_at, change: fields.bytes(bytes, "change")? }
             }
             19 => Entry::Decommission {
                 global_sequence: fields.u64("global")?,
@@ -174,6 +166,12 @@ impl Record<'_> {
                 let counts = PassCounts::of_numbers(counts);
                 Entry::Reconcile { global_sequence, pass, phase, at_us, counts, merges: bytes }
             }
+            30 => {
+                let global_sequence = fields.u64("global")?;
+                let (year, number) = (fields.u16("year")?, fields.u8("quarter")?);
+                let quarter = Quarter::new(year, number).ok_or(EntryError::Field("quarter"))?;
+                Entry::Hold { global_sequence, quarter, held: fields.flag("held")?, at_us: fields.time("at")? }
+            }
             32 => {
                 let r: RawRecovery = fields.fixed("recovery")?;
                 Entry::Recovery { incarnation: r.incarnation.get(), cut_at: r.cut_at.get() }
@@ -196,6 +194,10 @@ impl Record<'_> {
                     return Err(EntryError::Field("at"));
                 }
                 Entry::Reshard { ledger, shards, at_us, sources }
+            }
+            36 => {
+                let bytes = fields.u32("dropped")? as usize;
+                Entry::RetentionDrop { dropped: fields.bytes(bytes, "dropped")? }
             }
             other => return Err(EntryError::Kind(other)),
         };
@@ -257,6 +259,23 @@ impl<'a> Fields<'a> {
         let (value, rest) = T::read_from_prefix(self.rest).map_err(|_| EntryError::Field(name))?;
         self.rest = rest;
         Ok(value)
+    }
+
+    fn claim(&mut self) -> Result<ClaimEntry<'a>, EntryError> {
+        let c: RawClaim = self.fixed("claim")?;
+        Ok(ClaimEntry {
+            event_id: event_id(c.event_id)?,
+            claim_sequence: c.claim_sequence.get(),
+            occurred_at_us: c.occurred_at_us.get(),
+            taxonomy_version: c.taxonomy_version.get(),
+            event_key: self.text(c.event_key_bytes.get().into(), "event_key")?,
+            owning_corpus: self.text(c.owning_bytes.into(), "owning_corpus")?,
+            hosting_corpus: self.text(c.hosting_bytes.into(), "hosting_corpus")?,
+            category: self.text(c.category_bytes.into(), "category")?,
+            over_budget: c.flags & FLAG_OVER_BUDGET != 0,
+            incident_active: c.flags & FLAG_INCIDENT_ACTIVE != 0,
+            metadata: self.bytes(c.metadata_bytes.get() as usize, "metadata")?,
+        })
     }
 
     fn u8(&mut self, name: &'static str) -> Result<u8, EntryError> {

@@ -4,7 +4,7 @@ use super::raw::{
     FLAG_INCIDENT_ACTIVE, FLAG_OVER_BUDGET, RawClaim, RawFloor, RawMeta, RawOnboard, RawPrefixAllocation, RawRecovery,
     RawReference, RawRepair, RawReshard, RawReshardSource, RawTombstone,
 };
-use super::{Entry, MERGE_BYTES, Merge, Record, ReshardSource};
+use super::{ClaimEntry, Entry, MERGE_BYTES, Merge, Record, ReshardSource};
 use crate::corpus::Prefix;
 use crate::dispute::Verdict;
 use zerocopy::IntoBytes;
@@ -28,26 +28,23 @@ impl Record<'_> {
         };
         out.extend_from_slice(meta.as_bytes());
         match &self.entry {
-            Entry::Claim(c) => {
-                let raw = RawClaim {
-                    event_id: c.event_id.as_u128().to_be_bytes(),
-                    claim_sequence: c.claim_sequence.into(),
-                    occurred_at_us: c.occurred_at_us.into(),
-                    metadata_bytes: (c.metadata.len() as u32).into(),
-                    taxonomy_version: c.taxonomy_version.into(),
-                    event_key_bytes: (c.event_key.len() as u16).into(),
-                    owning_bytes: c.owning_corpus.len() as u8,
-                    hosting_bytes: c.hosting_corpus.len() as u8,
-                    category_bytes: c.category.len() as u8,
-                    flags: (u8::from(c.over_budget) * FLAG_OVER_BUDGET)
-                        | (u8::from(c.incident_active) * FLAG_INCIDENT_ACTIVE),
-                    reserved: [0; 2],
-                };
-                out.extend_from_slice(raw.as_bytes());
-                for text in [c.event_key, c.owning_corpus, c.hosting_corpus, c.category] {
-                    out.extend_from_slice(text.as_bytes());
-                }
-                out.extend_from_slice(c.metadata);
+            Entry::Claim(entry) => claim(out, entry),
+            Entry::Carry { claim: entry, claimed_at_us, claim_at, change } => {
+                claim(out, entry);
+                number(out, *claimed_at_us as u64);
+                number(out, *claim_at);
+                out.extend_from_slice(&(change.len() as u32).to_le_bytes());
+                out.extend_from_slice(change);
+            }
+            Entry::Hold { global_sequence, quarter, held, at_us } => {
+                number(out, *global_sequence);
+                out.extend_from_slice(&quarter.year().to_le_bytes());
+                out.extend_from_slice(&[quarter.number(), u8::from(*held)]);
+                number(out, *at_us as u64);
+            }
+            Entry::RetentionDrop { dropped } => {
+                out.extend_from_slice(&(dropped.len() as u32).to_le_bytes());
+                out.extend_from_slice(dropped);
             }
             Entry::Reference { event_id, canonical_id } => {
                 let raw = RawReference {
@@ -223,6 +220,27 @@ pub fn encode_sources(sources: &[ReshardSource]) -> Vec<u8> {
         entries: source.entries.into(),
     });
     raw.flat_map(|raw| raw.as_bytes().to_vec()).collect()
+}
+
+fn claim(out: &mut Vec<u8>, c: &ClaimEntry<'_>) {
+    let raw = RawClaim {
+        event_id: c.event_id.as_u128().to_be_bytes(),
+        claim_sequence: c.claim_sequence.into(),
+        occurred_at_us: c.occurred_at_us.into(),
+        metadata_bytes: (c.metadata.len() as u32).into(),
+        taxonomy_version: c.taxonomy_version.into(),
+        event_key_bytes: (c.event_key.len() as u16).into(),
+        owning_bytes: c.owning_corpus.len() as u8,
+        hosting_bytes: c.hosting_corpus.len() as u8,
+        category_bytes: c.category.len() as u8,
+        flags: (u8::from(c.over_budget) * FLAG_OVER_BUDGET) | (u8::from(c.incident_active) * FLAG_INCIDENT_ACTIVE),
+        reserved: [0; 2],
+    };
+    out.extend_from_slice(raw.as_bytes());
+    for text in [c.event_key, c.owning_corpus, c.hosting_corpus, c.category] {
+        out.extend_from_slice(text.as_bytes());
+    }
+    out.extend_from_slice(c.metadata);
 }
 
 fn number(out: &mut Vec<u8>, n: u64) {

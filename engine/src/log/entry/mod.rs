@@ -18,6 +18,7 @@
 //! | 5 | alarm | kind 1, claims 8, slots 8 |
 //! | 6 | forbidden | action 1, refusals before this one that were only counted 8 |
 //! | 7 | user | uid 4, name bytes 2 |
+//! | 8 | carry | as a claim, its strings too; then claimed at us 8, log offset of the claim 8, bytes of what became of the row 4, these bytes |
 //! | 16 | onboard | global sequence 8, onboarded at us 8, prefix 2, shard 2, name bytes 1, reserved 1, notes bytes 2 |
 //! | 17 | shard-prefix-allocation | global sequence 8, last prefix minted 2 |
 //! | 18 | confirm-clock | global sequence 8 |
@@ -32,10 +33,12 @@
 //! | 27 | dispute | global sequence 8, dispute id 16, rows 1, opened at us 8; each row: event-id 16 |
 //! | 28 | dispute step | global sequence 8, dispute id 16, step 1, rows of this shard that it concerns 1 (a bit each), at us 8, verdicts 8 |
 //! | 29 | reconcile | global sequence 8, pass 8, phase 1, at us 8, counts 8 x 8, merges 4; each merge: alias 16, canonical 16, position of the alias's state 8, applied on this shard 1 |
+//! | 30 | hold | global sequence 8, year 2, quarter of the year 1, held 1, at us 8 |
 //! | 32 | recovery | incarnation 8, log offset of the cut 8 |
 //! | 33 | repair | log offset of the cut 8, last position given up 8, floors 4, reserved 4; each floor: corpus prefix 2, claim sequence 8 |
 //! | 34 | restore | as a repair |
 //! | 35 | reshard | ledger before 16, at us 8, its shards 2, sources 2, reserved 4; each source: shard 2, its last position 8, entries taken from it 8 |
+//! | 36 | retention-drop | bytes 4; [`Dropped`](crate::retention::Dropped), encoded |
 //!
 //! Kinds are never renumbered; a new one is added, so that old ledgers stay readable.
 
@@ -54,6 +57,7 @@ use crate::dispute::{DisputeId, DisputeStep, Sides, Verdicts};
 use crate::id::EventId;
 use crate::policy::{Action, Role};
 use crate::row::ReasonCode;
+use crate::time::Quarter;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -87,6 +91,22 @@ pub struct Meta<'a> {
     pub corpus: Option<Prefix>,
     /// Why.
     pub rationale: &'a str,
+}
+
+impl Meta<'_> {
+    /// Of what the daemon does by itself.
+    pub fn of_daemon() -> Meta<'static> {
+        Meta {
+            timestamp_us: 0,
+            idempotency_key: 0,
+            correlation_id: 0,
+            fingerprint: 0,
+            principal: Principal::default(),
+            item: 0,
+            corpus: None,
+            rationale: "",
+        }
+    }
 }
 
 /// A claim's content.
@@ -387,6 +407,33 @@ pub enum Entry<'a> {
         /// See [`encode_merges`].
         merges: &'a [u8],
     },
+    /// A row that outlives its quarter, logged again before that is dropped: everything that is known of it.
+    Carry {
+        /// As it was claimed.
+        claim: ClaimEntry<'a>,
+        /// When it was claimed.
+        claimed_at_us: i64,
+        /// Log offset of the claim's own record.
+        claim_at: u64,
+        /// What became of it since, encoded.
+        change: &'a [u8],
+    },
+    /// A quarter is kept, whatever its age, or not any more.
+    Hold {
+        /// Its place in the global order.
+        global_sequence: u64,
+        /// Which.
+        quarter: Quarter,
+        /// False ends the hold.
+        held: bool,
+        /// When shard 0 decided it: the same on every shard.
+        at_us: i64,
+    },
+    /// What was claimed up to the end of a quarter is gone from here on: its segments are dropped.
+    RetentionDrop {
+        /// [`Dropped`](crate::retention::Dropped), encoded.
+        dropped: &'a [u8],
+    },
     /// A corpus enters the registry.
     Onboard {
         /// Its place in the global order.
@@ -485,6 +532,7 @@ impl Entry<'_> {
             Entry::Alarm { .. } => 5,
             Entry::Forbidden { .. } => 6,
             Entry::User { .. } => 7,
+            Entry::Carry { .. } => 8,
             Entry::Onboard { .. } => 16,
             Entry::PrefixAllocation { .. } => 17,
             Entry::ConfirmClock { .. } => 18,
@@ -499,10 +547,12 @@ impl Entry<'_> {
             Entry::Dispute { .. } => 27,
             Entry::DisputeStep { .. } => 28,
             Entry::Reconcile { .. } => 29,
+            Entry::Hold { .. } => 30,
             Entry::Recovery { .. } => 32,
             Entry::Repair { .. } => 33,
             Entry::Restore { .. } => 34,
             Entry::Reshard { .. } => 35,
+            Entry::RetentionDrop { .. } => 36,
         }
     }
 
@@ -524,6 +574,10 @@ impl Entry<'_> {
             Entry::Alarm { .. } => "alarm",
             Entry::Forbidden { .. } => "forbidden",
             Entry::User { .. } => "user",
+            Entry::Carry { .. } => "carry",
+            Entry::Hold { held: true, .. } => "hold",
+            Entry::Hold { held: false, .. } => "release",
+            Entry::RetentionDrop { .. } => "retention-drop",
             Entry::Decommission { .. } => "decommission",
             Entry::Freeze { frozen: true, .. } => "freeze",
             Entry::Freeze { frozen: false, .. } => "unfreeze",
@@ -562,6 +616,7 @@ impl Entry<'_> {
             | Entry::Configuration { global_sequence, .. }
             | Entry::Dispute { global_sequence, .. }
             | Entry::DisputeStep { global_sequence, .. }
+            | Entry::Hold { global_sequence, .. }
             | Entry::Reconcile { global_sequence, .. } => Some(global_sequence),
             _ => None,
         }

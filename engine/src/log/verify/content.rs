@@ -9,6 +9,7 @@ use crate::log::entry::{Entry, Record};
 use crate::log::record;
 use crate::log::recovery::BatchPlace;
 use crate::log::superblock::Superblock;
+use crate::retention::verify_seals;
 use crate::shard::Shard;
 use crate::shard::keys::KeyId;
 use std::collections::BTreeMap;
@@ -51,11 +52,11 @@ impl std::fmt::Debug for Content<'_> {
 }
 
 impl<'a> Content<'a> {
-    /// For one shard's steps.
-    pub fn new(superblock: &'a Superblock) -> Content<'a> {
+    /// For one shard's steps; see [`state_at_start`](super::state_at_start).
+    pub fn new(superblock: &'a Superblock, start: Shard) -> Content<'a> {
         Content {
             superblock,
-            shard: Some(Shard::without_keys(superblock)),
+            shard: Some(start),
             proven: None,
             each_record: None,
             globals: BTreeMap::new(),
@@ -83,6 +84,25 @@ impl<'a> Content<'a> {
             }
         }
         self.check_totals();
+        self.check_seals();
+    }
+
+    /// The seals of dropped quarters are what they were made as, and the log begins where the last drop says.
+    fn check_seals(&mut self) {
+        let Some(shard) = &self.shard else { return };
+        let checked = verify_seals(&shard.retention().seals, &self.superblock.key).and_then(|()| {
+            let begins_at = self.superblock.first_segment();
+            let dropped_to = shard.rows().catalog().first();
+            match begins_at <= dropped_to {
+                true => Ok(()),
+                false => Err(format!(
+                    "the log begins with segment {begins_at}, and only what is before segment {dropped_to} was dropped"
+                )),
+            }
+        });
+        if let Err(what) = checked {
+            self.findings.push(Finding::damage(Structure::Seal, self.superblock.shard, 0, 0, what));
+        }
     }
 
     /// The control totals that are kept with the state equal a count of all rows.

@@ -10,11 +10,13 @@ mod content;
 mod copies;
 mod globals;
 mod salvage;
+mod start;
 mod walker;
 
 pub use content::{Content, EachRecord, Standing};
 pub use copies::superblocks;
 pub use globals::{GlobalCopy, compare_globals};
+pub use start::state_at_start;
 pub use walker::{WalkOptions, Walked, walk};
 
 use super::entry::Entry;
@@ -76,6 +78,8 @@ pub enum Structure {
     Tail,
     /// The order that all shards share.
     GlobalOrder,
+    /// What is left of dropped quarters.
+    Seal,
 }
 
 impl Structure {
@@ -92,6 +96,7 @@ impl Structure {
             Structure::UnusedSpace => "unused-space",
             Structure::Tail => "tail",
             Structure::GlobalOrder => "global-order",
+            Structure::Seal => "seal",
         }
     }
 }

@@ -56,14 +56,14 @@ pub fn walk(
     each: &mut dyn FnMut(Step),
     progress: &mut dyn FnMut(u64),
 ) -> io::Result<Walked> {
-    let end = LogEnd::of_empty(superblock, 0, Mutation::NONE);
+    let end = LogEnd::at_start(superblock, 0, Mutation::NONE);
     let walked = Walked { end, proven: end, batches: 0, records: 0, holes: 0, incarnation_max: 0 };
     let geometry = superblock.geometry;
     let mut log_bytes = source.file_bytes().saturating_sub(geometry.file_offset(0));
     if options.is_device {
         // Beyond the segments that are prepared a device holds whatever it held before.
-        let mut prepared = 0;
-        for segment in 0..log_bytes / geometry.segment_bytes {
+        let mut prepared = superblock.first_segment();
+        for segment in superblock.first_segment()..log_bytes / geometry.segment_bytes {
             let header = source.read(geometry.file_offset(geometry.segment_start(segment)), BLOCK_BYTES as usize)?;
             if is_segment_header(&header, superblock, segment) {
                 prepared = segment + 1;
@@ -74,6 +74,8 @@ pub fn walk(
         log_bytes = geometry.segment_start(prepared.max(1));
     }
     let mut walk = Walk { source, superblock, options, each, progress, walked, log_bytes, last_recovery_at: 0 };
+    // What was dropped is no part of the log.
+    (walk.progress)(geometry.segment_start(superblock.first_segment()));
     walk.file_length()?;
     walk.run()?;
     Ok(walk.walked)
@@ -459,7 +461,7 @@ fn first_of_chain(geometry: Geometry, candidates: &VecDeque<BatchPlace>, witness
     for candidate in candidates.iter().rev() {
         let leads_there = candidate.hash == first.header.previous_hash
             && candidate.header.number + 1 == first.header.number
-            && geometry.next_batch(candidate.log_offset, candidate.header.total_bytes.into()) == first.log_offset;
+            && candidate.next(geometry) == first.log_offset;
         if leads_there {
             first = *candidate;
         }

@@ -172,6 +172,11 @@ impl SegmentRows {
         self.times_us.1 = at_us;
     }
 
+    /// Times of its first and its last record.
+    pub fn times_us(&self) -> (i64, i64) {
+        self.times_us
+    }
+
     pub(super) fn of_prefix(&self, prefix: u16) -> Option<&CorpusRows> {
         self.corpora.get(usize::from(prefix)).filter(|corpus| !corpus.slots.is_empty())
     }

@@ -2,6 +2,7 @@
 
 use crate::corpus::Prefix;
 use crate::id::EventId;
+use crate::retention::Kept;
 use crate::row::RowState;
 use crate::time::Quarter;
 use serde::{Deserialize, Serialize};
@@ -38,8 +39,8 @@ pub struct Tallies {
     /// By prefix.
     corpora: Vec<Tally>,
     quarters: BTreeMap<(u16, Quarter), QuarterTally>,
-    /// Rows of this shard that are aliases, by the corpus of the row that they refer to.
-    aliases_to: BTreeMap<u16, u64>,
+    /// Rows of this shard that are aliases, by the corpus of the row that they refer to and their own quarter.
+    aliases_to: BTreeMap<(u16, Quarter), u64>,
     count: u64,
 }
 
@@ -118,11 +119,13 @@ impl Tallies {
         }
     }
 
-    /// A row is another thing than it was.
+    /// A row is another thing than it was. A replay from where a log begins has not seen what became of rows of dropped quarters
+    /// before they were logged again; their drop says what is left of them, whatever was counted until then.
     pub fn changed(&mut self, prefix: Prefix, quarter: Quarter, was: RowState, is: RowState) {
         let counts = &mut self.quarters.entry((prefix.get(), quarter)).or_default().changed;
         if was != RowState::Registered {
-            counts[was.lifecycle() as usize - 1] -= 1;
+            let count = &mut counts[was.lifecycle() as usize - 1];
+            *count = count.saturating_sub(1);
         }
         if is != RowState::Registered {
             counts[is.lifecycle() as usize - 1] += 1;
@@ -130,20 +133,49 @@ impl Tallies {
     }
 
     /// A row refers to another one than it did.
-    pub fn aliased(&mut self, was: Option<EventId>, is: Option<EventId>) {
+    pub fn aliased(&mut self, quarter: Quarter, was: Option<EventId>, is: Option<EventId>) {
         if let Some(was) = was
-            && let Some(count) = self.aliases_to.get_mut(&was.prefix().get())
+            && let Some(count) = self.aliases_to.get_mut(&(was.prefix().get(), quarter))
         {
-            *count -= 1;
+            *count = count.saturating_sub(1);
         }
         if let Some(is) = is {
-            *self.aliases_to.entry(is.prefix().get()).or_default() += 1;
+            *self.aliases_to.entry((is.prefix().get(), quarter)).or_default() += 1;
+        }
+    }
+
+    /// Quarters up to one are dropped, but for what is left of them.
+    pub fn drop_through(&mut self, last: Quarter, kept: &[Kept]) {
+        for (index, tally) in self.corpora.iter_mut().enumerate() {
+            let mut gone = 0;
+            if tally.quarter.is_some_and(|quarter| quarter <= last) {
+                gone += std::mem::take(&mut tally.claims);
+            }
+            let of_prefix = (index as u16, Quarter::MIN)..=(index as u16, last);
+            gone += self.quarters.range(of_prefix).map(|(_, tally)| tally.claims).sum::<u64>();
+            tally.count -= gone;
+            self.count -= gone;
+        }
+        self.quarters.retain(|(_, quarter), _| *quarter > last);
+        self.aliases_to.retain(|(_, quarter), _| *quarter > last);
+        for Kept { prefix, quarter, rows, over_budget, aliases } in kept {
+            let claims: u64 = rows.iter().sum();
+            let changed = [rows[1], rows[2], rows[3]];
+            self.quarters.insert((*prefix, *quarter), QuarterTally { claims, changed, over_budget: *over_budget });
+            self.count += claims;
+            if let Some(tally) = self.corpora.get_mut(usize::from(*prefix)) {
+                tally.count += claims;
+            }
+            for (canonical, count) in aliases {
+                *self.aliases_to.entry((*canonical, *quarter)).or_default() += count;
+            }
         }
     }
 
     /// Rows of other corpora here that are aliases of a corpus's rows.
     pub fn aliases_of_corpus(&self, prefix: Prefix) -> u64 {
-        self.aliases_to.get(&prefix.get()).copied().unwrap_or(0)
+        let of_prefix = |quarter| (prefix.get(), quarter);
+        self.aliases_to.range(of_prefix(Quarter::MIN)..=of_prefix(Quarter::MAX)).map(|(_, count)| count).sum()
     }
 
     /// Rows of a corpus by quarter and lifecycle, in the order of [`Lifecycle::LOGGED`](crate::row::Lifecycle::LOGGED).

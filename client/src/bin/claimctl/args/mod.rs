@@ -4,12 +4,14 @@ mod audit;
 mod dispute;
 mod reconcile;
 mod registry;
+mod retention;
 mod rows;
 
 pub use audit::{Audit, Config, Export, History, Subject, Tail, Verify};
 pub use dispute::{Arbitrate, Dispute, Escalate, Open, Respond};
 pub use reconcile::{Barrier, Incident, OnOff, Reconcile};
 pub use registry::{Cap, Decommission, Freeze, Onboard, Propose, SignOff, Slots, Totals, Unfreeze};
+pub use retention::{Hold, Release};
 pub use rows::{Claim, Find, Lookup, Reactivate, Reference, Retract, Scan};
 
 use crate::failure::Failure;
@@ -90,6 +92,13 @@ pub enum Verb {
     Incident(Incident),
     /// Make the rows claimed around the present pending again.
     Barrier(Barrier),
+    /// Keep a quarter whatever its age: neither it nor later ones are dropped meanwhile.
+    Hold(Hold),
+    /// End a hold.
+    Release(Release),
+    /// Print what retention would drop next and what it waits for, what is held, and what is dropped already. Changes nothing.
+    #[command(after_help = "Example:\n  claimctl retention --json")]
+    Retention,
     /// Run a pass of reconciliation and print what it did.
     Reconcile(Reconcile),
     /// Print how long claims take until other corpora see them.

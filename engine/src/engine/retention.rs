@@ -1,0 +1,154 @@
+//! Dropping quarters whose retention is over, step by step: rows that outlive one are logged again, then the drop is logged and its
+//! rows are gone. A seal behind that entry moves the log's beginning, and then the segments' bytes are freed.
+
+use super::Engine;
+use crate::debt::Level;
+use crate::log::io::Io;
+use crate::mutant::Mutant;
+use crate::retention::{Due, RetentionPlan};
+use crate::time::Now;
+
+/// Rows that are logged again in one go.
+const CARRIED_AT_ONCE: usize = 16;
+/// When nothing is due, or something stands against it, it is looked at again after this.
+const LOOK_AGAIN_US: i64 = 1_000_000;
+/// Freeing that failed, or that has to wait, is tried again after this.
+const FREE_AGAIN_US: i64 = 1_000_000;
+
+/// What retention is about to do.
+#[derive(Debug)]
+pub(super) struct Retaining {
+    /// It is not looked at before this.
+    again_at_us: i64,
+    /// Segments from here on are kept: they are not archived yet.
+    limit_segment: u64,
+    /// Segments that are no part of the log any more, and may still take space.
+    free: (u64, u64),
+    is_freeing: bool,
+    free_again_at_us: i64,
+    /// The segment that ends with a drop is ended early, so that it is sealed.
+    is_segment_to_end: bool,
+}
+
+impl Retaining {
+    /// Of a log that begins with a segment.
+    pub fn new(first_segment: u64) -> Retaining {
+        Retaining {
+            again_at_us: i64::MIN,
+            limit_segment: u64::MAX,
+            // What a run before did not come to is done once more; freeing what is free takes nothing.
+            free: (0, first_segment),
+            is_freeing: false,
+            free_again_at_us: i64::MIN,
+            is_segment_to_end: false,
+        }
+    }
+
+    /// The log begins later than it did.
+    pub fn moved(&mut self, first_segment: u64) {
+        self.free.1 = self.free.1.max(first_segment);
+    }
+}
+
+impl Engine {
+    /// Segments from this one on are kept, however old: the segment archive lacks them.
+    pub fn keep_segments_from(&mut self, segment: u64) {
+        self.retaining.limit_segment = segment;
+    }
+
+    /// What the next drop would do, or what it waits for.
+    pub fn retention_plan(&mut self, now: Now) -> RetentionPlan {
+        let time_us = self.shard.time_us(now);
+        let mut plan = self.shard.retention_plan(time_us);
+        if plan.waits_for.is_none() && plan.quarters.is_some() {
+            let end = self.shard.rows().catalog().first() + plan.segments;
+            plan.waits_for = self.archive_stands_against(end);
+        }
+        plan
+    }
+
+    fn archive_stands_against(&self, end_segment: u64) -> Option<String> {
+        let lacks = self.retaining.limit_segment < end_segment;
+        lacks.then(|| format!("the segment archive, which has what is before segment {}", self.retaining.limit_segment))
+    }
+
+    /// Takes retention a step further.
+    pub(super) fn retain_on(&mut self, now: Now) {
+        let is_calm = self.debt.level() < Level::Yellow && self.log.takes_small_entries();
+        if now.boot_us < self.retaining.again_at_us || !is_calm {
+            return;
+        }
+        let time_us = self.shard.time_us(now);
+        let due = self.shard.due_quarter(time_us);
+        let due = due.filter(|due| {
+            self.shard.stands_against(*due).or_else(|| self.archive_stands_against(due.end_segment)).is_none()
+        });
+        let Some(due) = due else {
+            self.retaining.again_at_us = now.boot_us + LOOK_AGAIN_US;
+            if std::mem::take(&mut self.retaining.is_segment_to_end) {
+                self.log.end_segment();
+                self.shard.enter_segment(self.log.written_bytes());
+            }
+            return;
+        };
+        if self.mutation.is(Mutant::DropWithoutCarry) {
+            return self.drop_quarter(now, due);
+        }
+        for _ in 0..CARRIED_AT_ONCE {
+            let carried = match self.shard.to_carry(due, time_us) {
+                Ok(None) => return self.drop_quarter(now, due),
+                Ok(Some(row)) => self.shard.carry(now, &row, &mut self.log),
+                Err(unread) => Err(unread),
+            };
+            match carried {
+                Ok(true) => {}
+                // The log has no room for it yet.
+                Ok(false) => return,
+                Err(unread) => return self.read_for_work(unread),
+            }
+        }
+    }
+
+    fn drop_quarter(&mut self, now: Now, due: Due) {
+        match self.shard.drop_quarter(now, due, &mut self.log) {
+            Ok(()) => {
+                let (first, last) = due.quarters;
+                tracing::info!(shard = self.shard.number(), %first, %last, before_segment = due.end_segment, "dropped");
+                self.retaining.is_segment_to_end = true;
+                if self.mutation.is(Mutant::FreeBeforeSealed) {
+                    self.retaining.moved(due.end_segment);
+                }
+            }
+            Err(reason) => {
+                tracing::error!(shard = self.shard.number(), reason, "a quarter that is due can't be dropped");
+                self.retaining.again_at_us = now.boot_us + LOOK_AGAIN_US;
+            }
+        }
+    }
+
+    /// The next segments' bytes to free.
+    pub(super) fn next_free(&mut self) -> Option<Io> {
+        let Retaining { free: (from, to), is_freeing, free_again_at_us, .. } = self.retaining;
+        if is_freeing || from >= to || self.boot_us < free_again_at_us {
+            return None;
+        }
+        self.retaining.is_freeing = true;
+        let geometry = self.superblock.geometry;
+        let bytes = (to - from) * geometry.segment_bytes;
+        Some(Io::Free { segments: (from, to), file_offset: geometry.file_offset(geometry.segment_start(from)), bytes })
+    }
+
+    /// They were freed, or not.
+    pub(super) fn freed(&mut self, segments: (u64, u64), result: std::io::Result<()>) {
+        self.retaining.is_freeing = false;
+        match result {
+            Ok(()) => self.retaining.free.0 = segments.1,
+            Err(error) => {
+                if error.kind() != std::io::ErrorKind::WouldBlock {
+                    tracing::warn!(%error, "dropped segments still take space; freeing them is tried again");
+                }
+                self.retaining.free_again_at_us = self.boot_us + FREE_AGAIN_US;
+            }
+        }
+    }
+}

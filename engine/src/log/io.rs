@@ -1,0 +1,159 @@
+//! What the log and its sealing want of the storage, and how it is done: the engine hands out [`Io`] and takes [`IoDone`], in the
+//! daemon and in the simulator.
+
+use super::superblock::Superblock;
+use crate::sealed::Index;
+use crate::shard::rows::{IndexJob, SegmentRows};
+use crate::storage::{Durability, Storage};
+use std::io;
+
+/// Zeroing goes in writes of this size, one at a time: an executor under load comes round to it once in a millisecond or
+/// two, and must zero faster than batches fill.
+const ZEROING_BYTES: usize = 1024 * 1024;
+
+/// Work for the storage. [`perform`] does it, [`LogWriter::complete`](super::writer::LogWriter::complete) takes the result.
+#[derive(Debug)]
+pub enum Io {
+    /// Write a batch.
+    Write {
+        /// Its number.
+        number: u64,
+        /// Where in the file.
+        file_offset: u64,
+        /// The sealed batch.
+        batch: Vec<u8>,
+        /// Durable, in every build without a deliberate bug.
+        durability: Durability,
+    },
+    /// Zero a segment and give it its header.
+    Prepare {
+        /// Which.
+        segment: u64,
+        /// Where it starts in the file.
+        file_offset: u64,
+        /// Its length.
+        bytes: u64,
+        /// Its header block.
+        header: Vec<u8>,
+    },
+    /// Read blocks that a decision needs.
+    Read {
+        /// Names the read.
+        id: u64,
+        /// Where in the log.
+        log_offset: u64,
+        /// Where in the file.
+        file_offset: u64,
+        /// How many.
+        bytes: u64,
+    },
+    /// Make a segment's index: work for a processor, in whatever thread.
+    Build(Box<IndexJob>),
+    /// Clear the memory of a segment that is sealed: work for a processor, in whatever thread.
+    Clear(Box<SegmentRows>),
+    /// Write the superblock, which names the last seal.
+    Checkpoint(Box<Superblock>),
+    /// Give the space of dropped segments back.
+    Free {
+        /// The first of them, and the first that stays.
+        segments: (u64, u64),
+        /// Where they start in the file.
+        file_offset: u64,
+        /// How many bytes.
+        bytes: u64,
+    },
+}
+
+/// How an [`Io`] ended.
+#[derive(Debug)]
+pub enum IoDone {
+    /// A batch was written, or not.
+    Write {
+        /// Its number.
+        number: u64,
+        /// Its buffer, for reuse.
+        batch: Vec<u8>,
+        /// How it ended.
+        result: io::Result<()>,
+    },
+    /// A segment was prepared, or not.
+    Prepare {
+        /// Which.
+        segment: u64,
+        /// How it ended.
+        result: io::Result<()>,
+    },
+    /// Blocks were read, or not.
+    Read {
+        /// As it was named.
+        id: u64,
+        /// Where in the log.
+        log_offset: u64,
+        /// The blocks.
+        result: io::Result<Vec<u8>>,
+    },
+    /// An index is made.
+    Built(Box<Index>),
+    /// The memory is clear.
+    Cleared(Box<SegmentRows>),
+    /// The superblock was written, or not.
+    Checkpoint {
+        /// It.
+        superblock: Box<Superblock>,
+        /// How it ended.
+        result: io::Result<()>,
+    },
+    /// Space was given back, or not.
+    Freed {
+        /// Of which segments.
+        segments: (u64, u64),
+        /// How it ended.
+        result: io::Result<()>,
+    },
+}
+
+/// Does one piece of work.
+pub async fn perform(storage: &impl Storage, io: Io) -> IoDone {
+    match io {
+        Io::Write { number, file_offset, batch, durability } => {
+            let result = storage.write_at(file_offset, &batch, durability).await;
+            IoDone::Write { number, batch, result }
+        }
+        Io::Prepare { segment, file_offset, bytes, header } => {
+            let result = prepare(storage, file_offset, bytes, &header).await;
+            IoDone::Prepare { segment, result }
+        }
+        Io::Read { id, log_offset, file_offset, bytes } => {
+            let result = storage.read_at(file_offset, bytes as usize).await;
+            IoDone::Read { id, log_offset, result }
+        }
+        Io::Build(job) => IoDone::Built(Box::new(job.run())),
+        Io::Clear(mut rows) => {
+            rows.clear();
+            IoDone::Cleared(rows)
+        }
+        Io::Free { segments, file_offset, bytes } => {
+            let result = storage.free(file_offset, bytes).await;
+            IoDone::Freed { segments, result }
+        }
+        Io::Checkpoint(superblock) => {
+            let result = superblock.write(storage).await;
+            IoDone::Checkpoint { superblock, result }
+        }
+    }
+}
+
+/// The header goes last, after a flush: a segment with a header is zeroed for certain.
+pub(super) async fn prepare(storage: &impl Storage, file_offset: u64, bytes: u64, header: &[u8]) -> io::Result<()> {
+    storage.grow(file_offset + bytes).await?;
+    let zeroes = vec![0; ZEROING_BYTES.min(bytes as usize)];
+    let mut at = 0;
+    while at < bytes {
+        let piece = zeroes.len().min((bytes - at) as usize);
+        storage.write_at(file_offset + at, &zeroes[..piece], Durability::Cached).await?;
+        at += piece as u64;
+    }
+    storage.flush().await?;
+    storage.write_at(file_offset, header, Durability::Cached).await?;
+    storage.flush().await
+}

@@ -1,0 +1,438 @@
+//! Retention in a replay ledger over years: quarters leave with whole segments, rows that came back stay, and whatever instant a crash
+//! comes at, what is there afterwards is what a plain list of rows says.
+
+use super::machine::Machine;
+use crate::command::{Claim, Claimed, Operation, Outcome, Request, Token};
+use crate::entropy::Entropy;
+use crate::error::Code;
+use crate::id::EventId;
+use crate::log::entry::{Entry, Principal, Record};
+use crate::log::layout::BLOCK_BYTES;
+use crate::log::superblock::ClockMode;
+use crate::mutant::Mutant;
+use crate::policy::Policy;
+use crate::retention::verify_seals;
+use crate::row::{Lifecycle, ReasonCode};
+use crate::time::{DAY_US, HOUR_US, Now, Quarter};
+use std::collections::BTreeMap;
+
+const OWNER: Principal = Principal { uid: 1000, gid: 100, pid: 42 };
+/// When it begins: 2020-01-01.
+const START_US: i64 = 1_577_836_800_000_000;
+const QUARTERS: u64 = 12;
+/// Claims of a corpus in a quarter, at most.
+const CLAIMS_MAX: u64 = 60;
+const METADATA_BYTES_MAX: u64 = 1_500;
+/// Its rows are kept for so many years.
+const YEARS: u16 = 1;
+const CORPORA: [&str; 3] = ["alpha", "beta", "gamma"];
+/// Seeds of the ordinary test.
+const RUNS: u64 = 20;
+
+/// A row as a plain list has it.
+#[derive(Debug, Clone)]
+struct Plain {
+    corpus: usize,
+    claimed_us: i64,
+    is_retracted: bool,
+    reactivated_us: Option<i64>,
+}
+
+impl Plain {
+    fn expires_us(&self) -> i64 {
+        let own = Quarter::of(self.claimed_us);
+        let back = self.reactivated_us.map(Quarter::of).filter(|quarter| *quarter != own);
+        back.map_or(own, Quarter::next).end_us_after_years(YEARS)
+    }
+}
+
+/// What happened.
+#[derive(Debug, Default, Clone, Copy)]
+struct Counts {
+    crashes: u64,
+    dropped: u64,
+    carried: u64,
+    freed: u64,
+    replays: u64,
+}
+
+struct Years {
+    machine: Machine,
+    rows: BTreeMap<EventId, Plain>,
+    at_us: i64,
+    next: u64,
+    counts: Counts,
+}
+
+impl Years {
+    fn new(seed: u64, mutant: Option<Mutant>) -> Years {
+        let mut entropy = Entropy::from_seed_u64(seed);
+        let shards = 1 + entropy.below(2) as u16;
+        let machine = Machine::with_clock(ClockMode::Replay, seed, entropy, shards, mutant, START_US);
+        let mut years = Years { machine, rows: BTreeMap::new(), at_us: START_US, next: 0, counts: Counts::default() };
+        let toml = Policy::of_owner(OWNER.uid).to_toml().replace("years = 4", &format!("years = {YEARS}"));
+        years.ask(0, "", &Operation::Configure { toml: &toml }).expect("nothing crashes yet");
+        for name in CORPORA {
+            years.ask(0, "", &Operation::Onboard { name, notes: "" }).expect("nothing crashes yet");
+        }
+        years
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.machine.entropy.below(bound)
+    }
+
+    fn shard_of(&self, corpus: usize) -> usize {
+        let registry = self.machine.engine(0).expect("it runs").shard().registry();
+        usize::from(registry.of_name(CORPORA[corpus]).expect("it was onboarded").shard)
+    }
+
+    /// Time goes on a little; retention looks at what is due once a second.
+    fn tick(&mut self) {
+        self.machine.now.boot_us += 1_100_000;
+        self.machine.tick();
+    }
+
+    /// Asks until it is answered, through crashes; a retry has the same key.
+    fn ask(&mut self, shard: usize, rationale: &str, operation: &Operation<'_>) -> Result<Outcome, String> {
+        self.next += 1;
+        let key = ((self.at_us / 1_000) as u128) << 80 | 7 << 76 | 0b10 << 62 | u128::from(self.next);
+        for attempt in 0..100 {
+            let token: Token = self.next << 8 | attempt;
+            let request = Request {
+                token,
+                stream: 0,
+                principal: OWNER,
+                user: "owner",
+                idempotency_key: if operation.is_mutation() { key } else { 0 },
+                correlation_id: 0,
+                rationale,
+                at_us: Some(self.at_us),
+                deadline_boot_us: None,
+                at_least: &[],
+                operation: *operation,
+            };
+            self.machine.submit(shard as u16, &request);
+            if self.below(40) == 0 && self.next > 10 {
+                for _ in 0..self.machine.entropy.below(30) {
+                    self.machine.complete_one();
+                    self.machine.pump();
+                }
+                self.crash()?;
+                continue;
+            }
+            self.machine.settle()?;
+            if self.below(8) == 0 {
+                self.tick();
+                self.machine.settle()?;
+            }
+            let answer = self.machine.take_replies().into_iter().find(|(_, reply)| reply.token == token);
+            match answer.map(|(_, reply)| reply.outcome) {
+                Some(Outcome::Refused(refusal)) if refusal.code == Code::Overloaded => self.tick(),
+                Some(outcome) => return Ok(outcome),
+                None => return Err(format!("{operation:?} is not answered")),
+            }
+        }
+        Err(format!("{operation:?} is never taken"))
+    }
+
+    fn crash(&mut self) -> Result<(), String> {
+        self.counts.crashes += 1;
+        let is_cut = self.below(4) != 0;
+        self.machine.crash(is_cut, 0, 1_000_000);
+        while self.below(4) == 0 {
+            let ops = self.below(14);
+            self.machine.recover(Some(ops))?;
+            self.machine.crash(is_cut, 0, 1_000_000);
+        }
+        self.machine.recover(None)
+    }
+
+    fn claim(&mut self) -> Result<(), String> {
+        let corpus = self.below(CORPORA.len() as u64) as usize;
+        let metadata = vec![7; self.machine.entropy.below(METADATA_BYTES_MAX) as usize];
+        let event_key = format!("event-{}", self.next);
+        let items = [Claim {
+            event_key: &event_key,
+            occurred_at_us: self.at_us,
+            owning_corpus: "",
+            hosting_corpus: "",
+            category: "c",
+            taxonomy_version: 1,
+            metadata: &metadata,
+        }];
+        let operation = Operation::Claim { corpus: CORPORA[corpus], items: &items, unless_within_us: None };
+        match self.ask(self.shard_of(corpus), "", &operation)? {
+            Outcome::Claimed(Claimed { event_id, claim_timestamp_us, .. }) => {
+                let row = Plain { corpus, claimed_us: claim_timestamp_us, is_retracted: false, reactivated_us: None };
+                match self.rows.insert(event_id, row) {
+                    None => Ok(()),
+                    Some(_) => Err(format!("{event_id} was handed out twice")),
+                }
+            }
+            other => Err(format!("a claim is answered {other:?}")),
+        }
+    }
+
+    /// Retracts a row, or has one come back, whatever its age.
+    fn change(&mut self) -> Result<(), String> {
+        let index = self.machine.entropy.below(self.rows.len().max(1) as u64) as usize;
+        let retracted: Vec<_> = self.rows.iter().filter(|(_, row)| row.is_retracted).map(|(id, _)| *id).collect();
+        let event_id = match self.below(2) {
+            0 => self.rows.keys().nth(index).copied(),
+            _ => retracted.get(index % retracted.len().max(1)).copied(),
+        };
+        let Some(event_id) = event_id else { return Ok(()) };
+        let row = self.rows[&event_id].clone();
+        let operation = match row.is_retracted {
+            true => Operation::Reactivate { event_id },
+            false => {
+                let corpus = CORPORA[row.corpus];
+                Operation::Retract { corpus, event_id, reason_code: ReasonCode::FalseAlarm }
+            }
+        };
+        let outcome = self.ask(self.shard_of(row.corpus), "simulated", &operation)?;
+        let is_expired = row.expires_us() <= self.at_us;
+        let known = self.rows.get_mut(&event_id).expect("it is there");
+        match outcome {
+            Outcome::Retracted { .. } if !is_expired && !row.is_retracted => known.is_retracted = true,
+            Outcome::Reactivated { reactivated_at_us, .. } if !is_expired && row.is_retracted => {
+                (known.is_retracted, known.reactivated_us) = (false, Some(reactivated_at_us));
+            }
+            Outcome::Refused(refusal) if is_expired && refusal.code == Code::Expired => {}
+            other => return Err(format!("{event_id}, {row:?} at {}: answered {other:?}", self.at_us)),
+        }
+        Ok(())
+    }
+
+    /// Everything that is due has been dropped, and what is there is what the list says.
+    fn check(&mut self) -> Result<(), String> {
+        for _ in 0..8 {
+            self.tick();
+            self.machine.settle()?;
+        }
+        for shard in 0..self.machine.shard_count() {
+            self.check_shard(shard)?;
+        }
+        for (event_id, row) in self.rows.clone() {
+            let outcome = self.ask(self.shard_of(row.corpus), "", &Operation::Lookup { event_id })?;
+            let is_expired = row.expires_us() <= self.at_us;
+            let is_right = match &outcome {
+                Outcome::Row(view) if is_expired => view.lifecycle == Lifecycle::Expired,
+                Outcome::Row(view) => (view.lifecycle == Lifecycle::Tombstoned) == row.is_retracted,
+                Outcome::Refused(refusal) => is_expired && refusal.code == Code::Expired,
+                _ => false,
+            };
+            if !is_right {
+                return Err(format!("{event_id}, {row:?} at {}: looked up as {outcome:?}", self.at_us));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_shard(&mut self, number: usize) -> Result<(), String> {
+        let engine = self.machine.engine(number).ok_or("a shard is down")?;
+        let (shard, superblock) = (engine.shard(), engine.superblock().clone());
+        let retention = shard.retention().clone();
+        verify_seals(&retention.seals, &superblock.key)?;
+        let gone_to = retention.dropped_to();
+        let is_gone = |row: &Plain| gone_to.is_some_and(|gone| Quarter::of(row.claimed_us) <= gone);
+        let last_us = shard.last_us();
+        let first = shard.rows().catalog().first();
+        let corpora: Vec<_> = shard.registry().corpora().iter().map(|c| (c.prefix, c.name.clone(), c.shard)).collect();
+        let carried = shard.rows().carried().len() as u64;
+        for (prefix, name, home) in corpora {
+            if usize::from(home) != number {
+                continue;
+            }
+            let scanned = self.machine.fetch(number, |engine| {
+                engine.shard().rows().scan(prefix, None, None, None, usize::MAX).map(|(rows, _)| rows)
+            })?;
+            let of_corpus = self.rows.iter().filter(|(_, row)| CORPORA[row.corpus] == name);
+            let stays = |row: &Plain| !is_gone(row) || row.expires_us() > last_us;
+            for (event_id, row) in of_corpus.clone().filter(|(_, row)| stays(row)) {
+                if !scanned.iter().any(|found| found.event_id == *event_id) {
+                    return Err(format!("a scan of {name} lacks {event_id}, {row:?}"));
+                }
+            }
+            for found in &scanned {
+                let row = self.rows.get(&found.event_id).ok_or("a scan finds what nobody claimed")?;
+                let is_carried = row.reactivated_us.is_some();
+                if is_gone(row) && !is_carried {
+                    return Err(format!("a scan of {name} finds {}, {row:?}, of a dropped quarter", found.event_id));
+                }
+            }
+            let mut ids: Vec<_> = scanned.iter().map(|found| found.event_id).collect();
+            ids.dedup();
+            if ids.len() != scanned.len() || !ids.is_sorted() {
+                return Err(format!("a scan of {name} has a row twice, or out of order"));
+            }
+            let counted = self.machine.fetch(number, |engine| engine.shard().rows().count_totals(prefix))?;
+            let shard = self.machine.engine(number).ok_or("a shard is down")?.shard();
+            let kept = shard.rows().totals(prefix);
+            if kept != counted || shard.rows().count_of(prefix) != scanned.len() as u64 {
+                return Err(format!("the totals of {name} are {kept:?}, counted {counted:?}, {} rows", scanned.len()));
+            }
+        }
+        self.counts.dropped = self.counts.dropped.max(retention.seals.len() as u64);
+        self.counts.carried = self.counts.carried.max(carried);
+        self.check_freed(number, superblock.first_segment())?;
+        if first < superblock.first_segment() {
+            return Err("the superblock has dropped what the state has not".into());
+        }
+        self.check_replay(number)
+    }
+
+    /// What no part of the log is any more is free.
+    fn check_freed(&mut self, shard: usize, first_segment: u64) -> Result<(), String> {
+        let geometry = self.machine.engine(shard).ok_or("a shard is down")?.superblock().geometry;
+        let image = self.machine.log_image(shard);
+        let gone = &image[..geometry.segment_start(first_segment) as usize];
+        self.counts.freed = self.counts.freed.max(first_segment);
+        match gone.chunks(BLOCK_BYTES as usize).position(|block| block.iter().any(|byte| *byte != 0)) {
+            None => Ok(()),
+            Some(block) => Err(format!("block {block} is before segment {first_segment} and not free")),
+        }
+    }
+
+    /// A replay from where the log begins comes to the same small state.
+    fn check_replay(&mut self, number: usize) -> Result<(), String> {
+        self.counts.replays += 1;
+        let replayed = self.machine.reopened_from_start(number)?;
+        let shard = self.machine.engine(number).ok_or("a shard is down")?.shard();
+        let (found, expected) = (replayed.shard(), shard);
+        if found.retention().seals != expected.retention().seals || found.rows().carried() != expected.rows().carried()
+        {
+            return Err("a replay from the log's beginning has other seals or other rows that were logged again".into());
+        }
+        for corpus in expected.registry().corpora() {
+            if found.rows().totals(corpus.prefix) != expected.rows().totals(corpus.prefix) {
+                return Err(format!(
+                    "a replay from the log's beginning counts {:?} of {}, the shard {:?}",
+                    found.rows().totals(corpus.prefix),
+                    corpus.name,
+                    expected.rows().totals(corpus.prefix)
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The history of a row that was logged again begins with that.
+    fn check_histories(&mut self) -> Result<(), String> {
+        for shard in 0..self.machine.shard_count() {
+            let carried: Vec<_> = match self.machine.engine(shard) {
+                Some(engine) => engine.shard().rows().carried().keys().copied().collect(),
+                None => return Err("a shard is down".into()),
+            };
+            for event_id in carried {
+                let (entries, _) = self.machine.fetch(shard, |engine| {
+                    let rows = engine.shard().rows();
+                    let found = rows.get(event_id)?;
+                    found.map_or(Ok((Vec::new(), false)), |found| rows.history(&found, 0, 1_000))
+                })?;
+                let first = entries.first().ok_or_else(|| format!("{event_id} was logged again and has no history"))?;
+                let (_, kind, body) = self.machine.read_record(shard, *first)?;
+                let record = Record::decode(kind, &body).map_err(|e| e.to_string())?;
+                match record.entry {
+                    Entry::Carry { claim, .. } if claim.event_id == event_id => {}
+                    other => return Err(format!("the history of {event_id} begins with {other:?}")),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn run(seed: u64, mutant: Option<Mutant>) -> Result<Counts, String> {
+    let mut years = Years::new(seed, mutant);
+    let mut quarter = Quarter::of(START_US);
+    for _ in 0..QUARTERS {
+        let claims = 5 + years.below(CLAIMS_MAX);
+        let step_us = (quarter.end_us() - quarter.start_us()) / (claims as i64 + 2);
+        years.at_us = quarter.start_us() + HOUR_US;
+        for _ in 0..claims {
+            years.at_us += step_us;
+            years.machine.now = Now { wall_us: years.at_us, ..years.machine.now };
+            years.claim()?;
+            if years.below(4) == 0 {
+                years.change()?;
+            }
+        }
+        years.check()?;
+        quarter = quarter.next();
+        // Some quarters nothing happens in.
+        if years.below(6) == 0 {
+            quarter = quarter.next();
+        }
+    }
+    years.at_us += 40 * DAY_US;
+    years.check()?;
+    years.check_histories()?;
+    Ok(years.counts)
+}
+
+#[test]
+fn quarters_are_dropped_and_nothing_else_is_whatever_crashes() {
+    let threads = super::threads();
+    let totals = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|worker| {
+                scope.spawn(move || {
+                    let mut all = Counts::default();
+                    for seed in (worker..RUNS).step_by(threads as usize) {
+                        let counts = run(seed, None).unwrap_or_else(|violation| panic!("seed {seed}: {violation}"));
+                        all.crashes += counts.crashes;
+                        all.dropped += counts.dropped;
+                        all.carried += counts.carried;
+                        all.freed += counts.freed;
+                        all.replays += counts.replays;
+                    }
+                    all
+                })
+            })
+            .collect();
+        workers.into_iter().map(|worker| worker.join().expect("a run panicked; its seed is above")).fold(
+            Counts::default(),
+            |a, b| Counts {
+                crashes: a.crashes + b.crashes,
+                dropped: a.dropped + b.dropped,
+                carried: a.carried + b.carried,
+                freed: a.freed + b.freed,
+                replays: a.replays + b.replays,
+            },
+        )
+    });
+    println!("{RUNS} runs: {totals:?}");
+    assert!(
+        totals.crashes > RUNS && totals.dropped > RUNS && totals.freed > RUNS && totals.carried > RUNS / 2,
+        "{totals:?}"
+    );
+}
+
+#[test]
+fn one_retention_seed() {
+    let seed = std::env::var("CLAIMD_SIM_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(0);
+    println!("seed {seed}: {:?}", run(seed, None).unwrap());
+}
+
+fn is_caught(mutant: Mutant) {
+    for seed in 0..RUNS {
+        let result = std::panic::catch_unwind(|| run(seed, Some(mutant)));
+        if !matches!(result, Ok(Ok(_))) {
+            println!("{mutant:?} is caught by seed {seed}: {:?}", result.map_err(|_| "a panic"));
+            return;
+        }
+    }
+    panic!("{mutant:?} is not caught in {RUNS} runs");
+}
+
+#[test]
+fn rows_that_are_dropped_too_soon_are_missed() {
+    is_caught(Mutant::DropWithoutCarry);
+}
+
+#[test]
+fn segments_that_are_freed_too_soon_are_missed() {
+    is_caught(Mutant::FreeBeforeSealed);
+}
