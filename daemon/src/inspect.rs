@@ -3,18 +3,24 @@
 
 use crate::doctor;
 use crate::ledger;
+use crate::verify;
 use claim_engine::corpus::Prefix;
 use claim_engine::dispute::DisputeId;
 use claim_engine::id::EventId;
+use claim_engine::log::batch::BatchHeader;
 use claim_engine::log::entry::Record;
 use claim_engine::log::record::RawRecord;
 use claim_engine::log::recovery::{self, BatchPlace, RecoveryOptions, Visit};
 use claim_engine::log::superblock::{ClockMode, Superblock};
+use claim_engine::retention::QuarterSeal;
+use claim_engine::sealed::{Catalog, Checkpoint, Summary, read_chain};
+use claim_engine::shard::Shard;
 use claim_engine::storage::RealStorage;
 use claim_engine::time::rfc3339;
 use claim_translate::{self as translate, Names};
 use glommio::LocalExecutor;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
@@ -121,8 +127,15 @@ async fn shard(
             "clock": match superblock.clock { ClockMode::Wall => "wall", ClockMode::Replay => "replay" },
             "formatted_at": rfc3339(superblock.formatted_at_us),
             "segment_bytes": geometry.segment_bytes, "batch_bytes_max": geometry.batch_bytes_max,
+            "format_version": superblock.version, "first_segment": superblock.first_segment(),
+            "last_seal_at": superblock.checkpoint.map(|seal| geometry.file_offset(seal.log_offset)),
         }),
     )?;
+    let (sealed, seals) = match superblock.checkpoint.filter(|_| depth >= Depth::Segments) {
+        Some(checkpoint) => sealed(storage, superblock, checkpoint).await?,
+        None => (BTreeMap::new(), Vec::new()),
+    };
+    seals.iter().try_for_each(|seal| out.line("quarter-seal", 1, verify::seal(seal)))?;
     let mut segment = Segment::default();
     let mut totals = (0u64, 0u64);
     let walked = recovery::walk(storage, superblock, RecoveryOptions::default(), |visit| match visit {
@@ -131,7 +144,7 @@ async fn shard(
             totals.1 += u64::from(place.header.record_count);
             let number = geometry.segment_of(place.log_offset);
             if segment.number != Some(number) {
-                segment.print(depth, out)?;
+                segment.print(depth, segment.number.and_then(|number| sealed.get(&number)), out)?;
                 segment = Segment { number: Some(number), ..Segment::default() };
             }
             segment.add(place);
@@ -145,7 +158,8 @@ async fn shard(
         Ok(end) => end,
         Err(error) => return Err(format!("{}: {error}", path.display())),
     };
-    segment.print(depth, out)?;
+    let last = segment.number.and_then(|number| sealed.get(&number));
+    segment.print(depth, last, out)?;
     out.line(
         "end",
         0,
@@ -155,6 +169,18 @@ async fn shard(
             "segments_prepared": end.segments_prepared, "last_hash": hex(&end.previous_hash),
         }),
     )
+}
+
+/// Summaries of sealed segments, and the seals of dropped quarters, as the last seal leads to them.
+async fn sealed(
+    storage: &RealStorage,
+    superblock: &Superblock,
+    checkpoint: Checkpoint,
+) -> Result<(BTreeMap<u64, Summary>, Vec<QuarterSeal>), String> {
+    let chain = read_chain(storage, superblock, checkpoint).await.map_err(|e| e.to_string())?;
+    let small = Shard::restore(superblock, &chain.snapshot, Catalog::new(superblock.geometry, 0))?;
+    let summaries = chain.segments.into_iter().map(|sealed| (sealed.summary.segment, sealed.summary));
+    Ok((summaries.collect(), small.retention().seals.clone()))
 }
 
 #[derive(Default)]
@@ -172,12 +198,23 @@ impl Segment {
         self.bytes += u64::from(place.header.total_bytes);
     }
 
-    fn print(&self, depth: Depth, out: &mut Printer<impl Write>) -> Result<(), String> {
+    fn print(&self, depth: Depth, sealed: Option<&Summary>, out: &mut Printer<impl Write>) -> Result<(), String> {
         match self.number {
             Some(number) if depth >= Depth::Segments => {
-                let fields = json!({
+                let mut fields = json!({
                     "segment": number, "batches": self.batches, "records": self.records, "bytes": self.bytes,
+                    "sealed": sealed.is_some(),
                 });
+                if let Some(summary) = sealed {
+                    fields["rows"] = summary.corpora.iter().map(|corpus| corpus.rows).sum::<u64>().into();
+                    fields["corpora"] = summary.corpora.len().into();
+                    fields["changed_rows"] = summary.changes.place.entries.into();
+                    fields["idempotency_keys"] = summary.keys.entries.into();
+                    fields["index_bytes"] = summary.index_bytes().into();
+                    fields["positions"] = json!([summary.positions.0, summary.positions.1]);
+                    fields["from"] = rfc3339(summary.times_us.0).into();
+                    fields["to"] = rfc3339(summary.times_us.1).into();
+                }
                 out.line("segment", 1, fields)
             }
             _ => Ok(()),
@@ -189,7 +226,13 @@ fn batch(place: &BatchPlace, file_offset: u64, out: &mut Printer<impl Write>) ->
     let header = &place.header;
     let fields = json!({
         "batch": header.number, "file_offset": file_offset, "incarnation": header.incarnation,
-        "kind": if header.is_recovery { "recovery" } else if header.record_count == 0 { "mark" } else { "records" },
+        "kind": match header {
+            BatchHeader { is_recovery: true, .. } => "recovery",
+            BatchHeader { is_sealing: true, .. } => "index",
+            BatchHeader { record_count: 0, .. } => "mark",
+            _ => "records",
+        },
+        "ends_segment": header.is_last,
         "first_position": header.first_position, "records": header.record_count, "bytes": header.total_bytes,
         "durable_position": header.durable_position, "hash": hex(&place.hash),
     });

@@ -394,7 +394,7 @@ fn summary(shard: &ShardReport) -> Value {
 }
 
 /// A seal for programs.
-fn seal(seal: &QuarterSeal) -> Value {
+pub fn seal(seal: &QuarterSeal) -> Value {
     let total = |total: &QuarterTotal| json!({ "prefix": total.prefix, "quarter": total.quarter.to_string(), "rows": total.rows });
     let (first, last) = seal.quarters;
     json!({

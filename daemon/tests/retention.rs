@@ -180,6 +180,16 @@ fn thirteen_years_leave_quarter_by_quarter() {
         assert_eq!(seals.last().expect("a seal")["last_quarter"], last.as_str());
     }
 
+    let (code, lines) = run_json("inspect", &ledger.data(), &["--depth", "segments", "--shard", "0"]);
+    // The last seal may have been named since the status was asked for.
+    assert!(code == 0 && lines[0]["first_segment"].as_u64() >= Some(status[0].first_segment), "{}", lines[0]);
+    let seals = lines.iter().filter(|line| line["what"] == "quarter-seal").count();
+    assert_eq!(seals as u32, status[0].quarter_seals);
+    let sealed: Vec<_> = lines.iter().filter(|line| line["sealed"] == true).collect();
+    assert!(
+        !sealed.is_empty() && sealed.iter().all(|line| line["index_bytes"].as_u64().is_some_and(|bytes| bytes > 0))
+    );
+
     // A backup of what is left makes the same ledger again.
     let backup = ledger.dir.path().join("backup");
     let made =

@@ -18,8 +18,10 @@ const READS_IN_FLIGHT_MAX: usize = 64;
 const READ_BLOCKS_MAX: u64 = 256;
 /// After a read that failed, what the shard does by itself waits for so long.
 const WORK_RETRY_US: i64 = 1_000_000;
-/// Event keys whose rows are looked up at once.
-const KEYS_AT_ONCE: usize = 64;
+/// Event keys whose rows are looked up at once, at most.
+const KEYS_AT_ONCE: u64 = 64;
+/// Blocks that looking up one of them takes in each sealed segment, about, with room for others beside.
+const BLOCKS_A_KEY: u64 = 4;
 
 /// Who waits for blocks.
 #[derive(Debug)]
@@ -54,8 +56,10 @@ struct Group {
 #[derive(Debug, Default)]
 pub(super) struct Reads {
     groups: HashMap<u64, Group>,
-    /// Reads that wait to be done: their group, the first block, how many.
+    /// Reads that requests wait for: their group, the first block, how many.
     queue: VecDeque<(u64, u64, u64)>,
+    /// Those that nobody but a shard waits for. They come after.
+    background: VecDeque<(u64, u64, u64)>,
     /// Reads under way, with their groups.
     in_flight: HashMap<u64, u64>,
     next: u64,
@@ -80,8 +84,14 @@ impl Engine {
             }
         }
         self.reads.works += usize::from(matches!(waiter, Waiter::Work));
+        let is_urgent = match &waiter {
+            Waiter::Parked(_) => true,
+            Waiter::Asked(asking) => !matches!(asking.ask, Ask::Keys { .. } | Ask::Due { .. } | Ask::Linked { .. }),
+            Waiter::Work => false,
+        };
         self.reads.groups.insert(group, Group { left: ranges.len(), waiter, failed: None });
-        self.reads.queue.extend(ranges.into_iter().map(|(first, count)| (group, first, count)));
+        let queue = if is_urgent { &mut self.reads.queue } else { &mut self.reads.background };
+        queue.extend(ranges.into_iter().map(|(first, count)| (group, first, count)));
     }
 
     /// Has what was unread read for what this shard does by itself, one thing at a time. What fails is told, and tried again
@@ -108,7 +118,8 @@ impl Engine {
         if self.reads.in_flight.len() >= READS_IN_FLIGHT_MAX {
             return None;
         }
-        let (group, first, count) = self.reads.queue.pop_front()?;
+        let next = self.reads.queue.pop_front();
+        let (group, first, count) = next.or_else(|| self.reads.background.pop_front())?;
         self.reads.next += 1;
         let id = self.reads.next;
         self.reads.in_flight.insert(id, group);
@@ -162,13 +173,17 @@ impl Engine {
         if self.log.failed().is_some() {
             return self.send_answer(asking.from, asking.question, Answer::Failed);
         }
+        // All that a step takes must be at hand at once.
+        let catalog = self.shard.rows().catalog();
+        let blocks_a_key = BLOCKS_A_KEY * (catalog.segments().len() as u64).max(1);
+        let at_once = (catalog.cache_blocks().1 / blocks_a_key).clamp(1, KEYS_AT_ONCE) as usize;
         let answered = match &asking.ask {
             Ask::Keys { at_us, hashes } => loop {
                 let rest = &hashes[asking.looked_up..];
                 if rest.is_empty() {
                     break Ok(Answer::Candidates(std::mem::take(&mut asking.candidates)));
                 }
-                let some = &rest[..rest.len().min(KEYS_AT_ONCE)];
+                let some = &rest[..rest.len().min(at_once)];
                 match self.shard.candidates(*at_us, some) {
                     Ok(found) => asking.candidates.extend(found),
                     Err(unread) => break Err(unread),

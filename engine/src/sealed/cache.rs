@@ -16,6 +16,8 @@ struct Slot {
     number: u64,
     block: Block,
     was_used: bool,
+    /// It is a page of an index whose checksum matches.
+    is_verified: bool,
 }
 
 /// See the module.
@@ -38,12 +40,17 @@ impl BlockCache {
 
     /// A block, by its number in the log.
     pub fn get(&mut self, number: u64) -> Option<Block> {
+        self.get_page(number).map(|(block, _)| block)
+    }
+
+    /// The same of an index's page, and whether it was verified since it was read.
+    pub fn get_page(&mut self, number: u64) -> Option<(Block, bool)> {
         match self.by_number.get(&number) {
             Some(index) => {
                 self.hits += 1;
                 let slot = &mut self.slots[*index];
                 slot.was_used = true;
-                Some(Arc::clone(&slot.block))
+                Some((Arc::clone(&slot.block), slot.is_verified))
             }
             None => {
                 self.misses += 1;
@@ -52,13 +59,20 @@ impl BlockCache {
         }
     }
 
+    /// The page verifies: it need not be verified again while it is here.
+    pub fn verified(&mut self, number: u64) {
+        if let Some(index) = self.by_number.get(&number) {
+            self.slots[*index].is_verified = true;
+        }
+    }
+
     /// Takes a block in, and with it another one out once it is full.
     pub fn put(&mut self, number: u64, block: Block) {
         if let Some(index) = self.by_number.get(&number) {
-            self.slots[*index].block = block;
+            (self.slots[*index].block, self.slots[*index].is_verified) = (block, false);
             return;
         }
-        let slot = Slot { number, block, was_used: false };
+        let slot = Slot { number, block, was_used: false, is_verified: false };
         if self.slots.len() < self.capacity {
             self.by_number.insert(number, self.slots.len());
             self.slots.push(slot);

@@ -1,6 +1,6 @@
 //! Reading sealed segments: their indexes, and the records that these lead to.
 
-use super::run::{HashEntry, KeyEntry, Page, page_bytes};
+use super::run::{HashEntry, KeyEntry, Page, RunEntry, page_bytes};
 use super::summary::{FencedRun, ROWS_EVERY_BYTES, RunPlace, row_key};
 use super::{Catalog, Fetch, Sealed, Span, Summary, Unread, seal};
 use crate::id::EventId;
@@ -148,10 +148,21 @@ impl Catalog {
         self.block(at / BLOCK_BYTES).ok_or_else(|| Unread::Missing(vec![at / BLOCK_BYTES]))
     }
 
+    /// Reads a page of a run. Its checksum is looked at once for as long as it is at hand.
+    fn entries<E: RunEntry, T>(&self, sealed: &Sealed, number: u32, read: impl FnOnce(&Page<'_, E>) -> T) -> Fetch<T> {
+        let at = sealed.page_at(number) / BLOCK_BYTES;
+        let found = self.cache.borrow_mut().get_page(at);
+        let (block, is_verified) = found.ok_or_else(|| Unread::Missing(vec![at]))?;
+        let page = Page::read_again(&block, sealed.summary.segment, number, is_verified);
+        let page = page.ok_or_else(|| damaged_page(self, sealed, number))?;
+        if !is_verified {
+            self.cache.borrow_mut().verified(at);
+        }
+        Ok(read(&page))
+    }
+
     fn run_page<T>(&self, sealed: &Sealed, number: u32, read: impl FnOnce(&Page<'_, KeyEntry>) -> T) -> Fetch<T> {
-        let block = self.page(sealed, number)?;
-        let page = Page::read(&block, sealed.summary.segment, number);
-        page.map(|page| read(&page)).ok_or_else(|| damaged_page(self, sealed, number))
+        self.entries(sealed, number, read)
     }
 
     /// The last entry of a run by key that is not greater than a key.
@@ -270,9 +281,7 @@ impl Catalog {
     }
 
     fn hash_page<T>(&self, sealed: &Sealed, number: u32, read: impl FnOnce(&Page<'_, HashEntry>) -> T) -> Fetch<T> {
-        let block = self.page(sealed, number)?;
-        let page = Page::read(&block, sealed.summary.segment, number);
-        page.map(|page| read(&page)).ok_or_else(|| damaged_page(self, sealed, number))
+        self.entries(sealed, number, read)
     }
 
     /// The first page of a run by hash whose last hash is not below this one; the number of pages where there is none.

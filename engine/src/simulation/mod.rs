@@ -16,7 +16,7 @@ use crate::mutant::Mutant;
 use cluster::Cluster;
 
 /// Runs of the ordinary test: what the project promises.
-const RUNS: u64 = 5_000;
+const RUNS: u64 = 3_000;
 /// Crashes of a run, at least.
 const CRASHES_MIN: u64 = 2;
 /// Operations of a run, at least.
@@ -37,7 +37,7 @@ fn threads() -> u64 {
 }
 
 #[test]
-fn five_thousand_runs_lose_and_double_nothing() {
+fn three_thousand_runs_lose_and_double_nothing() {
     let threads = threads();
     let totals = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)

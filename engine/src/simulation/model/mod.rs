@@ -17,7 +17,7 @@ use racing::Tally as Races;
 use run::{Run, Tally};
 
 /// Steps of the ordinary test, in all.
-const STEPS: u64 = 100_000;
+const STEPS: u64 = 70_000;
 /// Steps of a run.
 const STEPS_OF_A_RUN: u64 = 400;
 
