@@ -369,7 +369,7 @@ impl Rows {
         })
     }
 
-    /// Rows of a corpus by quarter and lifecycle, in the order of [`Lifecycle::LOGGED`].
+    /// Rows of a corpus by quarter and lifecycle, in the order of [`Lifecycle::LOGGED`](crate::row::Lifecycle::LOGGED).
     pub fn totals(&self, prefix: Prefix) -> Vec<(Quarter, [u64; 4])> {
         self.tallies.totals(prefix)
     }
