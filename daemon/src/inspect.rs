@@ -178,7 +178,7 @@ async fn sealed(
     checkpoint: Checkpoint,
 ) -> Result<(BTreeMap<u64, Summary>, Vec<QuarterSeal>), String> {
     let chain = read_chain(storage, superblock, checkpoint).await.map_err(|e| e.to_string())?;
-    let small = Shard::restore(superblock, &chain.snapshot, Catalog::new(superblock.geometry, 0))?;
+    let small = Shard::restore(superblock, &chain.snapshot, Catalog::at_start(superblock))?;
     let summaries = chain.segments.into_iter().map(|sealed| (sealed.summary.segment, sealed.summary));
     Ok((summaries.collect(), small.retention().seals.clone()))
 }

@@ -171,7 +171,7 @@ async fn read_sealed(
     let Some(checkpoint) = superblock.checkpoint else { return read_origin(storage, superblock).await };
     let restored = match sealed::read_chain(storage, superblock, checkpoint).await {
         Ok(chain) => {
-            let mut catalog = empty_catalog(superblock);
+            let mut catalog = Catalog::at_start(superblock);
             chain.segments.into_iter().for_each(|segment| catalog.add(segment));
             let shard = Shard::restore(superblock, &chain.snapshot, catalog);
             shard.map(|shard| (shard, chain.last.resume.into()))
@@ -198,15 +198,8 @@ async fn read_origin(
         let file_offset = superblock.geometry.file_offset(origin.seal.log_offset);
         RecoveryError::Seal(SealError::Damaged { what: "the snapshot before the log's first segment", file_offset })
     };
-    let shard = Shard::restore(superblock, &snapshot, empty_catalog(superblock)).map_err(damaged)?;
+    let shard = Shard::restore(superblock, &snapshot, Catalog::at_start(superblock)).map_err(damaged)?;
     Ok(Some((shard, origin.start)))
-}
-
-/// Of a log of which nothing is known to be sealed.
-fn empty_catalog(superblock: &Superblock) -> Catalog {
-    let mut catalog = Catalog::new(superblock.geometry, 0);
-    catalog.drop_before(superblock.first_segment());
-    catalog
 }
 
 /// Applies a record, once what that takes is read.

@@ -21,6 +21,7 @@ pub use summary::{Index, IndexInput, Summary};
 
 use crate::id::EventId;
 use crate::log::layout::{BLOCK_BYTES, Geometry};
+use crate::log::superblock::Superblock;
 use hashbrown::HashMap;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -164,6 +165,13 @@ impl Catalog {
             while spans.pop_front_if(|span| span.segment < segment).is_some() {}
             !spans.is_empty()
         });
+    }
+
+    /// Of a ledger as a replay from its log's first segment finds it: nothing is known to be sealed.
+    pub fn at_start(superblock: &Superblock) -> Catalog {
+        let mut catalog = Catalog::new(superblock.geometry, 0);
+        catalog.drop_before(superblock.first_segment());
+        catalog
     }
 
     /// Sealed segments, the oldest first.

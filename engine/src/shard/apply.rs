@@ -18,7 +18,7 @@ use crate::sealed::{self, Fetch};
 use crate::time::{DAY_US, HOUR_US, TIME_US_MAX};
 
 /// How far an id may be ahead of its claim's time: tens of millions of ids use up one millisecond.
-const ID_AHEAD_MAX_US: i64 = DAY_US;
+pub(super) const ID_AHEAD_MAX_US: i64 = DAY_US;
 
 impl Shard {
     /// Applies a record of the log, in order. The error says which rule the record breaks; it then did not come from

@@ -181,9 +181,21 @@ impl Shard {
     pub(super) fn apply_drop(&mut self, bytes: &[u8]) -> Result<(), String> {
         let dropped = Dropped::decode(bytes)?;
         let end = dropped.seal.segments.1;
+        if end > self.rows.segment() {
+            return Err(format!("a retention drop before segment {end}, which is behind its own entry"));
+        }
         let begins_at = self.rows.geometry().segment_start(end) + self.rows.geometry().first_batch();
         if dropped.start.next_batch_at != begins_at || dropped.checkpoint.log_offset % BLOCK_BYTES != 0 {
             return Err(format!("a retention drop before segment {end} that says that the log goes on elsewhere"));
+        }
+        // No more rows are left than there are records.
+        let numbers = dropped.kept.iter().flat_map(|kept| {
+            let aliases = kept.aliases.iter().map(|(_, count)| *count);
+            kept.rows.into_iter().chain([kept.over_budget]).chain(aliases)
+        });
+        let rows = numbers.fold(0u64, u64::saturating_add);
+        if rows > self.last_position.saturating_mul(3) {
+            return Err(format!("a retention drop that leaves {rows} rows, more than there are records"));
         }
         self.rows.drop_before(end, dropped.seal.quarters.1, dropped.gone_before_us, &dropped.kept);
         self.retention.dropped(&dropped);

@@ -20,9 +20,7 @@ pub fn state_at_start(source: &mut impl Source, superblock: &Superblock) -> Resu
         unreachable!("a source is there at once")
     };
     let snapshot = snapshot.map_err(|e| e.to_string())?;
-    let mut catalog = Catalog::new(superblock.geometry, 0);
-    catalog.drop_before(superblock.first_segment());
-    Shard::restore(superblock, &snapshot, catalog)
+    Shard::restore(superblock, &snapshot, Catalog::at_start(superblock))
 }
 
 /// A source as a storage that is only read.

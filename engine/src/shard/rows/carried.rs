@@ -6,12 +6,10 @@ use crate::log::layout::Geometry;
 use crate::retention::{Due, Kept};
 use crate::row::RowState;
 use crate::sealed::{Fetch, Unread};
-use crate::time::{DAY_US, Quarter};
+use crate::shard::apply::ID_AHEAD_MAX_US;
+use crate::time::Quarter;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// An id may be so far ahead of its claim.
-const ID_AHEAD_MAX_US: i64 = DAY_US;
 
 /// A row that was logged again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

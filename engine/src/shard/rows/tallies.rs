@@ -153,8 +153,8 @@ impl Tallies {
             }
             let of_prefix = (index as u16, Quarter::MIN)..=(index as u16, last);
             gone += self.quarters.range(of_prefix).map(|(_, tally)| tally.claims).sum::<u64>();
-            tally.count -= gone;
-            self.count -= gone;
+            tally.count = tally.count.saturating_sub(gone);
+            self.count = self.count.saturating_sub(gone);
         }
         self.quarters.retain(|(_, quarter), _| *quarter > last);
         self.aliases_to.retain(|(_, quarter), _| *quarter > last);
