@@ -19,6 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Bytes read for a record whose length is not known yet: most records lie in two blocks.
 const RECORD_READ_BYTES: u64 = 2 * BLOCK_BYTES;
@@ -27,6 +28,9 @@ const RUN_BYTES: u64 = 256 * 1024;
 
 /// Longer reads are of pages that nobody asks for soon again: they leave what is at hand alone.
 const CACHED_READ_BYTES_MAX: u64 = 16 * 1024;
+
+/// How long what nobody waits for leaves the processor to others, after each of its steps, which take about as long.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// What is done with what leaves an engine.
 pub type Outlet = Box<dyn Fn(Output)>;
@@ -117,6 +121,10 @@ impl Driver {
                             rows
                         };
                         IoDone::Cleared(glommio::executor().spawn_blocking(clear).await)
+                    }
+                    Io::Pause { id } => {
+                        glommio::timer::sleep(PAUSE).await;
+                        IoDone::Paused { id }
                     }
                     // A backup under way reads what was dropped since it began.
                     Io::Free { segments, .. } if is_being_read(&this.path) => {

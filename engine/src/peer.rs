@@ -96,20 +96,27 @@ pub enum Ask {
     },
     /// The shard's time.
     Time,
-    /// A page of the event keys that a pass of reconciliation looks at.
+    /// The event keys with something new, in a range of their hashes.
     Due {
         /// The moment that the pass goes by.
         at_us: i64,
-        /// Where the page before ended.
-        after: Option<DueAfter>,
+        /// The first hash.
+        from: u64,
+        /// The last hash, at most.
+        to: u64,
         /// All keys, not only those with something new.
         is_full: bool,
+    },
+    /// How many rows these event keys have.
+    Counts {
+        /// Hashes of the keys, sorted.
+        hashes: Vec<u64>,
     },
     /// The rows of these event keys.
     Keys {
         /// The moment that the pass goes by.
         at_us: i64,
-        /// Hashes of the keys.
+        /// Hashes of the keys, sorted.
         hashes: Vec<u64>,
     },
     /// A page of the rows that refer to others, or are referred to.
@@ -119,23 +126,11 @@ pub enum Ask {
     },
 }
 
-/// Where a page of [`Ask::Due`] ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DueAfter {
-    /// Among the keys of rows that changed: after this one.
-    Changed {
-        /// Of the change.
-        position: u64,
-        /// Of the row's event key.
-        key_hash: u64,
-    },
-    /// Among the rows of a segment: before this one in memory, or before this hash of an event key on disk.
-    Rows {
-        /// The segment.
-        segment: u64,
-        /// The row's number, or the hash.
-        from: u64,
-    },
+impl Ask {
+    /// Nobody waits for the answer but a pass of reconciliation.
+    pub fn is_of_pass(&self) -> bool {
+        matches!(self, Ask::Due { .. } | Ask::Counts { .. } | Ask::Keys { .. } | Ask::Linked { .. })
+    }
 }
 
 /// The answer to an [`Ask`].
@@ -151,13 +146,13 @@ pub enum Answer {
     Time(i64),
     /// Event keys to look at.
     Due {
-        /// Their hashes, each once.
-        hashes: Vec<u64>,
-        /// Rows looked at for this page.
-        rows: u64,
-        /// Where it ended; `None`: there are no more.
-        after: Option<DueAfter>,
+        /// Their hashes, sorted, each with the rows that were looked at for it.
+        keys: Vec<(u64, u32)>,
+        /// The last hash that was looked at.
+        through: u64,
     },
+    /// How many rows event keys have, in the order asked.
+    Counts(Vec<u32>),
     /// Rows of event keys.
     Candidates(Vec<Candidate>),
     /// Rows that refer or are referred to.

@@ -2,7 +2,8 @@
 //! all of them, plans the merges, and logs them for every shard to apply. A dry run goes the same way and logs nothing.
 //!
 //! ```text
-//!  time of every shard ─▶ begin ─▶ for each shard, page by page: due keys ─▶ their rows ─▶ plan ─▶ merges ─▶ applied?
+//!  time of every shard ─▶ begin ─▶ range of hashes by range: due keys ─▶ how many rows ─▶ of those with several: the rows ─▶
+//!                                      plan ─▶ merges ─▶ applied?
 //!                                  for each shard, page by page: links ─▶ where they lead ─▶ orphans ─▶ done
 //! ```
 
@@ -10,13 +11,13 @@ use crate::command::{Fact, Orphan, PassReport, REPORT_LINES_MAX, RowFact, SUSPEC
 use crate::corpus::Prefix;
 use crate::id::EventId;
 use crate::log::entry::Merge;
-use crate::peer::{Answer, Ask, Candidate, DueAfter, Link};
+use crate::peer::{Answer, Ask, Candidate, Link};
 use crate::row::{Lifecycle, RowState};
 use crate::shard::passes::KEY_ROWS_MAX;
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 
-/// Event keys that were counted, so that none counts twice; beyond so many the counts may.
-const SEEN_MAX: usize = 1 << 20;
+/// Rows of event keys that are asked for at once, about.
+const ROWS_AT_ONCE: u64 = if cfg!(test) { 16 } else { 16_384 };
 /// Aliases that lead to a canonical row, at most.
 const HOPS_MAX: u32 = 64;
 
@@ -101,10 +102,11 @@ pub enum Todo {
 enum Stage {
     Time,
     Begun,
-    Due { shard: u16, after: Option<DueAfter> },
-    Keys { shard: u16, after: Option<DueAfter> },
-    Merged { shard: u16, after: Option<DueAfter>, merges: Vec<Merge> },
-    Checked { shard: u16, after: Option<DueAfter> },
+    Due,
+    Counts { hashes: Vec<u64> },
+    Keys,
+    Merged { merges: Vec<Merge> },
+    Checked,
     Linked { shard: u16, after: Option<EventId> },
     Chased { shard: u16, after: Option<EventId>, open: Vec<Chase>, hops: u32 },
     Done,
@@ -126,7 +128,10 @@ pub struct Pass {
     stage: Stage,
     tolerance_us: i64,
     answers: Vec<(u16, Answer)>,
-    seen: HashSet<u64>,
+    /// The range of hashes that is looked at.
+    range: (u64, u64),
+    /// Event keys of the range with several rows, the last first, and how many those are: what is still to be looked at.
+    keys: Vec<(u64, u64)>,
     /// What it has found so far.
     pub report: PassReport,
 }
@@ -140,7 +145,8 @@ impl Pass {
             stage: Stage::Time,
             tolerance_us,
             answers: Vec::new(),
-            seen: HashSet::new(),
+            range: (0, u64::MAX),
+            keys: Vec::new(),
             report: PassReport { dry_run, at_us, ..PassReport::default() },
         }
     }
@@ -166,7 +172,6 @@ impl Pass {
     /// Goes on, once what it wanted is done.
     pub fn next(&mut self, shard_of: &dyn Fn(Prefix) -> u16, is_dismissed: &dyn Fn(EventId, EventId) -> bool) -> Todo {
         let answers = std::mem::take(&mut self.answers);
-        let first_page = Stage::Due { shard: 0, after: None };
         match std::mem::replace(&mut self.stage, Stage::Report) {
             Stage::Time if answers.is_empty() => {
                 self.stage = Stage::Time;
@@ -179,50 +184,50 @@ impl Pass {
                     }
                 }
                 if self.report.dry_run {
-                    self.stage = first_page;
+                    self.stage = Stage::Due;
                     return self.next(shard_of, is_dismissed);
                 }
                 self.stage = Stage::Begun;
                 Todo::Begin(self.at_us())
             }
             Stage::Begun => {
-                self.stage = first_page;
+                self.stage = Stage::Due;
                 self.next(shard_of, is_dismissed)
             }
-            Stage::Due { shard, after } if shard == self.shard_count => {
-                debug_assert!(after.is_none());
-                self.stage = Stage::Linked { shard: 0, after: None };
-                self.next(shard_of, is_dismissed)
+            Stage::Due if answers.is_empty() => {
+                self.stage = Stage::Due;
+                let (from, to) = self.range;
+                self.ask_all(&Ask::Due { at_us: self.at_us(), from, to, is_full: self.is_full })
             }
-            Stage::Due { shard, after } => match answers.into_iter().next() {
-                None => {
-                    self.stage = Stage::Due { shard, after };
-                    Todo::Ask(vec![(shard, Ask::Due { at_us: self.at_us(), after, is_full: self.is_full })])
+            Stage::Due => {
+                let hashes = self.take_due(answers);
+                if hashes.is_empty() {
+                    return self.next_keys(shard_of, is_dismissed);
                 }
-                Some((_, Answer::Due { hashes, rows, after })) => {
-                    self.report.counts.rows += rows;
-                    if hashes.is_empty() {
-                        self.stage = next_page(shard, after);
-                        return self.next(shard_of, is_dismissed);
+                self.stage = Stage::Counts { hashes: hashes.clone() };
+                self.ask_all(&Ask::Counts { hashes })
+            }
+            Stage::Counts { hashes } => {
+                let mut totals = vec![0; hashes.len()];
+                for (_, answer) in &answers {
+                    if let Answer::Counts(counts) = answer {
+                        totals.iter_mut().zip(counts).for_each(|(total, count)| *total += u64::from(*count));
                     }
-                    self.stage = Stage::Keys { shard, after };
-                    let ask = Ask::Keys { at_us: self.at_us(), hashes };
-                    Todo::Ask((0..self.shard_count).map(|shard| (shard, ask.clone())).collect())
                 }
-                Some(_) => Todo::Report,
-            },
-            Stage::Keys { shard, after } => {
+                self.keys = hashes.into_iter().zip(totals).filter(|(_, rows)| *rows > 1).rev().collect();
+                self.next_keys(shard_of, is_dismissed)
+            }
+            Stage::Keys => {
                 let merges = self.plan_keys(answers, is_dismissed);
                 if merges.is_empty() || self.report.dry_run {
                     self.report.counts.merged += merges.len() as u64;
                     self.list(merges);
-                    self.stage = next_page(shard, after);
-                    return self.next(shard_of, is_dismissed);
+                    return self.next_keys(shard_of, is_dismissed);
                 }
-                self.stage = Stage::Merged { shard, after, merges: merges.clone() };
+                self.stage = Stage::Merged { merges: merges.clone() };
                 Todo::Merge(merges)
             }
-            Stage::Merged { shard, after, merges } => {
+            Stage::Merged { merges } => {
                 // Every shard has had its say: what became of them?
                 let mut by_shard: HashMap<u16, Vec<EventId>> = HashMap::new();
                 for merge in &merges {
@@ -231,18 +236,17 @@ impl Pass {
                 let mut asks: Vec<_> = by_shard.into_iter().map(|(shard, ids)| (shard, Ask::Rows(ids))).collect();
                 asks.sort_by_key(|(shard, _)| *shard);
                 self.list(merges);
-                self.stage = Stage::Checked { shard, after };
+                self.stage = Stage::Checked;
                 Todo::Ask(asks)
             }
-            Stage::Checked { shard, after } => {
+            Stage::Checked => {
                 for fact in facts(&answers) {
                     match fact.row {
                         Some(RowFact { state: RowState::Referenced, .. }) => self.report.counts.merged += 1,
                         _ => self.report.counts.refused += 1,
                     }
                 }
-                self.stage = next_page(shard, after);
-                self.next(shard_of, is_dismissed)
+                self.next_keys(shard_of, is_dismissed)
             }
             Stage::Linked { shard, .. } if shard == self.shard_count => {
                 if self.report.dry_run {
@@ -281,6 +285,50 @@ impl Pass {
             }
             Stage::Done | Stage::Report => Todo::Report,
         }
+    }
+
+    fn ask_all(&self, ask: &Ask) -> Todo {
+        Todo::Ask((0..self.shard_count).map(|shard| (shard, ask.clone())).collect())
+    }
+
+    /// The event keys to look at, sorted, as far as every shard has come.
+    fn take_due(&mut self, answers: Vec<(u16, Answer)>) -> Vec<u64> {
+        let mut due = Vec::new();
+        for (_, answer) in answers {
+            if let Answer::Due { keys, through } = answer {
+                self.range.1 = self.range.1.min(through);
+                due.extend(keys);
+            }
+        }
+        due.retain(|(hash, _)| *hash <= self.range.1);
+        self.report.counts.rows += due.iter().map(|(_, rows)| u64::from(*rows)).sum::<u64>();
+        let mut hashes: Vec<_> = due.into_iter().map(|(hash, _)| hash).collect();
+        hashes.sort_unstable();
+        hashes.dedup();
+        hashes
+    }
+
+    /// Goes on with keys of the range, or with the next range, or behind the last one with links.
+    fn next_keys(&mut self, shard_of: &dyn Fn(Prefix) -> u16, is_dismissed: &dyn Fn(EventId, EventId) -> bool) -> Todo {
+        let (mut hashes, mut rows) = (Vec::new(), 0);
+        while let Some((hash, more)) = self.keys.pop_if(|_| rows < ROWS_AT_ONCE) {
+            hashes.push(hash);
+            rows += more.min(KEY_ROWS_MAX as u64);
+        }
+        if !hashes.is_empty() {
+            self.stage = Stage::Keys;
+            return self.ask_all(&Ask::Keys { at_us: self.at_us(), hashes });
+        }
+        self.stage = match self.range {
+            (_, u64::MAX) => Stage::Linked { shard: 0, after: None },
+            (from, through) => {
+                // Shards say how wide a range may be; the next one may be wider.
+                let width = (through - from).saturating_add(1).saturating_mul(2);
+                self.range = (through + 1, through.saturating_add(width));
+                Stage::Due
+            }
+        };
+        self.next(shard_of, is_dismissed)
     }
 
     /// Goes on with what the links of a page lead to, or with the next page.
@@ -348,14 +396,6 @@ impl Pass {
         hashes.sort_unstable();
         let mut merges = Vec::new();
         for hash in hashes {
-            let is_new = !self.seen.contains(&hash);
-            // What a page before has merged is merged; in a dry run it would be.
-            if !is_new {
-                continue;
-            }
-            if self.seen.len() < SEEN_MAX {
-                self.seen.insert(hash);
-            }
             let plan = plan(&by_key[&hash], self.tolerance_us, is_dismissed);
             let counts = &mut self.report.counts;
             counts.groups += u64::from(plan.is_group);
@@ -372,13 +412,6 @@ impl Pass {
     fn list(&mut self, merges: Vec<Merge>) {
         let room = REPORT_LINES_MAX.saturating_sub(self.report.merges.len());
         self.report.merges.extend(merges.into_iter().take(room));
-    }
-}
-
-fn next_page(shard: u16, after: Option<DueAfter>) -> Stage {
-    match after {
-        Some(_) => Stage::Due { shard, after },
-        None => Stage::Due { shard: shard + 1, after: None },
     }
 }
 

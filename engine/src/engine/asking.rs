@@ -9,6 +9,7 @@ use crate::entropy::Entropy;
 use crate::error::{Code, Refusal};
 use crate::mutant::Mutant;
 use crate::peer::{Answer, Ask, PeerMessage, Sought};
+use crate::shard::gather::Gathered;
 use crate::shard::{ALIASES_FOLLOWED_MAX, Needs, Stepped};
 use crate::time::Now;
 use std::collections::BTreeMap;
@@ -48,8 +49,9 @@ impl Engine {
             }
             return;
         }
-        self.shard.tidy();
-        self.answer_on(Asking { from, question, ask, candidates: Vec::new(), looked_up: 0 });
+        let is_of_pass = ask.is_of_pass();
+        let asking = Asking { from, question, ask, gathered: Gathered::default() };
+        if is_of_pass { self.answer_later(asking) } else { self.answer_on(asking) }
     }
 
     pub(super) fn send_answer(&mut self, to: u16, question: u64, answer: Answer) {

@@ -355,6 +355,7 @@ impl Engine {
         self.boot_us = now.boot_us;
         match done {
             IoDone::Read { id, log_offset, result } => self.read_done(now, entropy, id, log_offset, result),
+            IoDone::Paused { id } => self.resume_asking(id),
             IoDone::Built(index) => self.built(*index),
             IoDone::Cleared(rows) => self.shard.reuse(*rows),
             IoDone::Checkpoint { superblock, result } => self.checkpointed(*superblock, result),

@@ -6,8 +6,9 @@ use crate::entropy::Entropy;
 use crate::error::{Code, Refusal};
 use crate::log::io::Io;
 use crate::log::layout::BLOCK_BYTES;
-use crate::peer::{Answer, Ask, Candidate};
+use crate::peer::{Answer, Ask};
 use crate::sealed::Unread;
+use crate::shard::gather::Gathered;
 use crate::time::Now;
 use hashbrown::HashMap;
 use std::collections::VecDeque;
@@ -18,10 +19,8 @@ const READS_IN_FLIGHT_MAX: usize = 64;
 const READ_BLOCKS_MAX: u64 = 256;
 /// After a read that failed, what the shard does by itself waits for so long.
 const WORK_RETRY_US: i64 = 1_000_000;
-/// Event keys whose rows are looked up at once, at most.
-const KEYS_AT_ONCE: u64 = 64;
-/// Blocks that looking up one of them takes in each sealed segment, about, with room for others beside.
-const BLOCKS_A_KEY: u64 = 4;
+/// Those among them that nobody but a shard waits for, at most.
+const BACKGROUND_READS_IN_FLIGHT_MAX: usize = 16;
 
 /// Who waits for blocks.
 #[derive(Debug)]
@@ -29,7 +28,7 @@ pub(super) enum Waiter {
     /// A request.
     Parked(u64),
     /// A question of another shard, or of this one.
-    Asked(Asking),
+    Asked(Box<Asking>),
     /// What this shard does by itself.
     Work,
 }
@@ -40,9 +39,8 @@ pub(super) struct Asking {
     pub from: u16,
     pub question: u64,
     pub ask: Ask,
-    /// Rows of the event keys that were looked up so far, and how many those are.
-    pub candidates: Vec<Candidate>,
-    pub looked_up: usize,
+    /// What there is of the answer so far.
+    pub gathered: Gathered,
 }
 
 #[derive(Debug)]
@@ -60,8 +58,12 @@ pub(super) struct Reads {
     queue: VecDeque<(u64, u64, u64)>,
     /// Those that nobody but a shard waits for. They come after.
     background: VecDeque<(u64, u64, u64)>,
-    /// Reads under way, with their groups.
-    in_flight: HashMap<u64, u64>,
+    /// Reads under way, with their groups, and whether requests wait for them.
+    in_flight: HashMap<u64, (u64, bool)>,
+    background_in_flight: usize,
+    /// What is to be gone on with after a pause: those that are to begin, and those that are under way.
+    pauses: VecDeque<u64>,
+    paused: HashMap<u64, Asking>,
     next: u64,
     /// Reads for what this shard does by itself.
     works: usize,
@@ -86,7 +88,7 @@ impl Engine {
         self.reads.works += usize::from(matches!(waiter, Waiter::Work));
         let is_urgent = match &waiter {
             Waiter::Parked(_) => true,
-            Waiter::Asked(asking) => !matches!(asking.ask, Ask::Keys { .. } | Ask::Due { .. } | Ask::Linked { .. }),
+            Waiter::Asked(asking) => !asking.ask.is_of_pass(),
             Waiter::Work => false,
         };
         self.reads.groups.insert(group, Group { left: ranges.len(), waiter, failed: None });
@@ -115,14 +117,21 @@ impl Engine {
     }
 
     pub(super) fn next_read(&mut self) -> Option<Io> {
-        if self.reads.in_flight.len() >= READS_IN_FLIGHT_MAX {
+        if let Some(id) = self.reads.pauses.pop_front() {
+            return Some(Io::Pause { id });
+        }
+        let Reads { queue, background, in_flight, background_in_flight, .. } = &mut self.reads;
+        if in_flight.len() >= READS_IN_FLIGHT_MAX {
             return None;
         }
-        let next = self.reads.queue.pop_front();
-        let (group, first, count) = next.or_else(|| self.reads.background.pop_front())?;
+        let urgent = queue.pop_front();
+        let is_urgent = urgent.is_some();
+        let may_begin = *background_in_flight < BACKGROUND_READS_IN_FLIGHT_MAX;
+        let (group, first, count) = urgent.or_else(|| background.pop_front_if(|_| may_begin))?;
+        *background_in_flight += usize::from(!is_urgent);
         self.reads.next += 1;
         let id = self.reads.next;
-        self.reads.in_flight.insert(id, group);
+        self.reads.in_flight.insert(id, (group, is_urgent));
         let log_offset = first * BLOCK_BYTES;
         let file_offset = self.superblock.geometry.file_offset(log_offset);
         Some(Io::Read { id, log_offset, file_offset, bytes: count * BLOCK_BYTES })
@@ -136,7 +145,8 @@ impl Engine {
         log_offset: u64,
         result: std::io::Result<Vec<u8>>,
     ) {
-        let Some(number) = self.reads.in_flight.remove(&id) else { return };
+        let Some((number, is_urgent)) = self.reads.in_flight.remove(&id) else { return };
+        self.reads.background_in_flight -= usize::from(!is_urgent);
         let Some(group) = self.reads.groups.get_mut(&number) else { return };
         group.left -= 1;
         match result {
@@ -154,7 +164,7 @@ impl Engine {
                 tracing::error!(what, "a read of the ledger failed");
                 self.unpark(id, Some(Refusal::new(Code::ShardFailed, message)));
             }
-            (Waiter::Asked(asking), None) => self.answer_on(asking),
+            (Waiter::Asked(asking), None) => self.answer_on(*asking),
             (Waiter::Asked(asking), Some(what)) => {
                 tracing::error!(what, "a read of the ledger failed");
                 self.send_answer(asking.from, asking.question, Answer::Failed);
@@ -168,33 +178,29 @@ impl Engine {
         }
     }
 
+    /// Answers a question of a pass a little later: what comes in meanwhile goes before.
+    pub(super) fn answer_later(&mut self, asking: Asking) {
+        self.reads.next += 1;
+        let id = self.reads.next;
+        self.reads.paused.insert(id, asking);
+        self.reads.pauses.push_back(id);
+    }
+
+    pub(super) fn resume_asking(&mut self, id: u64) {
+        if let Some(asking) = self.reads.paused.remove(&id) {
+            self.answer_on(asking);
+        }
+    }
+
     /// Answers a question, as far as what it takes is at hand; else has that read.
     pub(super) fn answer_on(&mut self, mut asking: Asking) {
         if self.log.failed().is_some() {
             return self.send_answer(asking.from, asking.question, Answer::Failed);
         }
-        // All that a step takes must be at hand at once.
-        let catalog = self.shard.rows().catalog();
-        let blocks_a_key = BLOCKS_A_KEY * (catalog.segments().len() as u64).max(1);
-        let at_once = (catalog.cache_blocks().1 / blocks_a_key).clamp(1, KEYS_AT_ONCE) as usize;
-        let answered = match &asking.ask {
-            Ask::Keys { at_us, hashes } => loop {
-                let rest = &hashes[asking.looked_up..];
-                if rest.is_empty() {
-                    break Ok(Answer::Candidates(std::mem::take(&mut asking.candidates)));
-                }
-                let some = &rest[..rest.len().min(at_once)];
-                match self.shard.candidates(*at_us, some) {
-                    Ok(found) => asking.candidates.extend(found),
-                    Err(unread) => break Err(unread),
-                }
-                asking.looked_up += some.len();
-            },
-            ask => self.shard.answer(ask),
-        };
-        match answered {
+        self.shard.tidy();
+        match self.shard.gather(&asking.ask, &mut asking.gathered) {
             Ok(answer) => self.send_answer(asking.from, asking.question, answer),
-            Err(Unread::Missing(blocks)) => self.read_blocks(blocks, Waiter::Asked(asking)),
+            Err(Unread::Missing(blocks)) => self.read_blocks(blocks, Waiter::Asked(Box::new(asking))),
             Err(Unread::Damaged(what)) => {
                 tracing::error!(what, "a read of the ledger failed");
                 self.send_answer(asking.from, asking.question, Answer::Failed);

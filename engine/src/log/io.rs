@@ -47,6 +47,11 @@ pub enum Io {
         /// How many.
         bytes: u64,
     },
+    /// Let others have the processor for a while.
+    Pause {
+        /// Names the pause.
+        id: u64,
+    },
     /// Make a segment's index: work for a processor, in whatever thread.
     Build(Box<IndexJob>),
     /// Clear the memory of a segment that is sealed: work for a processor, in whatever thread.
@@ -92,6 +97,11 @@ pub enum IoDone {
         /// The blocks.
         result: io::Result<Vec<u8>>,
     },
+    /// Others had the processor.
+    Paused {
+        /// As it was named.
+        id: u64,
+    },
     /// An index is made.
     Built(Box<Index>),
     /// The memory is clear.
@@ -127,6 +137,7 @@ pub async fn perform(storage: &impl Storage, io: Io) -> IoDone {
             let result = storage.read_at(file_offset, bytes as usize).await;
             IoDone::Read { id, log_offset, result }
         }
+        Io::Pause { id } => IoDone::Paused { id },
         Io::Build(job) => IoDone::Built(Box::new(job.run())),
         Io::Clear(mut rows) => {
             rows.clear();

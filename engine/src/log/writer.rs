@@ -705,7 +705,8 @@ impl LogWriter {
             | IoDone::Built(_)
             | IoDone::Cleared(_)
             | IoDone::Checkpoint { .. }
-            | IoDone::Freed { .. } => {}
+            | IoDone::Freed { .. }
+            | IoDone::Paused { .. } => {}
         }
     }
 

@@ -10,6 +10,7 @@ mod read;
 pub mod run;
 mod seal;
 pub mod summary;
+mod walk;
 
 pub use cache::{Block, BlockCache, CACHE_BLOCKS_MIN};
 pub use read::{Record, claims_between};
@@ -18,6 +19,7 @@ pub use seal::{
     seal_batch,
 };
 pub use summary::{Index, IndexInput, Summary};
+pub use walk::{Cursor, Walk};
 
 use crate::id::EventId;
 use crate::log::layout::{BLOCK_BYTES, Geometry};

@@ -280,13 +280,19 @@ impl Catalog {
         self.changed.iter().copied()
     }
 
-    fn hash_page<T>(&self, sealed: &Sealed, number: u32, read: impl FnOnce(&Page<'_, HashEntry>) -> T) -> Fetch<T> {
+    pub(super) fn hash_page<T>(
+        &self,
+        sealed: &Sealed,
+        number: u32,
+        read: impl FnOnce(&Page<'_, HashEntry>) -> T,
+    ) -> Fetch<T> {
         self.entries(sealed, number, read)
     }
 
-    /// The first page of a run by hash whose last hash is not below this one; the number of pages where there is none.
-    fn page_of_hash(&self, sealed: &Sealed, run: RunPlace, hash: u64) -> Fetch<u32> {
-        let (mut low, mut high) = (0, run.pages);
+    /// The first page of a run by hash, from one on, whose last hash is not below this one; the number of pages where there is
+    /// none.
+    pub(super) fn page_of_hash(&self, sealed: &Sealed, run: RunPlace, from: u32, hash: u64) -> Fetch<u32> {
+        let (mut low, mut high) = (from, run.pages);
         let mut guess = ((u128::from(hash) * u128::from(run.pages)) >> 64) as u32;
         let mut guesses = 0;
         while low < high {
@@ -312,7 +318,7 @@ impl Catalog {
         if run.pages == 0 {
             return Ok(offsets);
         }
-        let mut number = self.page_of_hash(sealed, run, hash)?;
+        let mut number = self.page_of_hash(sealed, run, 0, hash)?;
         while number < run.pages {
             let goes_on = self.hash_page(sealed, run.first + number, |page| {
                 let first = page.partition_point(|entry| entry.hash < hash);
@@ -358,25 +364,6 @@ impl Catalog {
             Ok(self.places(sealed.summary.segment, offsets))
         }))?;
         super::all(offsets.into_iter().flatten().map(|at| self.record_at(at)))
-    }
-
-    /// Hashes of the event keys in a segment, with repetitions, from one on, in order, at most so many.
-    pub fn event_key_hashes(&self, segment: u64, from: u64, limit: usize) -> Fetch<Vec<u64>> {
-        let Some(sealed) = self.segment(segment) else { return Ok(Vec::new()) };
-        let run = sealed.summary.event_keys;
-        let mut hashes = Vec::new();
-        if run.pages == 0 {
-            return Ok(hashes);
-        }
-        let mut number = self.page_of_hash(sealed, run, from)?;
-        while hashes.len() < limit && number < run.pages {
-            self.hash_page(sealed, run.first + number, |page| {
-                let first = page.partition_point(|entry| entry.hash < from);
-                hashes.extend((first..page.count()).take(limit - hashes.len()).map(|index| page.get(index).hash));
-            })?;
-            number += 1;
-        }
-        Ok(hashes)
     }
 
     /// The stretch of a segment's log in which the rows of a corpus after an id begin: where to read on, and the end.

@@ -15,6 +15,7 @@ mod decide_global;
 mod decide_read;
 pub mod disputes;
 mod follow;
+pub mod gather;
 mod idempotency;
 pub mod keys;
 pub mod passes;

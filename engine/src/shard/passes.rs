@@ -7,17 +7,14 @@ use crate::command::{Fact, RowFact};
 use crate::corpus::Prefix;
 use crate::id::EventId;
 use crate::log::entry::{PassCounts, PassPhase};
-use crate::peer::{Answer, Ask, Candidate, DueAfter, Link, Sought};
+use crate::peer::{Answer, Ask, Link, Sought};
 use crate::policy::settings;
 use crate::row::{Lifecycle, ReconciliationState, RowState, RowView};
 use crate::sealed::{self, Fetch};
-use hashbrown::{HashMap, HashSet};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
-/// Rows looked at for one page of event keys.
-const DUE_ROWS_MAX: usize = 4_096;
 /// Rows of one event key that a shard names; a key with more is left alone.
 pub const KEY_ROWS_MAX: usize = 4_096;
 /// Rows of a page of links.
@@ -43,9 +40,9 @@ pub struct Passes {
     done: Option<PassMark>,
     /// By number: when the passes that ended were, and what they counted, for as long as a key may ask for it.
     ended: BTreeMap<u64, (i64, PassCounts)>,
-    /// Positions of changes of rows after their claim, with the row's event key, since the last pass that ended. One entry
-    /// may change several rows.
-    changed: BTreeSet<(u64, u64)>,
+    /// Event keys of rows that changed after their claim since the last pass that ended, with the position of the last change.
+    #[serde(with = "by_position")]
+    changed: BTreeMap<u64, u64>,
     /// Position of an entry after which every row is to be looked at again.
     everything_since: Option<u64>,
     /// Barriers that may still hold rows back.
@@ -74,7 +71,20 @@ impl Passes {
     }
 
     pub(super) fn changed(&mut self, found: &Found, position: u64) {
-        self.changed.insert((position, found.key_hash));
+        self.changed.insert(found.key_hash, position);
+    }
+
+    /// Event keys with a hash in a range whose rows changed since the last pass that ended.
+    pub(super) fn changed_keys(&self, range: RangeInclusive<u64>) -> impl Iterator<Item = u64> + '_ {
+        self.changed.range(range).map(|(key_hash, _)| *key_hash)
+    }
+
+    pub(super) fn everything_since(&self) -> Option<u64> {
+        self.everything_since
+    }
+
+    pub(super) fn has_barriers(&self) -> bool {
+        !self.barriers.is_empty()
     }
 
     pub(super) fn everything_again(&mut self, position: u64) {
@@ -100,7 +110,7 @@ impl Passes {
             PassPhase::Done => {
                 let begun = self.begun.filter(|begun| begun.pass == mark.pass);
                 let begun = begun.ok_or_else(|| format!("pass {} ends and never began", mark.pass))?;
-                self.changed = self.changed.split_off(&(begun.position, 0));
+                self.changed.retain(|_, position| *position >= begun.position);
                 if self.everything_since.is_some_and(|since| since < begun.position) {
                     self.everything_since = None;
                 }
@@ -113,6 +123,21 @@ impl Passes {
     }
 }
 
+/// Changed keys stand in a snapshot in the order of their positions.
+mod by_position {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::collections::{BTreeMap, BTreeSet};
+
+    pub fn serialize<S: Serializer>(changed: &BTreeMap<u64, u64>, serializer: S) -> Result<S::Ok, S::Error> {
+        changed.iter().map(|(hash, position)| (*position, *hash)).collect::<BTreeSet<_>>().serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<u64, u64>, D::Error> {
+        let by_position = BTreeSet::<(u64, u64)>::deserialize(deserializer)?;
+        Ok(by_position.into_iter().map(|(position, hash)| (hash, position)).collect())
+    }
+}
+
 impl Shard {
     /// The largest budget over the pairs that start at a corpus: how long its rows wait.
     pub(super) fn window_us(&self, prefix: Prefix, incident: bool) -> i64 {
@@ -122,12 +147,12 @@ impl Shard {
     }
 
     /// When a row's window closes: a barrier holds back what was claimed around it.
-    fn closes_at_us(&self, claimed_us: i64, window_us: i64) -> i64 {
+    pub(super) fn closes_at_us(&self, claimed_us: i64, window_us: i64) -> i64 {
         let held = self.passes.barriers.iter().filter(|barrier| (claimed_us - **barrier).abs() <= window_us);
         held.fold(claimed_us + window_us, |closes, barrier| closes.max(barrier + window_us))
     }
 
-    fn is_closed(&self, row: &Found, at_us: i64) -> bool {
+    pub(super) fn is_closed(&self, row: &Found, at_us: i64) -> bool {
         self.closes_at_us(row.claim_timestamp_us, self.window_us(row.event_id.prefix(), row.incident_active)) <= at_us
     }
 
@@ -202,15 +227,12 @@ impl Shard {
         Ok(first.map(|row| Fact { event_id: row.event_id, row: Some(self.row_fact(row)) }))
     }
 
-    /// Answers another shard, but for reservations, which are the engine's, and for rows of event keys, which are asked for in
-    /// parts.
+    /// Answers another shard, but for reservations, which are the engine's, and for what is [gathered](Shard::gather).
     pub fn answer(&self, ask: &Ask) -> Fetch<Answer> {
         Ok(match ask {
             Ask::Rows(ids) => Answer::Facts(sealed::all(ids.iter().map(|id| self.fact(*id)))?),
             Ask::Key(sought) => Answer::Facts(self.registered(sought)?.into_iter().collect()),
             Ask::Time => Answer::Time(self.last_us),
-            Ask::Due { at_us, after, is_full } => self.due(*at_us, *after, *is_full)?,
-            Ask::Keys { at_us, hashes } => Answer::Candidates(self.candidates(*at_us, hashes)?),
             Ask::Linked { after } => {
                 let (rows, after) = self.rows.linked_after(*after, LINKED_ROWS_MAX)?;
                 let link = |row: Found| Link {
@@ -220,118 +242,7 @@ impl Shard {
                 };
                 Answer::Linked { rows: rows.into_iter().map(link).collect(), after }
             }
-            Ask::Reserve { .. } => Answer::Failed,
+            Ask::Reserve { .. } | Ask::Due { .. } | Ask::Counts { .. } | Ask::Keys { .. } => Answer::Failed,
         })
     }
-
-    fn due(&self, at_us: i64, after: Option<DueAfter>, is_full: bool) -> Fetch<Answer> {
-        let is_full = is_full || self.passes.everything_since.is_some();
-        let (mut segment, mut from) = match after {
-            Some(DueAfter::Rows { segment, from }) => (segment, from),
-            changed => {
-                let after = match changed {
-                    Some(DueAfter::Changed { position, key_hash }) => Bound::Excluded((position, key_hash)),
-                    _ => Bound::Unbounded,
-                };
-                let mut hashes = HashSet::new();
-                let mut rest = self.passes.changed.range((after, Bound::Unbounded));
-                let mut last = None;
-                for (position, key_hash) in rest.by_ref().take(DUE_ROWS_MAX) {
-                    hashes.insert(*key_hash);
-                    last = Some(DueAfter::Changed { position: *position, key_hash: *key_hash });
-                }
-                if rest.next().is_some() {
-                    let rows = hashes.len() as u64;
-                    return Ok(Answer::Due { hashes: ordered(hashes), rows, after: last });
-                }
-                if !hashes.is_empty() {
-                    let after = Some(DueAfter::Rows { segment: 0, from: 0 });
-                    return Ok(Answer::Due { hashes: ordered(hashes), rows: 0, after });
-                }
-                (0, 0)
-            }
-        };
-        let done_us = self.passes.done.map_or(i64::MIN, |done| done.at_us);
-        let barrier_us = if self.passes.barriers.is_empty() { 0 } else { 2 * self.policy.window_max_us() };
-        let since_us = match is_full || done_us == i64::MIN {
-            true => i64::MIN,
-            false => done_us - self.policy.window_max_us() - barrier_us,
-        };
-        // In a segment that is not in memory any more the whole of its event keys is gone over: those that are not due
-        // come to nothing.
-        while segment < self.rows.catalog().end() {
-            let times_us = self.rows.catalog().segment(segment).map(|sealed| sealed.summary.times_us);
-            if times_us.is_some_and(|(first, last)| first <= at_us && last >= since_us) {
-                let hashes = self.rows.catalog().event_key_hashes(segment, from, DUE_ROWS_MAX)?;
-                if let Some(last) = hashes.last().filter(|last| **last < u64::MAX) {
-                    let (after, rows) = (DueAfter::Rows { segment, from: last + 1 }, hashes.len() as u64);
-                    return Ok(Answer::Due { hashes: ordered(hashes.into_iter().collect()), rows, after: Some(after) });
-                }
-            }
-            (segment, from) = (segment + 1, 0);
-        }
-        let mut hashes = HashSet::new();
-        let mut looked_at = 0;
-        let mut windows = Windows::default();
-        for (number, first, slots) in self.rows.keys_in_memory(segment, from as usize) {
-            for (index, (prefix, claimed_us, hash, incident)) in slots.enumerate() {
-                if looked_at == DUE_ROWS_MAX {
-                    let after = Some(DueAfter::Rows { segment: number, from: (first + index) as u64 });
-                    return Ok(Answer::Due { hashes: ordered(hashes), rows: looked_at as u64, after });
-                }
-                if claimed_us < since_us || claimed_us > at_us {
-                    continue;
-                }
-                looked_at += 1;
-                let window_us = windows.of(prefix, incident, |prefix| self.window_us(prefix, incident));
-                let closes_us = self.closes_at_us(claimed_us, window_us);
-                if closes_us <= at_us && (is_full || closes_us > done_us) {
-                    hashes.insert(hash);
-                }
-            }
-        }
-        Ok(Answer::Due { hashes: ordered(hashes), rows: looked_at as u64, after: None })
-    }
-
-    /// The rows of some event keys, as a pass sees them.
-    pub fn candidates(&self, at_us: i64, hashes: &[u64]) -> Fetch<Vec<Candidate>> {
-        let rows = sealed::all(hashes.iter().map(|hash| self.rows.with_key(*hash, i64::MIN, KEY_ROWS_MAX + 1)))?;
-        let is_frozen = |row: &Found| self.registry.stop_of(row.event_id.prefix()).is_some();
-        // Expired rows take no part. What keeps a group from being merged does so until an entry ends it: a pass that looks
-        // only at what is new would not notice that it has expired.
-        let rows = rows.into_iter().flatten().filter(|row: &Found| match row.state {
-            RowState::Disputed => true,
-            RowState::Registered => is_frozen(row) || !self.is_expired(row, at_us),
-            RowState::Referenced => !self.is_expired(row, at_us),
-            RowState::Retracted | RowState::TombstonedByArbitration => false,
-        });
-        let candidates = rows.map(|row| Candidate {
-            event_id: row.event_id,
-            key_hash: row.key_hash,
-            claim_timestamp_us: row.claim_timestamp_us,
-            claim_sequence: row.claim_sequence,
-            occurred_at_us: row.occurred_at_us,
-            state: row.state,
-            is_closed: self.is_closed(&row, at_us) && !self.is_expired(&row, at_us),
-            is_frozen: is_frozen(&row),
-            position: row.position,
-        });
-        Ok(candidates.collect())
-    }
-}
-
-/// Windows of corpora, each looked up once.
-#[derive(Default)]
-struct Windows(HashMap<(Prefix, bool), i64>);
-
-impl Windows {
-    fn of(&mut self, prefix: Prefix, incident: bool, look_up: impl FnOnce(Prefix) -> i64) -> i64 {
-        *self.0.entry((prefix, incident)).or_insert_with(|| look_up(prefix))
-    }
-}
-
-fn ordered(hashes: HashSet<u64>) -> Vec<u64> {
-    let mut hashes: Vec<_> = hashes.into_iter().collect();
-    hashes.sort_unstable();
-    hashes
 }

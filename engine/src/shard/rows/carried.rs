@@ -83,6 +83,11 @@ impl Rows {
         self.geometry.segment_of(carried.first_at) < self.catalog.first()
     }
 
+    /// Rows that are only there because they were logged again.
+    pub fn only_carried(&self) -> impl Iterator<Item = &Carried> {
+        self.outliving.carried.values().filter(|row| self.is_only_carried(row))
+    }
+
     /// Whether the segment of the last record has any.
     pub fn is_begun(&self) -> bool {
         self.open.positions.0 != 0

@@ -4,6 +4,8 @@
 //! An entry is found with one access to memory (open addressing, hash and row side by side), which can be begun early. The
 //! table is many small ones, so that none takes long to grow.
 
+use std::ops::RangeInclusive;
+
 /// Few enough for their heads to stay in the cache.
 const TABLES: usize = 1_024;
 /// Places of a table that holds anything.
@@ -107,6 +109,18 @@ impl EventKeys {
         if table.places.is_empty() { RowRef::NONE } else { table.places[table.place_of(key_hash)].row }
     }
 
+    /// The last row with each key whose hash is in a range, in no order.
+    pub fn between(&self, range: RangeInclusive<u64>) -> impl Iterator<Item = (u64, RowRef)> + '_ {
+        let tables = &self.tables[table_of(*range.start())..=table_of(*range.end())];
+        let taken = tables.iter().flat_map(|table| &table.places).filter(|place| place.row != RowRef::NONE);
+        taken.filter(move |place| range.contains(&place.key_hash)).map(|place| (place.key_hash, place.row))
+    }
+
+    /// About how many keys have their hash in a range: not fewer than that.
+    pub fn count_between(&self, range: RangeInclusive<u64>) -> usize {
+        self.tables[table_of(*range.start())..=table_of(*range.end())].iter().map(|table| table.taken).sum()
+    }
+
     /// Forgets everything, and keeps the memory.
     pub fn clear(&mut self) {
         for table in &mut self.tables {
@@ -124,9 +138,9 @@ impl EventKeys {
     }
 }
 
-/// The high bits pick the table, the low ones the place.
+/// The high bits pick the table, so that a range of hashes is in few of them; the low ones pick the place.
 fn table_of(hash: u64) -> usize {
-    (hash >> 40) as usize % TABLES
+    (hash >> (u64::BITS - TABLES.ilog2())) as usize
 }
 
 #[cfg(test)]
@@ -153,11 +167,17 @@ mod tests {
         for n in 0..200_000 {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             // Few tables, few low bits: long probes, and equal keys.
-            let hash = state >> 47 | (state & 3) << 40;
+            let hash = state >> 47 | (state & 3) << 62;
             let row = RowRef::new(3, n);
             keys.prefetch(hash);
             assert_eq!(keys.insert(hash, row), map.insert(hash, row).unwrap_or(RowRef::NONE));
         }
         assert!(map.iter().all(|(hash, row)| keys.last(*hash) == *row));
+        for range in [0..=u64::MAX, 100..=70_000, 3 << 62..=u64::MAX, 90_000..=1 << 62 | 90_000] {
+            let within: HashMap<_, _> = keys.between(range.clone()).collect();
+            assert!(within.len() <= keys.count_between(range.clone()));
+            let expected = map.iter().filter(|(hash, _)| range.contains(hash)).map(|(hash, row)| (*hash, *row));
+            assert_eq!(within, expected.collect(), "{range:?}");
+        }
     }
 }

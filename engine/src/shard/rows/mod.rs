@@ -31,6 +31,7 @@ use crate::sealed::{self, Catalog, Fetch, Unread};
 use crate::time::Quarter;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -349,24 +350,48 @@ impl Rows {
         self.tallies.aliases_of_corpus(prefix)
     }
 
-    /// The segments in memory from one on, each with the number of its first row that is named, and for each row from there on
-    /// the corpus, the time of its claim, the hash of its event key, and whether an incident was on. `index` is of the first
-    /// segment, if that is in memory.
-    #[allow(clippy::type_complexity, reason = "an iterator of iterators over the index as it lies in memory")]
+    /// Names the event keys in memory whose hash is in a range, once for each segment, with the corpora of their rows, the times
+    /// of the claims and whether an incident was on. All rows were taken in among the event keys.
     pub fn keys_in_memory(
         &self,
-        segment: u64,
-        index: usize,
-    ) -> impl Iterator<Item = (u64, usize, impl Iterator<Item = (Prefix, i64, u64, bool)> + '_)> + '_ {
-        let segments = self.memory().rev().filter(move |rows| rows.number >= segment);
-        segments.map(move |rows| {
-            let first = if rows.number == segment { index } else { 0 };
-            let slots = rows.slots_from(first);
-            let key = |slot: &segment::Slot| {
-                (slot.event_id().prefix(), slot.claim_timestamp_us, slot.key_hash, slot.incident_active())
-            };
-            (rows.number, first, slots.map(key))
-        })
+        range: RangeInclusive<u64>,
+        mut each: impl FnMut(u64, &mut dyn Iterator<Item = (Prefix, i64, bool)>),
+    ) {
+        for segment in self.memory() {
+            for (hash, slots) in segment.event_keys_between(range.clone()) {
+                let row =
+                    |slot: &segment::Slot| (slot.event_id().prefix(), slot.claim_timestamp_us, slot.incident_active());
+                each(hash, &mut slots.map(row));
+            }
+        }
+    }
+
+    /// Counts the rows in memory with each of these hashes of event keys, which are sorted, and those that are only there because
+    /// they were logged again. None is counted much further than to `most`.
+    pub fn count_in_memory_by_key(&self, hashes: &[u64], most: usize, counts: &mut [u32]) {
+        self.memory().for_each(|segment| segment.count_event_keys(hashes, most, counts));
+        for hash in self.only_carried().map(|row| row.claimed.key_hash) {
+            if let Ok(index) = hashes.binary_search(&hash) {
+                counts[index] = counts[index].saturating_add(1);
+            }
+        }
+    }
+
+    /// The rows in memory with an event key, and those that are only there because they were logged again.
+    pub fn in_memory_with_key(&self, key_hash: u64, limit: usize) -> Fetch<Vec<Found>> {
+        let near = self.memory().flat_map(|segment| segment.with_event_key(key_hash));
+        let carried = self.only_carried().filter(|row| row.claimed.key_hash == key_hash);
+        let carried = carried.map(|row| (row.claimed, Quarter::of(row.claimed.claim_timestamp_us)));
+        sealed::all(near.chain(carried).take(limit).map(|claim| self.found(claim)))
+    }
+
+    /// The row that was claimed at a log offset in a sealed segment; none where that is dropped.
+    pub fn claimed_at(&self, log_offset: u64) -> Fetch<Option<Found>> {
+        if self.segment_of(log_offset) < self.catalog.first() {
+            return Ok(None);
+        }
+        let record = self.catalog.record_at(log_offset)?;
+        self.found(self.claimed(log_offset, record.raw())?).map(Some)
     }
 
     /// Rows of a corpus by quarter and lifecycle, in the order of [`Lifecycle::LOGGED`](crate::row::Lifecycle::LOGGED).

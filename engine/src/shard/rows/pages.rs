@@ -125,7 +125,7 @@ impl Rows {
         let is_over = |at_us: i64| until_us.is_some_and(|until| at_us >= until);
         let mut claims: Vec<(Claimed, Quarter)> = Vec::new();
         // They are older than everything that is sealed.
-        for row in self.carried().values().filter(|row| self.is_only_carried(row)) {
+        for row in self.only_carried() {
             let Claimed { event_id, claim_timestamp_us, .. } = row.claimed;
             if event_id.prefix() == prefix && is_after(event_id) && takes(claim_timestamp_us) {
                 if claims.len() == limit {
@@ -244,7 +244,7 @@ impl Rows {
                 totals.entry(of_quarter.quarter).or_default()[0] += of_quarter.rows;
             }
         }
-        for row in self.carried().values().filter(|row| self.is_only_carried(row)) {
+        for row in self.only_carried() {
             if row.claimed.event_id.prefix() == prefix {
                 totals.entry(Quarter::of(row.claimed.claim_timestamp_us)).or_default()[0] += 1;
             }

@@ -12,6 +12,7 @@ use crate::shard::Effect;
 use crate::shard::keys::{Kept, KeyId, Keys};
 use crate::time::Quarter;
 use hashbrown::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -244,27 +245,53 @@ impl SegmentRows {
     pub(super) fn with_event_key(&self, key_hash: u64) -> impl Iterator<Item = (Claimed, Quarter)> + '_ {
         let recent = self.unindexed.iter().rev().filter(move |(hash, _)| *hash == key_hash);
         let recent = recent.filter_map(|(_, row)| row.get());
-        let mut next = self.event_keys.last(key_hash);
-        let indexed = std::iter::from_fn(move || {
+        let indexed = self.before(self.event_keys.last(key_hash));
+        recent.chain(indexed).map(|(prefix, index)| self.corpora[usize::from(prefix)].claimed(index))
+    }
+
+    /// A row and those before it with the same event key.
+    fn before(&self, mut next: RowRef) -> impl Iterator<Item = (u16, usize)> + '_ {
+        std::iter::from_fn(move || {
             let (prefix, index) = next.get()?;
             next = self.corpora[usize::from(prefix)].slots[index].before;
             Some((prefix, index))
-        });
-        recent.chain(indexed).map(|(prefix, index)| self.corpora[usize::from(prefix)].claimed(index))
+        })
+    }
+
+    /// The event keys whose hash is in a range, in no order, with their rows. All rows are among the event keys.
+    pub(super) fn event_keys_between(
+        &self,
+        range: RangeInclusive<u64>,
+    ) -> impl Iterator<Item = (u64, impl Iterator<Item = &Slot> + '_)> + '_ {
+        debug_assert!(self.unindexed.is_empty());
+        let keys = self.event_keys.between(range);
+        keys.map(|(hash, last)| {
+            (hash, self.before(last).map(|(prefix, index)| &self.corpora[usize::from(prefix)].slots[index]))
+        })
+    }
+
+    /// Counts the rows with each of these hashes of event keys, which are sorted; none further than to `most`.
+    pub(super) fn count_event_keys(&self, hashes: &[u64], most: usize, counts: &mut [u32]) {
+        debug_assert!(self.unindexed.is_empty());
+        let (Some(first), Some(last)) = (hashes.first(), hashes.last()) else { return };
+        let mut count = |index: usize, row: RowRef| {
+            counts[index] = counts[index].saturating_add(self.before(row).take(most).count() as u32);
+        };
+        // What is less is gone over.
+        if self.event_keys.count_between(*first..=*last) < hashes.len() {
+            for (hash, row) in self.event_keys.between(*first..=*last) {
+                if let Ok(index) = hashes.binary_search(&hash) {
+                    count(index, row);
+                }
+            }
+        } else {
+            hashes.iter().enumerate().for_each(|(index, hash)| count(index, self.event_keys.last(*hash)));
+        }
     }
 
     /// All rows, corpus by corpus.
     pub(super) fn slots(&self) -> impl Iterator<Item = &Slot> {
         self.corpora.iter().flat_map(|corpus| &corpus.slots)
-    }
-
-    /// The same from a number on.
-    pub(super) fn slots_from(&self, mut first: usize) -> impl Iterator<Item = &Slot> {
-        self.corpora.iter().flat_map(move |corpus| {
-            let skipped = first.min(corpus.slots.len());
-            first -= skipped;
-            &corpus.slots[skipped..]
-        })
     }
 
     /// What the segment's records say about a row.

@@ -121,7 +121,7 @@ impl Race {
     }
 
     fn some_progress(&mut self) {
-        let amount = [1, 4, 20][self.entropy.below(3) as usize];
+        let amount = [1, 8, 60][self.entropy.below(3) as usize];
         for _ in 0..self.below(amount) {
             match self.below(10) {
                 0..3 => self.machine.complete_one(),
