@@ -88,7 +88,8 @@ pub use claim_protocol::{
     AlarmKind, AuditOperation, CHAIN_HASH_BYTES, ClaimContent, ClaimItem, Claimed, ClockMode, CorpusInfo, DisputeInfo,
     DisputeSide, DisputeState, DisputeVerdict, Entry, ErrorCode, ErrorOutcome, Head, Lifecycle, LogPosition, Merge,
     Orphan, OverloadLevel, Pair, Proposal, ReasonCode, ReconcileReport, ReconciliationState, Role, Row, ServerError,
-    ShardEndpoint, ShardStatus, Signature, StatusReport, Suspect, Total, UnknownValue, Uuid, Verdict, Welcome,
+    ShardEndpoint, ShardStatus, Signature, StageTimes, StatusReport, Suspect, Total, UnknownValue, Uuid, Verdict,
+    Welcome,
 };
 pub use client::{AuditChecked, Client, Configuration, Decommissioned, Registration, TailOptions, TailPage, TailPages};
 pub use error::{Classification, ClientError, UnknownCause};

@@ -2,6 +2,7 @@
 
 use crate::clock;
 use crate::scrub::Scrubbed;
+use crate::stages::{Stage, Stages, Written};
 use crate::stall_guard::Pulse;
 use claim_engine::command::Request;
 use claim_engine::engine::{Engine, Output};
@@ -19,14 +20,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Bytes read for a record whose length is not known yet: most records lie in two blocks.
 const RECORD_READ_BYTES: u64 = 2 * BLOCK_BYTES;
 /// Records that lie within this many bytes of each other are read at once.
 const RUN_BYTES: u64 = 256 * 1024;
 
-/// Longer reads are of pages that nobody asks for soon again: they leave what is at hand alone.
+/// What longer reads bring is of pages that nobody asks for soon again: it is not kept.
 const CACHED_READ_BYTES_MAX: u64 = 16 * 1024;
 
 /// How long what nobody waits for leaves the processor to others, after each of its steps, which take about as long.
@@ -43,6 +44,9 @@ pub struct Driver {
     storage: Rc<RealStorage>,
     path: PathBuf,
     pulse: Arc<Pulse>,
+    stages: Rc<Stages>,
+    /// The last write of the log that ended.
+    written: Cell<Option<Written>>,
     outlet: RefCell<Option<Outlet>>,
     outputs: RefCell<Vec<Output>>,
     is_delivering: Cell<bool>,
@@ -69,13 +73,21 @@ pub struct StoredRecord {
 
 impl Driver {
     /// A driver whose outputs have nowhere to go yet.
-    pub fn new(engine: Engine, storage: RealStorage, path: PathBuf, pulse: Arc<Pulse>, entropy: Entropy) -> Rc<Driver> {
+    pub fn new(
+        engine: Engine,
+        storage: RealStorage,
+        path: PathBuf,
+        (pulse, stages): (Arc<Pulse>, Rc<Stages>),
+        entropy: Entropy,
+    ) -> Rc<Driver> {
         Rc::new(Driver {
             engine: RefCell::new(engine),
             entropy: RefCell::new(entropy),
             storage: Rc::new(storage),
             path,
             pulse,
+            stages,
+            written: Cell::new(None),
             outlet: RefCell::new(None),
             outputs: RefCell::new(Vec::new()),
             is_delivering: Cell::new(false),
@@ -96,6 +108,11 @@ impl Driver {
     /// What the scrubbing in the background has seen.
     pub fn scrubbed(&self) -> &RefCell<Scrubbed> {
         &self.scrubbed
+    }
+
+    /// When the last write of the log that ended began and ended.
+    pub fn written(&self) -> Option<Written> {
+        self.written.get()
     }
 
     /// Says where outputs go.
@@ -130,6 +147,14 @@ impl Driver {
                     Io::Free { segments, .. } if is_being_read(&this.path) => {
                         let result = Err(io::Error::new(io::ErrorKind::WouldBlock, "a backup is under way"));
                         IoDone::Freed { segments, result }
+                    }
+                    io @ Io::Write { .. } => {
+                        let began = Instant::now();
+                        let done = perform(&*this.storage, io).await;
+                        let ended = Instant::now();
+                        this.stages.record(Stage::Write, ended - began);
+                        this.written.set(Some(Written { began, ended }));
+                        done
                     }
                     io => perform(&*this.storage, io).await,
                 };
@@ -224,22 +249,30 @@ impl Driver {
     /// Blocks of sealed segments never change: what was read once and is still at hand need not be read again. In others, what
     /// is read with a record may lie beyond what is written, and be written later.
     async fn read(&self, log_offset: u64, bytes: u64) -> Result<Vec<u8>, String> {
-        let is_kept = {
-            let engine = self.engine.borrow();
-            let segment = engine.superblock().geometry.segment_of(log_offset + bytes - 1);
-            bytes <= CACHED_READ_BYTES_MAX && segment < engine.shard().rows().catalog().end()
-        };
-        if is_kept {
+        let is_sealed = self.is_sealed(log_offset + bytes - 1);
+        if is_sealed {
             let at_hand = self.engine.borrow().shard().rows().catalog().stretch(log_offset, log_offset + bytes);
             if let Ok(at_hand) = at_hand {
                 return Ok(at_hand);
             }
         }
         let read = self.read_storage(log_offset, bytes).await?;
-        if is_kept {
+        if is_sealed && bytes <= CACHED_READ_BYTES_MAX {
             self.engine.borrow().shard().rows().catalog().put(log_offset, &read);
         }
         Ok(read)
+    }
+
+    fn is_sealed(&self, log_offset: u64) -> bool {
+        let engine = self.engine.borrow();
+        engine.superblock().geometry.segment_of(log_offset) < engine.shard().rows().catalog().end()
+    }
+
+    /// The record at a log offset of a sealed segment, if it is at hand.
+    pub fn record_at_hand(&self, log_offset: u64) -> Option<StoredRecord> {
+        let is_sealed = self.is_sealed(log_offset);
+        let record = is_sealed.then(|| self.engine.borrow().shard().rows().catalog().record_at(log_offset))?.ok()?;
+        Some(StoredRecord { position: record.position, kind: record.kind, body: record.body })
     }
 
     async fn read_storage(&self, log_offset: u64, bytes: u64) -> Result<Vec<u8>, String> {

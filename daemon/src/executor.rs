@@ -12,6 +12,7 @@ use crate::shared::Shared;
 use crate::socket::limits::Limits;
 use crate::socket::listener::Accepted;
 use crate::socket::sockets::Sockets;
+use crate::stages::Stages;
 use crate::stall_guard::Pulse;
 use claim_engine::engine::{Engine, OpenOptions};
 use claim_engine::entropy::Entropy;
@@ -121,12 +122,13 @@ impl Plan {
 
 /// Runs on the executor until it is told to stop.
 pub async fn run(plan: Plan) {
+    let stages = Rc::new(Stages::default());
     let heartbeat = glommio::spawn_local(Arc::clone(&plan.pulse).heartbeat()).detach();
     let mesh = plan.mesh.join(plan.executor);
-    match open_shards(&plan).await {
+    match open_shards(&plan, &stages).await {
         Ok((drivers, opened)) => {
             let _ = plan.ready.send(Ready { shards: Ok(opened) });
-            serve(&plan, drivers, mesh).await;
+            serve(&plan, drivers, mesh, stages).await;
         }
         Err(message) => {
             let _ = plan.ready.send(Ready { shards: Err(message) });
@@ -138,7 +140,7 @@ pub async fn run(plan: Plan) {
 
 type Drivers = Vec<Option<Rc<Driver>>>;
 
-async fn open_shards(plan: &Plan) -> Result<(Drivers, Vec<ShardOpened>), String> {
+async fn open_shards(plan: &Plan, stages: &Rc<Stages>) -> Result<(Drivers, Vec<ShardOpened>), String> {
     let mut drivers: Drivers = vec![None; plan.shared.executor_of_shard.len()];
     let mut opened = Vec::new();
     for superblock in &plan.superblocks {
@@ -155,7 +157,8 @@ async fn open_shards(plan: &Plan) -> Result<(Drivers, Vec<ShardOpened>), String>
             batches: found.batches,
             globals: engine.shard().globals_applied(),
         });
-        let driver = Driver::new(engine, storage, path, Arc::clone(&plan.pulse), plan.entropy(superblock.shard));
+        let watched = (Arc::clone(&plan.pulse), Rc::clone(stages));
+        let driver = Driver::new(engine, storage, path, watched, plan.entropy(superblock.shard));
         drivers[usize::from(superblock.shard)] = Some(driver);
     }
     Ok((drivers, opened))
@@ -184,16 +187,17 @@ async fn next_order(control: &Inbox<Control>, orders: &mut VecDeque<Control>) ->
     orders.pop_front().unwrap_or(Control::Stop)
 }
 
-async fn serve(plan: &Plan, drivers: Drivers, mesh: Mesh<Message>) {
+async fn serve(plan: &Plan, drivers: Drivers, mesh: Mesh<Message>, stages: Rc<Stages>) {
     let mut orders = VecDeque::new();
     let Control::Serve { ledger_last_us } = next_order(&plan.control, &mut orders).await else { return };
-    let service = Service::new(Arc::clone(&plan.shared), plan.executor, drivers, mesh, Arc::clone(&plan.pulse));
+    let watched = (Arc::clone(&plan.pulse), Rc::clone(&stages));
+    let service = Service::new(Arc::clone(&plan.shared), plan.executor, drivers, mesh, watched);
     for driver in service.local_drivers() {
         driver.engine.borrow_mut().start(clock::now(), ledger_last_us);
         driver.pump();
     }
     let receiving = glommio::spawn_local(Rc::clone(&service).receive()).detach();
-    let sockets = Sockets::new(plan.limits.clone(), Arc::clone(&plan.pulse));
+    let sockets = Sockets::new(plan.limits.clone(), Arc::clone(&plan.pulse), stages);
     let handler = Rc::new(Rc::clone(&service));
     let serving = glommio::spawn_local(Rc::clone(&sockets).run(plan.accepted.clone(), handler)).detach();
     let ticking = glommio::spawn_local(tick(Rc::clone(&service)));

@@ -8,6 +8,7 @@ use claim_engine::mutant::Mutation;
 use claim_engine::storage::DirectIo;
 use claimd::archive::ArchiveOptions;
 use claimd::backup::{self, BackupOptions};
+use claimd::echo::{self, EchoOptions};
 use claimd::inspect::{Depth, InspectOptions};
 use claimd::ledger::{self, FormatOptions};
 use claimd::repair::{self, RepairOptions};
@@ -83,6 +84,11 @@ enum Command {
         after_help = "Examples:\n  claimd check-config /etc/claimd.toml\n  claimd check-config /etc/claimd.toml --json | jq -r .resolved\n\nUsers are looked up on this machine, as `claimd start` does. Exit status: 0 it can be used, 1 it can't, 2 usage."
     )]
     CheckConfig(CheckConfigArgs),
+    /// Answer claims without a ledger, to see what the sockets and the protocol cost by themselves. Nothing is kept.
+    #[command(
+        after_help = "Example:\n  claimd echo --socket ./echo.sock --core 0\n  claim-bench run --socket ./echo.sock --outstanding 1\n\nIt prints `ready SOCKET` when it serves, and ends on SIGTERM or SIGINT."
+    )]
+    Echo(EchoArgs),
     /// See a ledger take real events, be killed, and lose nothing; takes less than a minute.
     #[command(after_help = "Example:\n  claimd demo --data ./demo")]
     Demo(DemoArgs),
@@ -174,6 +180,19 @@ struct StartArgs {
     /// MiB a second that the segment archive may read.
     #[arg(long, value_name = "MIB", requires = "segment_archive", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     segment_archive_mib_per_s: u64,
+}
+
+#[derive(Debug, Args)]
+struct EchoArgs {
+    /// The socket.
+    #[arg(long)]
+    socket: PathBuf,
+    /// The core to serve from.
+    #[arg(long, default_value_t = 0)]
+    core: usize,
+    /// Microseconds for which the core looks for work before it sleeps, as `claimd start` has it.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=10_000))]
+    poll_us: u64,
 }
 
 #[derive(Debug, Args)]
@@ -353,6 +372,12 @@ fn main() -> ExitCode {
             log_to_stderr();
             abort_on_panic();
             report(serve(&args))
+        }
+        Command::Echo(args) => {
+            log_to_stderr();
+            abort_on_panic();
+            let poll = Duration::from_micros(args.poll_us);
+            report(echo::echo(&EchoOptions { socket: args.socket, core: args.core, poll }))
         }
         Command::Doctor(args) => doctor::run(&args.data, args.json),
         Command::Inspect(args) => {

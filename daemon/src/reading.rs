@@ -73,6 +73,13 @@ pub async fn read(
     }
 }
 
+/// A row whose claim is at hand, and that nothing else need be read of.
+pub fn row_at_hand(driver: &Driver, view: &RowView, names: &impl Names) -> Option<Row> {
+    let stored = driver.record_at_hand(view.claim_at).filter(|_| view.tombstone.is_none())?;
+    let name = names.corpus(Some(view.event_id.prefix()));
+    translate::row(view, &name, &decode(&stored).ok()?, None)
+}
+
 /// The entries that fit a page, and how many of the places they were looked for at are behind them.
 async fn read_entries(
     driver: &Driver,

@@ -11,6 +11,7 @@ use crate::reading;
 use crate::shared::{Shared, Tried};
 use crate::socket::connection::{CloseReason, Connection, FrameHandler, Peer, Verdict};
 use crate::space;
+use crate::stages::Stages;
 use crate::stall_guard::Pulse;
 use crate::users::Users;
 use claim_engine::command::Request;
@@ -34,6 +35,7 @@ use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 /// Replies that wait for reads of the ledger, per executor.
 pub const READS_MAX: usize = 1_024;
@@ -61,6 +63,8 @@ pub(crate) struct Pending {
     pub shard: u16,
     pub is_part: bool,
     pub then: Then,
+    /// When its step ended, of a request that is timed.
+    pub timed: Option<Instant>,
 }
 
 /// What is done with an engine's answer.
@@ -93,6 +97,7 @@ pub struct Service {
     pub(crate) drivers: Vec<Option<Rc<Driver>>>,
     pub(crate) mesh: Mesh<Message>,
     pub(crate) pulse: Arc<Pulse>,
+    pub(crate) stages: Rc<Stages>,
     pub(crate) users: Users,
     pub(crate) pending: RefCell<Slab<Pending>>,
     tickets: RefCell<Slab<Ticket>>,
@@ -114,7 +119,7 @@ impl Service {
         executor: usize,
         drivers: Vec<Option<Rc<Driver>>>,
         mesh: Mesh<Message>,
-        pulse: Arc<Pulse>,
+        (pulse, stages): (Arc<Pulse>, Rc<Stages>),
     ) -> Rc<Service> {
         let service = Rc::new(Service {
             shared,
@@ -122,6 +127,7 @@ impl Service {
             drivers,
             mesh,
             pulse,
+            stages,
             users: Users::default(),
             pending: RefCell::default(),
             tickets: RefCell::default(),
@@ -262,8 +268,14 @@ impl Service {
         if is_in_force {
             return self.shared.configured.notify(Tried::Over);
         }
-        let pending =
-            Pending { reply_to: ReplyTo::Daemon, request_id: 0, shard: 0, is_part: false, then: Then::Answer };
+        let pending = Pending {
+            reply_to: ReplyTo::Daemon,
+            request_id: 0,
+            shard: 0,
+            is_part: false,
+            then: Then::Answer,
+            timed: None,
+        };
         let token = self.pending.borrow_mut().insert(pending);
         self.pulse.work_add(1);
         let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
@@ -389,10 +401,12 @@ impl Service {
         {
             return self.finish_part(&reply_to, self.status_part(driver));
         }
-        let pending = Pending { reply_to: reply_to.clone(), request_id: request.request_id, shard, is_part, then };
+        let request_id = request.request_id;
+        let pending = Pending { reply_to: reply_to.clone(), request_id, shard, is_part, then, timed: None };
         let token = self.pending.borrow_mut().insert(pending);
         self.pulse.work_add(1);
         let user = self.users.name(peer.uid);
+        let step_began = self.stages.step_begins();
         let refused = translate::with_operation(
             request,
             shard,
@@ -416,6 +430,12 @@ impl Service {
                 driver.submit(self.now(), &request);
             },
         );
+        if let Some(began) = step_began {
+            let ended = self.stages.step_ended(began);
+            if let Some(pending) = self.pending.borrow_mut().get_mut(token) {
+                pending.timed = Some(ended);
+            }
+        }
         if let Err(refusal) = refused {
             self.pending.borrow_mut().remove(token);
             self.pulse.work_sub(1);
@@ -461,11 +481,13 @@ impl Service {
             translate::retention(status, engine.shard().retention(), engine.superblock().first_segment(), plan)
         };
         let scrubbed = driver.scrubbed().borrow();
+        let is_first = self.local_drivers().next().is_some_and(|first| std::ptr::eq(&**first, driver));
         let shard = wire::ShardStatus {
             scrubbed_bytes: scrubbed.bytes,
             scrub_rounds: scrubbed.rounds,
             scrub_damaged: scrubbed.damaged,
             scrub_first: scrubbed.first.clone(),
+            stages: if is_first { self.stages.times() } else { Vec::new() },
             free_bytes: space::free_bytes(driver.path(), status.log_bytes).unwrap_or(0),
             ..status
         };
@@ -506,6 +528,7 @@ pub fn busy_frame() -> Vec<u8> {
 
 impl FrameHandler for Rc<Service> {
     fn frame(&self, conn: &Rc<Connection>, frame: &[u8]) -> Verdict {
+        let decoding = self.stages.samples().then(Instant::now);
         let request = match wire::decode_request(frame) {
             Ok(request) => request,
             Err(error) => {
@@ -513,6 +536,9 @@ impl FrameHandler for Rc<Service> {
                 return if error.fatal { Verdict::CloseAfterReply } else { Verdict::Continue };
             }
         };
+        if let Some(began) = decoding {
+            self.stages.decoded(began);
+        }
         if let Operation::Hello { min_version, max_version, .. } = request.operation {
             return self.hello(conn, request.request_id, min_version, max_version);
         }

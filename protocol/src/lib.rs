@@ -51,8 +51,8 @@ pub use encode_request::encode_request;
 pub use frame::{FrameBuffer, FrameTooLarge};
 pub use reply::{
     ClaimContent, Claimed, CorpusInfo, DisputeInfo, DisputeSide, Entry, Head, Merge, Orphan, Pair, Proposal,
-    ReconcileReport, Reply, ReplyResult, Row, ServerError, ShardEndpoint, ShardStatus, Signature, StatusReport,
-    Suspect, Total, Welcome,
+    ReconcileReport, Reply, ReplyResult, Row, ServerError, ShardEndpoint, ShardStatus, Signature, StageTimes,
+    StatusReport, Suspect, Total, Welcome,
 };
 
 pub use request::{ClaimItem, Operation, Request, Verdict};

@@ -10,6 +10,7 @@ use super::{
     large_frames::Reservation,
     limits::PREFIX_BYTES,
 };
+use crate::stages::Stage;
 use futures_lite::io::{AsyncRead, AsyncWrite};
 use glommio::net::UnixStream;
 use std::{
@@ -19,6 +20,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
+    time::Instant,
 };
 
 /// Steps of one turn before the task goes to the back of the executor's queue: a peer that sends without pause must
@@ -87,11 +89,16 @@ fn turn<H: FrameHandler>(
 
 /// Sends what waits. True if nothing is left; if something is, the task is woken when the socket takes more.
 fn flush(stream: &mut UnixStream, conn: &Connection, cx: &mut Context<'_>) -> io::Result<bool> {
-    conn.flush(|bytes| match Pin::new(&mut *stream).poll_write(cx, bytes) {
-        Poll::Ready(Ok(0)) => Err(io::ErrorKind::WriteZero.into()),
-        Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
-        Poll::Ready(result) => result,
-        Poll::Pending => Ok(0),
+    conn.flush(|bytes| {
+        let began = Instant::now();
+        let written = Pin::new(&mut *stream).poll_write(cx, bytes);
+        conn.sockets().stages().record(Stage::SocketWrite, began.elapsed());
+        match written {
+            Poll::Ready(Ok(0)) => Err(io::ErrorKind::WriteZero.into()),
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+            Poll::Ready(result) => result,
+            Poll::Pending => Ok(0),
+        }
     })
 }
 
@@ -148,6 +155,7 @@ impl Intake {
             // The peer could not finish its frame while nobody read it: its time begins anew.
             watch_new_partial(conn);
         }
+        let began = Instant::now();
         let read = match &mut self.large {
             Some(large) => Pin::new(stream).poll_read(cx, &mut large.bytes[large.filled..]),
             None => {
@@ -161,7 +169,10 @@ impl Intake {
             Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => return Poll::Ready(Ok(())),
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
             Poll::Ready(Ok(0)) => conn.drain_for(CloseReason::PeerClosed),
-            Poll::Ready(Ok(count)) => self.received(count, conn, handler),
+            Poll::Ready(Ok(count)) => {
+                conn.sockets().stages().read(began);
+                self.received(count, conn, handler);
+            }
         }
         Poll::Ready(Ok(()))
     }

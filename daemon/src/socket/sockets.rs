@@ -7,7 +7,7 @@ use super::{
     listener::Accepted,
     serve::serve,
 };
-use crate::{inbox::Inbox, stall_guard::Pulse};
+use crate::{inbox::Inbox, stages::Stages, stall_guard::Pulse};
 use glommio::net::UnixStream;
 use std::{
     cell::{Cell, RefCell},
@@ -55,6 +55,7 @@ pub struct Sockets {
     /// The task in [`Sockets::run`], while it waits for the last connection to end.
     last_one: RefCell<Option<Waker>>,
     pulse: Arc<Pulse>,
+    stages: Rc<Stages>,
 }
 
 impl fmt::Debug for Sockets {
@@ -72,7 +73,7 @@ impl Sockets {
     ///
     /// # Panics
     /// If the limits contradict each other.
-    pub fn new(limits: Limits, pulse: Arc<Pulse>) -> Rc<Self> {
+    pub fn new(limits: Limits, pulse: Arc<Pulse>, stages: Rc<Stages>) -> Rc<Self> {
         limits.check();
         let scratch_bytes = limits.small_frame_bytes_max + PREFIX_BYTES + limits.read_bytes_max;
         Rc::new(Self {
@@ -85,6 +86,7 @@ impl Sockets {
             draining: Cell::new(false),
             last_one: RefCell::new(None),
             pulse,
+            stages,
         })
     }
 
@@ -149,6 +151,10 @@ impl Sockets {
 
     pub(super) fn pulse(&self) -> &Pulse {
         &self.pulse
+    }
+
+    pub(super) fn stages(&self) -> &Stages {
+        &self.stages
     }
 
     pub(super) fn buffered_add(&self, bytes: usize) {

@@ -98,7 +98,7 @@ impl Server {
             let executor = LocalExecutorBuilder::new(Placement::Unbound).io_memory(1 << 20).make().unwrap();
             executor.run(async move {
                 let heartbeat = glommio::spawn_local(Arc::clone(&pulse).heartbeat());
-                let sockets = Sockets::new(limits, Arc::clone(&pulse));
+                let sockets = Sockets::new(limits, Arc::clone(&pulse), Rc::default());
                 let recorder = Rc::new(Recorder {
                     inner: handler(&sockets),
                     sockets: Rc::clone(&sockets),

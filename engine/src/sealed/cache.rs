@@ -43,7 +43,12 @@ impl BlockCache {
         self.get_page(number).map(|(block, _)| block)
     }
 
-    /// The same of an index's page, and whether it was verified since it was read.
+    /// Whether a block is there.
+    pub fn has(&self, number: u64) -> bool {
+        self.by_number.contains_key(&number)
+    }
+
+    /// The same as [`BlockCache::get`] of an index's page, and whether it was verified since it was read.
     pub fn get_page(&mut self, number: u64) -> Option<(Block, bool)> {
         match self.by_number.get(&number) {
             Some(index) => {

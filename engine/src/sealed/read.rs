@@ -34,53 +34,31 @@ impl Record {
     }
 }
 
-/// What a walk over a stretch of log meets next.
-enum Met<'a> {
-    /// A record: where, and its bytes from there on.
-    Record(u64, &'a [u8]),
-    /// The bytes up to this log offset are needed to go on.
-    Needs(u64),
+/// What stands at a place of the log where a record could begin.
+enum Meets {
+    /// A record.
+    Record,
+    /// None; the next could begin here.
+    Nothing(u64),
     /// Nothing was written from here on.
     End,
 }
 
-/// Goes over the records of a stretch of log, from one of them on.
-struct Records<'a> {
-    bytes: &'a [u8],
-    /// Log offset of the first byte.
-    start: u64,
-    at: u64,
-}
-
-impl<'a> Records<'a> {
-    fn next(&mut self) -> Met<'a> {
-        loop {
-            let Some(rest) = self.bytes.get((self.at - self.start) as usize..).filter(|rest| rest.len() >= 8) else {
-                return Met::Needs(self.at + BLOCK_BYTES);
-            };
-            if self.at.is_multiple_of(BLOCK_BYTES) {
-                if let Some(found) = batch::peek(rest) {
-                    // The parts of an index are batches without records.
-                    self.at += if found.is_sealing { found.total_bytes } else { batch::BATCH_HEADER_BYTES as u64 };
-                    continue;
-                }
-                if rest[..8] == [0; 8] {
-                    return Met::End;
-                }
-            }
-            // A record begins with its checksum; zeroes are the padding of a batch.
-            if rest[..8] == [0; 8] {
-                self.at = (self.at / BLOCK_BYTES + 1) * BLOCK_BYTES;
-                continue;
-            }
-            let Some(length) = record::record_bytes(rest) else { return Met::Needs(self.at + BLOCK_BYTES) };
-            if rest.len() < length {
-                return Met::Needs(self.at + (length as u64).min(RECORD_BYTES_MAX + BLOCK_BYTES));
-            }
-            let found = Met::Record(self.at, rest);
-            self.at += length as u64;
-            return found;
-        }
+/// Looks at a place of the log, in the block that has it.
+fn meets(block: &[u8], at: u64) -> Meets {
+    let rest = &block[(at % BLOCK_BYTES) as usize..];
+    let is_start = at.is_multiple_of(BLOCK_BYTES);
+    if is_start && let Some(found) = batch::peek(rest) {
+        // The parts of an index are batches without records.
+        return Meets::Nothing(
+            at + if found.is_sealing { found.total_bytes } else { batch::BATCH_HEADER_BYTES as u64 },
+        );
+    }
+    // A record begins with its checksum; zeroes are the padding of a batch.
+    match rest[..8] == [0; 8] {
+        false => Meets::Record,
+        true if is_start => Meets::End,
+        true => Meets::Nothing((at / BLOCK_BYTES + 1) * BLOCK_BYTES),
     }
 }
 
@@ -92,18 +70,24 @@ pub fn claims_between<'a>(
     from: u64,
     mut each: impl FnMut(u64, RawRecord<'a>) -> bool,
 ) -> Result<u64, String> {
-    let mut records = Records { bytes, start, at: from };
+    let mut at = from;
     loop {
-        let before = records.at;
-        match records.next() {
-            Met::Record(at, rest) => {
-                let (raw, _) = record::read(rest).map_err(|e| not_verified(at, &e.to_string()))?;
+        let rest = bytes.get((at - start) as usize..).unwrap_or_default();
+        let Some(block) = bytes.get(((at / BLOCK_BYTES * BLOCK_BYTES) - start) as usize..).filter(|_| rest.len() >= 8)
+        else {
+            return Ok(at);
+        };
+        match meets(&block[..block.len().min(BLOCK_BYTES as usize)], at) {
+            Meets::Record if record::record_bytes(rest).is_some_and(|length| length <= rest.len()) => {
+                let (raw, length) = record::read(rest).map_err(|e| not_verified(at, &e.to_string()))?;
                 if !each(at, raw) {
                     return Ok(at);
                 }
+                at += length as u64;
             }
-            Met::Needs(_) => return Ok(records.at.max(before)),
-            Met::End => return Ok(u64::MAX),
+            Meets::Record => return Ok(at),
+            Meets::Nothing(next) => at = next,
+            Meets::End => return Ok(u64::MAX),
         }
     }
 }
@@ -127,20 +111,33 @@ impl Catalog {
         if missing.is_empty() { Ok(bytes) } else { Err(Unread::Missing(missing)) }
     }
 
-    /// The record that starts at a log offset.
-    pub fn record_at(&self, log_offset: u64) -> Fetch<Record> {
+    /// Looks at the record that starts at a log offset: its bytes, and maybe others behind. They are copied only where they lie in
+    /// several blocks.
+    fn look_at<T>(&self, log_offset: u64, look: impl FnOnce(&[u8]) -> T) -> Fetch<T> {
         let start = log_offset / BLOCK_BYTES * BLOCK_BYTES;
+        let within = (log_offset - start) as usize;
+        if let Some(block) = self.block(start / BLOCK_BYTES) {
+            let rest = &block[within..];
+            if record::record_bytes(rest).is_some_and(|length| length <= rest.len()) {
+                return Ok(look(rest));
+            }
+        }
+        let segment_end = self.geometry.segment_start(self.geometry.segment_of(log_offset) + 1);
         let mut end = log_offset + RECORD_READ_BYTES;
         loop {
-            let segment_end = self.geometry.segment_start(self.geometry.segment_of(log_offset) + 1);
             let bytes = self.stretch(start, end.min(segment_end))?;
-            let rest = bytes.get((log_offset - start) as usize..).unwrap_or_default();
+            let rest = bytes.get(within..).unwrap_or_default();
             let length = record::record_bytes(rest).unwrap_or(usize::MAX) as u64;
             if rest.len() as u64 >= length || length > RECORD_BYTES_MAX + BLOCK_BYTES || end >= segment_end {
-                return own(log_offset, rest);
+                return Ok(look(rest));
             }
             end = log_offset + length;
         }
+    }
+
+    /// The record that starts at a log offset.
+    pub fn record_at(&self, log_offset: u64) -> Fetch<Record> {
+        self.look_at(log_offset, |bytes| own(log_offset, bytes))?
     }
 
     fn page(&self, sealed: &Sealed, page: u32) -> Fetch<super::Block> {
@@ -197,25 +194,41 @@ impl Catalog {
             return self.record_at(from).map(Some);
         }
         let limit = (from + ROWS_EVERY_BYTES).min(segment_start + sealed.summary.bytes);
-        let start = from / BLOCK_BYTES * BLOCK_BYTES;
-        let mut end = limit;
-        loop {
-            let bytes = self.stretch(start, end)?;
-            let mut records = Records { bytes: &bytes, start, at: from };
-            loop {
-                match records.next() {
-                    Met::Record(at, _) if at >= limit => return Ok(None),
-                    Met::Record(at, rest) if claimed_id(rest) == Some(event_id) => return own(at, rest).map(Some),
-                    Met::Record(..) => {}
-                    Met::Needs(_) if records.at >= limit => return Ok(None),
-                    Met::Needs(to) => {
-                        end = to;
-                        break;
+        let mut at = from;
+        while at < limit {
+            let number = at / BLOCK_BYTES;
+            // Where one is missing the others may be, too: they are read at once.
+            let block = self.block(number).ok_or_else(|| self.missing(at, limit))?;
+            while at < limit && at / BLOCK_BYTES == number {
+                match meets(&block, at) {
+                    Meets::Record => {
+                        let look = |bytes: &[u8]| {
+                            let length = record::record_bytes(bytes).filter(|length| *length <= bytes.len());
+                            (length, (claimed_id(bytes) == Some(event_id)).then(|| own(at, bytes)))
+                        };
+                        let (length, found) = match look(&block[(at % BLOCK_BYTES) as usize..]) {
+                            (None, _) => self.look_at(at, look)?,
+                            whole => whole,
+                        };
+                        if let Some(record) = found {
+                            return record.map(Some);
+                        }
+                        let no_end = || Unread::Damaged(not_verified(at, "it does not end where it says"));
+                        at += length.ok_or_else(no_end)? as u64;
                     }
-                    Met::End => return Ok(None),
+                    Meets::Nothing(next) => at = next,
+                    Meets::End => return Ok(None),
                 }
             }
         }
+        Ok(None)
+    }
+
+    /// The blocks of a stretch of log that are not at hand.
+    fn missing(&self, from: u64, to: u64) -> Unread {
+        let cache = self.cache.borrow();
+        let blocks = from / BLOCK_BYTES..to.div_ceil(BLOCK_BYTES);
+        Unread::Missing(blocks.filter(|number| !cache.has(*number)).collect())
     }
 
     /// What is encoded of a row's changes in a segment.

@@ -1,7 +1,7 @@
 //! The daemon and its shards.
 
 use crate::generated::claimd as wire;
-use crate::reply::{ShardEndpoint, ShardStatus, StatusReport, Welcome};
+use crate::reply::{ShardEndpoint, ShardStatus, StageTimes, StatusReport, Welcome};
 use crate::values::{ClockMode, OverloadLevel};
 use crate::wire_values::typed_uuid;
 
@@ -97,5 +97,19 @@ fn decode_shard_status(table: &wire::ShardStatus<'_>) -> Result<ShardStatus, Str
         retention_rows: table.retention_rows(),
         retention_carried: table.retention_carried(),
         retention_waits_for: table.retention_waits_for().map(str::to_owned),
+        stages: table.stages().map(|stages| stages.iter().map(|t| decode_stage(&t)).collect()).unwrap_or_default(),
     })
+}
+
+fn decode_stage(table: &wire::StageTimes<'_>) -> StageTimes {
+    StageTimes {
+        name: table.name().to_owned(),
+        count: table.count(),
+        mean_ns: table.mean_ns(),
+        p50_ns: table.p50_ns(),
+        p90_ns: table.p90_ns(),
+        p99_ns: table.p99_ns(),
+        p999_ns: table.p999_ns(),
+        max_ns: table.max_ns(),
+    }
 }

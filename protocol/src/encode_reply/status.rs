@@ -2,7 +2,7 @@
 
 use crate::Builder;
 use crate::generated::claimd as wire;
-use crate::reply::{ShardStatus, StatusReport, Welcome};
+use crate::reply::{ShardStatus, StageTimes, StatusReport, Welcome};
 use crate::wire_values::wire_uuid;
 use flatbuffers::WIPOffset;
 
@@ -74,6 +74,8 @@ fn encode_shard_status<'b>(builder: &mut Builder, shard: &ShardStatus) -> WIPOff
     let holds = (!holds.is_empty()).then(|| builder.create_vector(&holds));
     let retention_due = shard.retention_due.as_ref().map(|due| builder.create_string(due));
     let retention_waits_for = shard.retention_waits_for.as_ref().map(|what| builder.create_string(what));
+    let stages: Vec<_> = shard.stages.iter().map(|times| encode_stage(builder, times)).collect();
+    let stages = (!stages.is_empty()).then(|| builder.create_vector(&stages));
     let table = wire::ShardStatus::create(
         builder,
         &wire::ShardStatusArgs {
@@ -124,7 +126,17 @@ fn encode_shard_status<'b>(builder: &mut Builder, shard: &ShardStatus) -> WIPOff
             retention_rows: shard.retention_rows,
             retention_carried: shard.retention_carried,
             retention_waits_for,
+            stages,
         },
     );
     WIPOffset::new(table.value())
+}
+
+fn encode_stage<'b>(builder: &mut Builder, times: &StageTimes) -> WIPOffset<wire::StageTimes<'b>> {
+    let StageTimes { name, count, mean_ns, p50_ns, p90_ns, p99_ns, p999_ns, max_ns } = times;
+    let name = Some(builder.create_string(name));
+    let (count, mean_ns, max_ns) = (*count, *mean_ns, *max_ns);
+    let (p50_ns, p90_ns, p99_ns, p999_ns) = (*p50_ns, *p90_ns, *p99_ns, *p999_ns);
+    let args = wire::StageTimesArgs { name, count, mean_ns, p50_ns, p90_ns, p99_ns, p999_ns, max_ns };
+    WIPOffset::new(wire::StageTimes::create(builder, &args).value())
 }

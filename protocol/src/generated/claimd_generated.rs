@@ -10474,6 +10474,222 @@ impl ::core::fmt::Debug for ScanPage<'_> {
       ds.finish()
   }
 }
+pub enum StageTimesOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct StageTimes<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for StageTimes<'a> {
+  type Inner = StageTimes<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> StageTimes<'a> {
+  pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
+  pub const VT_COUNT: ::flatbuffers::VOffsetT = 6;
+  pub const VT_MEAN_NS: ::flatbuffers::VOffsetT = 8;
+  pub const VT_P50_NS: ::flatbuffers::VOffsetT = 10;
+  pub const VT_P90_NS: ::flatbuffers::VOffsetT = 12;
+  pub const VT_P99_NS: ::flatbuffers::VOffsetT = 14;
+  pub const VT_P999_NS: ::flatbuffers::VOffsetT = 16;
+  pub const VT_MAX_NS: ::flatbuffers::VOffsetT = 18;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    StageTimes { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args StageTimesArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<StageTimes<'bldr>> {
+    let mut builder = StageTimesBuilder::new(_fbb);
+    builder.add_max_ns(args.max_ns);
+    builder.add_p999_ns(args.p999_ns);
+    builder.add_p99_ns(args.p99_ns);
+    builder.add_p90_ns(args.p90_ns);
+    builder.add_p50_ns(args.p50_ns);
+    builder.add_mean_ns(args.mean_ns);
+    builder.add_count(args.count);
+    if let Some(x) = args.name { builder.add_name(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn name(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(StageTimes::VT_NAME, None).unwrap()}
+  }
+  #[inline]
+  pub fn count(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(StageTimes::VT_COUNT, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn mean_ns(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(StageTimes::VT_MEAN_NS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn p50_ns(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(StageTimes::VT_P50_NS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn p90_ns(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(StageTimes::VT_P90_NS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn p99_ns(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(StageTimes::VT_P99_NS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn p999_ns(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(StageTimes::VT_P999_NS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn max_ns(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(StageTimes::VT_MAX_NS, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for StageTimes<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, true)?
+     .visit_field::<u64>("count", Self::VT_COUNT, false)?
+     .visit_field::<u64>("mean_ns", Self::VT_MEAN_NS, false)?
+     .visit_field::<u64>("p50_ns", Self::VT_P50_NS, false)?
+     .visit_field::<u64>("p90_ns", Self::VT_P90_NS, false)?
+     .visit_field::<u64>("p99_ns", Self::VT_P99_NS, false)?
+     .visit_field::<u64>("p999_ns", Self::VT_P999_NS, false)?
+     .visit_field::<u64>("max_ns", Self::VT_MAX_NS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct StageTimesArgs<'a> {
+    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub count: u64,
+    pub mean_ns: u64,
+    pub p50_ns: u64,
+    pub p90_ns: u64,
+    pub p99_ns: u64,
+    pub p999_ns: u64,
+    pub max_ns: u64,
+}
+impl<'a> Default for StageTimesArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    StageTimesArgs {
+      name: None, // required field
+      count: 0,
+      mean_ns: 0,
+      p50_ns: 0,
+      p90_ns: 0,
+      p99_ns: 0,
+      p999_ns: 0,
+      max_ns: 0,
+    }
+  }
+}
+
+pub struct StageTimesBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> StageTimesBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(StageTimes::VT_NAME, name);
+  }
+  #[inline]
+  pub fn add_count(&mut self, count: u64) {
+    self.fbb_.push_slot::<u64>(StageTimes::VT_COUNT, count, 0);
+  }
+  #[inline]
+  pub fn add_mean_ns(&mut self, mean_ns: u64) {
+    self.fbb_.push_slot::<u64>(StageTimes::VT_MEAN_NS, mean_ns, 0);
+  }
+  #[inline]
+  pub fn add_p50_ns(&mut self, p50_ns: u64) {
+    self.fbb_.push_slot::<u64>(StageTimes::VT_P50_NS, p50_ns, 0);
+  }
+  #[inline]
+  pub fn add_p90_ns(&mut self, p90_ns: u64) {
+    self.fbb_.push_slot::<u64>(StageTimes::VT_P90_NS, p90_ns, 0);
+  }
+  #[inline]
+  pub fn add_p99_ns(&mut self, p99_ns: u64) {
+    self.fbb_.push_slot::<u64>(StageTimes::VT_P99_NS, p99_ns, 0);
+  }
+  #[inline]
+  pub fn add_p999_ns(&mut self, p999_ns: u64) {
+    self.fbb_.push_slot::<u64>(StageTimes::VT_P999_NS, p999_ns, 0);
+  }
+  #[inline]
+  pub fn add_max_ns(&mut self, max_ns: u64) {
+    self.fbb_.push_slot::<u64>(StageTimes::VT_MAX_NS, max_ns, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> StageTimesBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    StageTimesBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<StageTimes<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, StageTimes::VT_NAME,"name");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for StageTimes<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("StageTimes");
+      ds.field("name", &self.name());
+      ds.field("count", &self.count());
+      ds.field("mean_ns", &self.mean_ns());
+      ds.field("p50_ns", &self.p50_ns());
+      ds.field("p90_ns", &self.p90_ns());
+      ds.field("p99_ns", &self.p99_ns());
+      ds.field("p999_ns", &self.p999_ns());
+      ds.field("max_ns", &self.max_ns());
+      ds.finish()
+  }
+}
 pub enum ShardStatusOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -10537,6 +10753,7 @@ impl<'a> ShardStatus<'a> {
   pub const VT_RETENTION_ROWS: ::flatbuffers::VOffsetT = 92;
   pub const VT_RETENTION_CARRIED: ::flatbuffers::VOffsetT = 94;
   pub const VT_RETENTION_WAITS_FOR: ::flatbuffers::VOffsetT = 96;
+  pub const VT_STAGES: ::flatbuffers::VOffsetT = 98;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -10576,6 +10793,7 @@ impl<'a> ShardStatus<'a> {
     builder.add_rows(args.rows);
     builder.add_durable_position(args.durable_position);
     builder.add_position(args.position);
+    if let Some(x) = args.stages { builder.add_stages(x); }
     if let Some(x) = args.retention_waits_for { builder.add_retention_waits_for(x); }
     builder.add_retention_segments(args.retention_segments);
     if let Some(x) = args.retention_due { builder.add_retention_due(x); }
@@ -10928,6 +11146,13 @@ impl<'a> ShardStatus<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ShardStatus::VT_RETENTION_WAITS_FOR, None)}
   }
+  #[inline]
+  pub fn stages(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<StageTimes<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<StageTimes>>>>(ShardStatus::VT_STAGES, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for ShardStatus<'_> {
@@ -10983,6 +11208,7 @@ impl ::flatbuffers::Verifiable for ShardStatus<'_> {
      .visit_field::<u64>("retention_rows", Self::VT_RETENTION_ROWS, false)?
      .visit_field::<u64>("retention_carried", Self::VT_RETENTION_CARRIED, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("retention_waits_for", Self::VT_RETENTION_WAITS_FOR, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<StageTimes>>>>("stages", Self::VT_STAGES, false)?
      .finish();
     Ok(())
   }
@@ -11035,6 +11261,7 @@ pub struct ShardStatusArgs<'a> {
     pub retention_rows: u64,
     pub retention_carried: u64,
     pub retention_waits_for: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub stages: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<StageTimes<'a>>>>>,
 }
 impl<'a> Default for ShardStatusArgs<'a> {
   #[inline]
@@ -11087,6 +11314,7 @@ impl<'a> Default for ShardStatusArgs<'a> {
       retention_rows: 0,
       retention_carried: 0,
       retention_waits_for: None,
+      stages: None,
     }
   }
 }
@@ -11285,6 +11513,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ShardStatusBuilder<'a, 'b, A>
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ShardStatus::VT_RETENTION_WAITS_FOR, retention_waits_for);
   }
   #[inline]
+  pub fn add_stages(&mut self, stages: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<StageTimes<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ShardStatus::VT_STAGES, stages);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ShardStatusBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     ShardStatusBuilder {
@@ -11349,6 +11581,7 @@ impl ::core::fmt::Debug for ShardStatus<'_> {
       ds.field("retention_rows", &self.retention_rows());
       ds.field("retention_carried", &self.retention_carried());
       ds.field("retention_waits_for", &self.retention_waits_for());
+      ds.field("stages", &self.stages());
       ds.finish()
   }
 }

@@ -12,7 +12,7 @@ pub use dispute::{DisputeInfo, DisputeSide};
 pub use reconcile::{Merge, Orphan, ReconcileReport, Suspect};
 pub use registry::{CorpusInfo, Proposal, Signature, Total};
 pub use row::{Claimed, Row};
-pub use status::{ShardEndpoint, ShardStatus, StatusReport, Welcome};
+pub use status::{ShardEndpoint, ShardStatus, StageTimes, StatusReport, Welcome};
 
 use crate::{ErrorCode, ErrorOutcome, LogPosition};
 use uuid::Uuid;

@@ -104,6 +104,21 @@ pub struct ShardStatus {
     pub retention_carried: u64,
     /// What stands against it.
     pub retention_waits_for: Option<String>,
+    /// Of the core, since start; told with its first shard.
+    pub stages: Vec<StageTimes>,
+}
+
+/// Where the time goes: one stage of a request's way.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct StageTimes {
+    pub name: String,
+    pub count: u64,
+    pub mean_ns: u64,
+    pub p50_ns: u64,
+    pub p90_ns: u64,
+    pub p99_ns: u64,
+    pub p999_ns: u64,
+    pub max_ns: u64,
 }
 
 /// The state of the daemon.

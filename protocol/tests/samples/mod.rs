@@ -6,8 +6,8 @@ use claim_protocol::{
     CorpusInfo, DISPUTE_IDS_MAX, DisputeInfo, DisputeSide, DisputeState, DisputeVerdict, Entry, ErrorCode,
     ErrorOutcome, FRAME_BYTES_MAX, Head, Lifecycle, LogPosition, Merge, Operation, Orphan, OverloadLevel, Pair,
     Proposal, QUARTER_YEAR_MAX, QUARTER_YEAR_MIN, ReasonCode, ReconcileReport, ReconciliationState, ReplyResult, Role,
-    Row, ServerError, ShardEndpoint, ShardStatus, Signature, StatusReport, Suspect, TAIL_WAIT_MS_MAX, Total,
-    UNLESS_REGISTERED_MS_MAX, Uuid, Verdict, Welcome,
+    Row, ServerError, ShardEndpoint, ShardStatus, Signature, StageTimes, StatusReport, Suspect, TAIL_WAIT_MS_MAX,
+    Total, UNLESS_REGISTERED_MS_MAX, Uuid, Verdict, Welcome,
 };
 
 pub const ID: Uuid = Uuid::from_u128(0x0190_0000_0000_7abc_8def_0123_4567_89ab);
@@ -292,6 +292,19 @@ pub fn results() -> Vec<ReplyResult> {
         retention_rows: 11,
         retention_carried: 12,
         retention_waits_for: Some("a hold on 2021-Q2: an audit".to_owned()),
+        stages: vec![
+            StageTimes {
+                name: "step".to_owned(),
+                count: 8,
+                mean_ns: 7,
+                p50_ns: 6,
+                p90_ns: 5,
+                p99_ns: 4,
+                p999_ns: 3,
+                max_ns: u64::MAX,
+            },
+            StageTimes::default(),
+        ],
         ..Default::default()
     };
     let bare_row = Row {

@@ -88,7 +88,7 @@ fn run(args: Args) -> Result<(), Failure> {
         Verb::Audit(Audit::Export(verb)) => tail::export(&session, verb, &mut output),
         Verb::Config(Config::Show) => config::show(&session, &mut output),
         Verb::Import(verb) => import::import(&session, verb, &mut output),
-        Verb::Status => status::status(&session, &mut output),
+        Verb::Status { stages } => status::status(&session, stages, &mut output),
     }?;
     output.finish()
 }

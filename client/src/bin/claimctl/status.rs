@@ -4,7 +4,7 @@ use crate::failure::Failure;
 use crate::output::Output;
 use crate::session::Session;
 use crate::time::{age_seconds, ago, now_us, rfc3339};
-use claim_client::{RequestOptions, ShardStatus, StatusReport};
+use claim_client::{RequestOptions, ShardStatus, StageTimes, StatusReport};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -90,6 +90,37 @@ struct ShardJson<'a> {
     retention_carried: u64,
     retention_waits_for: Option<&'a str>,
     full_in_days: Option<u64>,
+    /// Of the core; with its first shard.
+    stages: Vec<StageJson<'a>>,
+}
+
+/// Where the time goes, in JSON.
+#[derive(Debug, Serialize)]
+struct StageJson<'a> {
+    stage: &'a str,
+    count: u64,
+    mean_us: f64,
+    p50_us: f64,
+    p90_us: f64,
+    p99_us: f64,
+    p999_us: f64,
+    max_us: f64,
+}
+
+impl<'a> StageJson<'a> {
+    fn new(times: &'a StageTimes) -> Self {
+        let us = |ns: u64| ns as f64 / 1e3;
+        StageJson {
+            stage: &times.name,
+            count: times.count,
+            mean_us: us(times.mean_ns),
+            p50_us: us(times.p50_ns),
+            p90_us: us(times.p90_ns),
+            p99_us: us(times.p99_ns),
+            p999_us: us(times.p999_ns),
+            max_us: us(times.max_ns),
+        }
+    }
 }
 
 impl<'a> ShardJson<'a> {
@@ -143,11 +174,12 @@ impl<'a> ShardJson<'a> {
             retention_carried: shard.retention_carried,
             retention_waits_for: shard.retention_waits_for.as_deref(),
             full_in_days: full_in_days(shard, uptime_ms),
+            stages: shard.stages.iter().map(StageJson::new).collect(),
         }
     }
 }
 
-pub fn status(session: &Session, output: &mut Output) -> Result<(), Failure> {
+pub fn status(session: &Session, with_stages: bool, output: &mut Output) -> Result<(), Failure> {
     let report = session.client.status(&RequestOptions::default()).wait()?.value;
     let now_us = now_us();
     let age = |at_us| age_seconds(at_us, now_us);
@@ -222,7 +254,20 @@ pub fn status(session: &Session, output: &mut Output) -> Result<(), Failure> {
         "free",
         "full in",
     ];
-    output.table(&head, report.shards.iter().map(|shard| storage_row(shard, report.uptime_ms)).collect())
+    output.table(&head, report.shards.iter().map(|shard| storage_row(shard, report.uptime_ms)).collect())?;
+    if !with_stages {
+        return Ok(());
+    }
+    output.line("")?;
+    let head = ["core", "stage", "count", "mean us", "p50 us", "p90 us", "p99 us", "p99.9 us", "max us"];
+    let rows = report.shards.iter().flat_map(|shard| shard.stages.iter().map(|times| stage_row(shard.core, times)));
+    output.table(&head, rows.collect())
+}
+
+fn stage_row(core: u16, times: &StageTimes) -> Vec<String> {
+    let StageJson { stage, count, mean_us, p50_us, p90_us, p99_us, p999_us, max_us } = StageJson::new(times);
+    let us = [mean_us, p50_us, p90_us, p99_us, p999_us, max_us].map(|us| format!("{us:.1}"));
+    [core.to_string(), stage.to_owned(), count.to_string()].into_iter().chain(us).collect()
 }
 
 /// Days until the shard's file can't grow any more, at the rate since the daemon started; `None` while that can't be told.

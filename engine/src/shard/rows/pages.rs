@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 
 /// Bytes of a sealed segment's log that a page of a scan looks at, about.
 const SCAN_BYTES: u64 = 1 << 20;
+/// The same at least: every record fits.
+const SCAN_BYTES_MIN: u64 = 256 << 10;
 
 impl Rows {
     /// Claims with an event key, the last first, from a log offset back and since a moment, at most `limit` of them. Rows that
@@ -148,10 +150,14 @@ impl Rows {
             let Some(mut stretch) = self.catalog.rows_after(sealed.summary.segment, prefix.get(), from)? else {
                 continue;
             };
+            // As much as so many rows of the corpus take here, and some more.
+            let bytes_a_row = sealed.summary.bytes / span.rows.max(1);
+            let window = bytes_a_row.saturating_mul(limit as u64).saturating_mul(5) / 4;
+            let window = window.clamp(SCAN_BYTES_MIN, SCAN_BYTES);
             // The rows of the corpus end with this one, whatever is behind.
             let mut is_at_end = false;
             while !is_at_end && stretch.start < stretch.end {
-                let end = stretch.end.min(stretch.start + SCAN_BYTES);
+                let end = stretch.end.min(stretch.start + window);
                 let block = crate::log::layout::BLOCK_BYTES;
                 let start = stretch.start / block * block;
                 let bytes = self.catalog.stretch(start, end)?;
