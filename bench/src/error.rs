@@ -75,9 +75,9 @@ pub enum BenchError {
         /// How many.
         errors: u64,
     },
-    /// The daemon under test did not do what it was started for.
+    /// A server under test did not do what it was started for.
     #[error("{what}{log}")]
-    Daemon {
+    Server {
         /// What it did.
         what: String,
         /// What it wrote to its standard error, under a heading; may be empty.

@@ -25,6 +25,8 @@ mod reads;
 mod run;
 mod sample;
 mod scans;
+mod scratch_directory;
+mod server_process;
 mod session;
 mod target;
 mod work;
