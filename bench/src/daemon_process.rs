@@ -3,6 +3,7 @@
 use crate::error::BenchError;
 use crate::server_process::{Manner, ServerProcess, run_to_end};
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -43,6 +44,11 @@ impl DaemonProcess {
     /// Where it serves.
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> Pid {
+        self.server.pid()
     }
 
     /// Asks it to end, and fails when it ends badly or not in time.
