@@ -29,6 +29,11 @@ impl Shape {
         }
         Ok(())
     }
+
+    /// Each claim's: neither zero nor repeating, so that no layer can make less of it than it is.
+    pub fn metadata(self) -> Vec<u8> {
+        (0..self.metadata_bytes).map(|number| (number as u8).wrapping_mul(151) ^ 0x5a).collect()
+    }
 }
 
 /// Encodes claims with fresh keys, corpus after corpus.
@@ -52,8 +57,7 @@ impl Claims {
             shape,
             corpora,
             keys: Keys::new(),
-            // Neither zero nor repeating: no layer can make less of it than it is.
-            metadata: (0..shape.metadata_bytes).map(|number| (number as u8).wrapping_mul(151) ^ 0x5a).collect(),
+            metadata: shape.metadata(),
             builder: Builder::new(),
             event_keys: String::with_capacity(shape.batch * EVENT_KEY_BYTES),
             requests: 0,

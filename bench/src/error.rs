@@ -1,6 +1,7 @@
 //! What ends a measurement.
 
 use claim_engine::device::DeviceError;
+use nix::sys::signal::Signal;
 use std::io;
 use std::path::PathBuf;
 
@@ -75,13 +76,37 @@ pub enum BenchError {
         /// How many.
         errors: u64,
     },
-    /// The daemon under test did not do what it was started for.
+    /// A server under test did not do what it was started for.
     #[error("{what}{log}")]
-    Daemon {
+    Server {
         /// What it did.
         what: String,
         /// What it wrote to its standard error, under a heading; may be empty.
         log: String,
+    },
+    /// A peer did something else than the job.
+    #[error("{system} does not do the job: {what}")]
+    NotTheJob {
+        /// Which.
+        system: &'static str,
+        /// What was found, and what would be right.
+        what: String,
+    },
+    /// A peer's client failed.
+    #[error("{system} failed to {doing}: {message}")]
+    Peer {
+        /// Which.
+        system: &'static str,
+        /// What was asked.
+        doing: &'static str,
+        /// What it said.
+        message: String,
+    },
+    /// A signal came.
+    #[error("ended by {signal}; the servers are ended and the scratch directory is removed")]
+    Interrupted {
+        /// Which.
+        signal: Signal,
     },
     /// The arguments contradict each other or the daemon.
     #[error("{0}")]

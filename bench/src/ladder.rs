@@ -8,6 +8,7 @@ use crate::floor::{self, Floor, FloorRow};
 use crate::load::Timing;
 use crate::outcome::{Latencies, Row, hundredths, number_table, thousands};
 use crate::run::{positive, seconds};
+use crate::scratch_directory::ScratchDirectory;
 use crate::target::Target;
 use claim_engine::device::probe::FlushMode;
 use claim_engine::device::scratch::{Caching, Extents};
@@ -81,7 +82,7 @@ pub fn ladder(arguments: &LadderArguments) -> Result<(), BenchError> {
     let scratch = ScratchDirectory::make(&arguments.dir, arguments.keep)?;
     let mut daemon = DaemonProcess::start(
         &arguments.claimd,
-        &scratch.path.join("ledger"),
+        &scratch.path().join("ledger"),
         arguments.daemon_core,
         arguments.poll_us,
     )?;
@@ -176,32 +177,6 @@ fn table(rungs: &[Rung]) -> Table {
     table
 }
 
-/// A directory for the ledger, removed at the end whatever happened.
-struct ScratchDirectory {
-    path: PathBuf,
-    keep: bool,
-}
-
-impl ScratchDirectory {
-    fn make(parent: &Path, keep: bool) -> Result<Self, BenchError> {
-        let failed = |source| BenchError::System { operation: "make a directory for the ledger", source };
-        let parent = parent.canonicalize().map_err(failed)?;
-        let path = parent.join(format!("claim-bench-{}", std::process::id()));
-        std::fs::create_dir(&path).map_err(failed)?;
-        Ok(ScratchDirectory { path, keep })
-    }
-}
-
-impl Drop for ScratchDirectory {
-    fn drop(&mut self) {
-        if self.keep {
-            eprintln!("kept {}", self.path.display());
-        } else if let Err(error) = std::fs::remove_dir_all(&self.path) {
-            eprintln!("cannot remove {}: {error}", self.path.display());
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -223,17 +198,5 @@ mod tests {
         let json = serde_json::to_value(&rung).expect("it serialises");
         assert!(json["p50_us"].is_number() && json["p50_to_floor"].is_number(), "{json}");
         assert!(table(&[rung]).to_string().contains("2.0"), "the ratio is shown");
-    }
-
-    #[test]
-    fn the_scratch_directory_goes_unless_it_is_kept() {
-        let parent = tempfile::tempdir().expect("a scratch directory");
-        let scratch = ScratchDirectory::make(parent.path(), false).expect("made");
-        let path = scratch.path.clone();
-        assert!(path.is_dir());
-        drop(scratch);
-        assert!(!path.exists());
-        drop(ScratchDirectory::make(parent.path(), true).expect("made"));
-        assert!(path.is_dir());
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! `floor` measures durable writes on the bare file system, or reads of a file, `run` loads a daemon over its socket with
 //! claims or reads, in a closed loop or at a rate, and `ladder` does both around a daemon of its own, from one claim
-//! outstanding to many. Nothing here reaches into the daemon: what is measured is what a client gets.
+//! outstanding to many. `peers` has other systems do the same job beside claimd. Nothing here reaches into the daemon: what is measured is what a client gets.
 
 mod affinity;
 mod beside;
@@ -13,18 +13,22 @@ mod error;
 #[cfg(test)]
 mod fake_daemon;
 mod floor;
+mod interrupt;
 mod keys;
 mod ladder;
 mod load;
 mod lookups;
 mod outcome;
 mod pace;
+mod peers;
 mod random;
 mod read_floor;
 mod reads;
 mod run;
 mod sample;
 mod scans;
+mod scratch_directory;
+mod server_process;
 mod session;
 mod target;
 mod work;
@@ -61,6 +65,19 @@ Examples:
   What reads do to claims: claims alone and beside lookups, in turn:
     claim-bench run --operation lookups --beside-claims 64 --rounds 5";
 
+const PEERS_EXAMPLES: &str = "\
+PostgreSQL comes from its packages (`apt-get install postgresql`); this command makes a cluster, starts and stops it, and \
+removes it. Only one system runs at a time. claimd has one core for itself; PostgreSQL may use every core. Both write a row and \
+its audit for each claim, and answer when they are durable.
+
+Examples:
+  Both on the device of /srv:
+    claim-bench peers --claimd target/release/claimd --dir /srv
+  PostgreSQL on one core too, and with group commits that wait 50 µs for others:
+    claim-bench peers --claimd target/release/claimd --dir /srv --postgres-one-core --postgres-set commit_delay=50
+  For a program, in a minute:
+    claim-bench peers --claimd target/release/claimd --seconds 2 --rounds 1 --json";
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// The device's own durable writes or reads, below any daemon.
@@ -72,6 +89,9 @@ enum Command {
     /// Formats a scratch ledger, starts a daemon on it, and climbs from 1 to 1,024 requests outstanding beside the floor.
     #[command(after_help = "Example: claim-bench ladder --claimd target/release/claimd --dir /srv --seconds 10")]
     Ladder(ladder::LadderArguments),
+    /// The same durable claims by PostgreSQL and by claimd, in turn with the floor, from one connection to many and in batches.
+    #[command(after_help = PEERS_EXAMPLES)]
+    Peers(peers::PeersArguments),
 }
 
 fn main() -> ExitCode {
@@ -79,6 +99,7 @@ fn main() -> ExitCode {
         Command::Floor(arguments) => floor::floor(&arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::Ladder(arguments) => ladder::ladder(&arguments),
+        Command::Peers(arguments) => peers::peers(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
