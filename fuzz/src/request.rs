@@ -2,7 +2,8 @@
 
 use claim_protocol::frame::{FrameBuffer, split_frame};
 use claim_protocol::{
-    Builder, DecodeError, FRAME_BYTES_MAX, Reply, Request, decode_reply, decode_request, encode_reply, encode_request,
+    Builder, DecodeError, FRAME_BYTES_MAX, Reply, Request, decode_any, decode_reply, decode_request, encode_reply,
+    encode_request,
 };
 use claim_translate as translate;
 use uuid::Uuid;
@@ -55,6 +56,8 @@ fn split_in_pieces(stream: &[u8], piece: usize) -> (Vec<Vec<u8>>, bool) {
 }
 
 fn content(bytes: &[u8]) {
+    // What is read in one pass is what the general way reads.
+    assert_eq!(decode_request(bytes).ok(), decode_any(bytes).ok());
     match decode_request(bytes) {
         Ok(request) => {
             same_request(&request);

@@ -45,6 +45,8 @@ pub use bounds::{
 };
 pub use decode_error::DecodeError;
 pub use decode_reply::decode_reply;
+#[doc(hidden)]
+pub use decode_request::decode_any;
 pub use decode_request::decode_request;
 pub use encode_reply::{encode_claimed, encode_reply, entry_frame_bytes, row_frame_bytes};
 pub use encode_request::encode_request;

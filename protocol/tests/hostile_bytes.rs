@@ -3,7 +3,7 @@
 use claim_protocol::frame::split_frame;
 use claim_protocol::{
     Builder, CHAIN_HASH_BYTES, ClaimItem, DisputeVerdict, FRAME_PREFIX_BYTES, LogPosition, Operation, ReasonCode,
-    Reply, ReplyResult, Request, Role, Verdict, decode_reply, decode_request, encode_reply, encode_request,
+    Reply, ReplyResult, Request, Role, Verdict, decode_any, decode_reply, decode_request, encode_reply, encode_request,
 };
 use proptest::prelude::{ProptestConfig, any, proptest};
 use proptest::{collection, prop_assert};
@@ -14,6 +14,7 @@ mod samples;
 
 /// Frames' contents that verify, to be damaged.
 static REQUESTS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| samples::operations().into_iter().map(content).collect());
+static CLAIMS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(claims);
 static REPLIES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| samples::results().into_iter().map(reply).collect());
 
 fn content(operation: Operation<'_>) -> Vec<u8> {
@@ -26,6 +27,61 @@ fn content(operation: Operation<'_>) -> Vec<u8> {
     let mut stream = Vec::new();
     encode_request(&mut Builder::new(), &request, &mut stream).expect("fits");
     stream.split_off(FRAME_PREFIX_BYTES)
+}
+
+/// Claims as clients send them, and with fields that they seldom have.
+fn claims() -> Vec<Vec<u8>> {
+    let full = ClaimItem { owning_corpus: "b", hosting_corpus: "c", taxonomy_version: 9, metadata: &[7; 99], ..item() };
+    let bare = ClaimItem { owning_corpus: "", hosting_corpus: "", taxonomy_version: 0, metadata: &[], ..item() };
+    let claim = |item, unless_registered_within_ms| Operation::Claim { corpus: "a", item, unless_registered_within_ms };
+    let operations = [
+        claim(full.clone(), 0),
+        claim(bare.clone(), 5_000),
+        Operation::ClaimBatch { corpus: "a", items: vec![full.clone(), bare, full] },
+        Operation::ClaimBatch { corpus: "a", items: vec![] },
+    ];
+    let requests = operations.into_iter().flat_map(|operation| {
+        let plain = Request { idempotency_key: Some(KEY), ..Request::new(77, operation) };
+        let more = Request {
+            deadline_ms: 9,
+            rationale: "because",
+            correlation_id: Some(ID),
+            at_us: Some(-3),
+            ..plain.clone()
+        };
+        [plain, more]
+    });
+    let encode = |request: Request<'_>| {
+        let mut stream = Vec::new();
+        encode_request(&mut Builder::new(), &request, &mut stream).expect("fits");
+        stream.split_off(FRAME_PREFIX_BYTES)
+    };
+    requests.map(encode).collect()
+}
+
+/// What is read in one pass is what the general way reads.
+fn is_read_alike(bytes: &[u8]) -> bool {
+    match (decode_request(bytes), decode_any(bytes)) {
+        (Ok(request), Ok(any)) => request == any,
+        (found, any) => found.is_err() && any.is_err(),
+    }
+}
+
+#[test]
+fn claims_are_read_alike_with_any_byte_changed() {
+    for bytes in claims() {
+        assert!(is_read_alike(&bytes) && decode_request(&bytes).is_ok());
+        for at in 0..bytes.len() {
+            for change in [1, 2, 4, 8, 16, 32, 64, 128, 255] {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= change;
+                assert!(is_read_alike(&damaged), "byte {at} changed by {change} of {bytes:?}");
+            }
+        }
+        for length in 0..bytes.len() {
+            assert!(is_read_alike(&bytes[..length]), "the first {length} of {bytes:?}");
+        }
+    }
 }
 
 fn reply(result: ReplyResult) -> Vec<u8> {
@@ -47,6 +103,19 @@ fn held_bytes(request: &Request<'_>) -> usize {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 4096, ..ProptestConfig::default() })]
+
+    #[test]
+    fn damaged_claims_are_read_alike(
+        which in any::<usize>(),
+        damage in collection::vec((any::<u16>(), any::<u8>()), 1..6),
+    ) {
+        let mut bytes = CLAIMS[which % CLAIMS.len()].clone();
+        for (at, value) in damage {
+            let at = usize::from(at) % bytes.len();
+            bytes[at] = value;
+        }
+        prop_assert!(is_read_alike(&bytes), "{bytes:?}");
+    }
 
     #[test]
     fn random_bytes_are_refused_or_read(bytes in collection::vec(any::<u8>(), 0..2048)) {

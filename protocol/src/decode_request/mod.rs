@@ -1,6 +1,7 @@
 //! Frames to requests.
 
 mod audit;
+mod claims;
 mod dispute;
 
 use crate::bounds::{
@@ -28,6 +29,18 @@ const VERIFIER: VerifierOptions = VerifierOptions {
 /// Fatal when the bytes do not verify; otherwise a bound is exceeded, a value is unknown, or a mutating operation
 /// lacks its key. See [`DecodeError::fatal`].
 pub fn decode_request(content: &[u8]) -> Result<Request<'_>, DecodeError> {
+    match claims::decode(content) {
+        Some(request) => Ok(request),
+        None => decode_any(content),
+    }
+}
+
+/// The same in the general way, which takes every request, and says what is wrong with one.
+///
+/// # Errors
+/// As [`decode_request`].
+#[doc(hidden)]
+pub fn decode_any(content: &[u8]) -> Result<Request<'_>, DecodeError> {
     let root = flatbuffers::root_with_opts::<wire::Request>(&VERIFIER, content)
         .map_err(|error| DecodeError::unverified("request", &error))?;
     decode_verified(&root).map_err(|message| DecodeError::content(root.request_id(), message))
@@ -226,20 +239,24 @@ fn decode_operation<'a>(root: &wire::Request<'a>) -> Result<Operation<'a>, Strin
 }
 
 fn decode_item<'a>(item: &wire::ClaimItem<'a>) -> Result<ClaimItem<'a>, String> {
-    let event_key = event_key(item.event_key())?;
-    let owning_corpus = name_or_empty("owning_corpus", item.owning_corpus())?;
-    let hosting_corpus = name_or_empty("hosting_corpus", item.hosting_corpus())?;
-    let metadata = item.metadata().map(|metadata| metadata.bytes()).unwrap_or_default();
-    at_most("metadata", metadata.len(), METADATA_BYTES_MAX, "bytes")?;
-    Ok(ClaimItem {
-        event_key,
+    check_item(ClaimItem {
+        event_key: item.event_key(),
         occurred_at_us: item.occurred_at_us(),
-        owning_corpus,
-        hosting_corpus,
-        category: name("category", item.category())?,
+        owning_corpus: item.owning_corpus().unwrap_or_default(),
+        hosting_corpus: item.hosting_corpus().unwrap_or_default(),
+        category: item.category(),
         taxonomy_version: item.taxonomy_version(),
-        metadata,
+        metadata: item.metadata().map(|metadata| metadata.bytes()).unwrap_or_default(),
     })
+}
+
+fn check_item(item: ClaimItem<'_>) -> Result<ClaimItem<'_>, String> {
+    event_key(item.event_key)?;
+    name_or_empty("owning_corpus", Some(item.owning_corpus))?;
+    name_or_empty("hosting_corpus", Some(item.hosting_corpus))?;
+    at_most("metadata", item.metadata.len(), METADATA_BYTES_MAX, "bytes")?;
+    name("category", item.category)?;
+    Ok(item)
 }
 
 fn decode_history<'a>(table: &wire::History<'a>) -> Result<Operation<'a>, String> {
