@@ -3,8 +3,9 @@
 use crate::claims::Shape;
 use crate::error::BenchError;
 use crate::load::{Link, Timing, load};
-use crate::outcome::{Row, Setting, hundredths, table};
+use crate::outcome::{Figures, Row, Setting, hundredths, table};
 use crate::reads::{self, Kind, ReadRow, ReadSetting};
+use crate::record::RowSetting;
 use serde::Serialize;
 use std::thread;
 
@@ -15,6 +16,14 @@ pub struct Beside {
     claims_alone: Vec<Row>,
     claims_beside: Vec<Row>,
     reads: Vec<ReadRow>,
+}
+
+/// The medians of one load.
+#[derive(Debug)]
+pub struct MedianRow {
+    pub setting: RowSetting,
+    pub units_per_second: f64,
+    pub figures: Figures,
 }
 
 /// A row, with the round that it is of or the number of rounds whose medians it has.
@@ -82,19 +91,33 @@ impl Beside {
     }
 
     /// The claims' medians beside reads.
-    pub fn claims_beside(&self) -> Row {
+    fn claims_beside(&self) -> Row {
         Row::median(&self.claims_beside)
     }
 
     /// The reads' medians.
-    pub fn reads(&self) -> ReadRow {
+    fn reads(&self) -> ReadRow {
         ReadRow::median(&self.reads)
     }
 
-    /// Refusals of all rounds.
-    pub fn errors(&self) -> u64 {
-        let claims = self.claims_alone.iter().chain(&self.claims_beside).map(|row| row.errors);
-        claims.chain(self.reads.iter().map(|row| row.errors)).sum()
+    /// The medians of all three loads.
+    pub fn medians(&self) -> [MedianRow; 3] {
+        let beside = |name: &str| Some(name.to_owned());
+        let claims = |row: Row, beside| MedianRow {
+            setting: RowSetting { beside, ..row.setting() },
+            units_per_second: row.claims_per_second,
+            figures: row.figures,
+        };
+        let reads = self.reads();
+        [
+            claims(Row::median(&self.claims_alone), None),
+            claims(self.claims_beside(), beside(self.kind.name())),
+            MedianRow {
+                setting: RowSetting { beside: beside("claims"), ..reads.setting() },
+                units_per_second: reads.rows_per_second,
+                figures: reads.figures,
+            },
+        ]
     }
 
     fn ratios(&self) -> Ratios {
@@ -104,9 +127,9 @@ impl Beside {
             beside: self.kind.name(),
             median_of: self.reads.len(),
             claims_per_second_to_alone: hundredths(beside.claims_per_second / alone.claims_per_second),
-            p50_to_alone: hundredths(beside.latencies.p50_us / alone.latencies.p50_us),
-            p99_to_alone: hundredths(beside.latencies.p99_us / alone.latencies.p99_us),
-            p999_to_alone: hundredths(beside.latencies.p999_us / alone.latencies.p999_us),
+            p50_to_alone: hundredths(beside.figures.latencies.p50_us / alone.figures.latencies.p50_us),
+            p99_to_alone: hundredths(beside.figures.latencies.p99_us / alone.figures.latencies.p99_us),
+            p999_to_alone: hundredths(beside.figures.latencies.p999_us / alone.figures.latencies.p999_us),
         }
     }
 
@@ -171,9 +194,15 @@ mod tests {
             assert_eq!(beside.reads.len(), round);
         }
         let (claims, reads) = (beside.claims_beside(), beside.reads());
-        assert!(claims.claims > 0 && claims.rate.is_none() && claims.outstanding == 4, "{claims:?}");
-        assert!(reads.requests > 0 && reads.rate == Some(500.0) && reads.outstanding == 8, "{reads:?}");
-        assert_eq!(beside.errors(), 0);
+        assert!(claims.claims > 0 && claims.figures.rate.is_none() && claims.outstanding == 4, "{claims:?}");
+        assert!(reads.figures.requests > 0 && reads.figures.rate == Some(500.0) && reads.outstanding == 8, "{reads:?}");
+        let medians = beside.medians();
+        let labels = medians.iter().map(|row| row.setting.label()).collect::<Vec<_>>();
+        assert_eq!(
+            labels,
+            ["claims, 4 outstanding", "claims beside lookups, 4 outstanding", "lookups beside claims, 500/s"]
+        );
+        assert!(medians.iter().all(|row| row.figures.errors == 0 && row.units_per_second > 0.0), "{medians:?}");
         let ratios = beside.ratios();
         assert!(ratios.p50_to_alone > 0.0 && ratios.median_of == 2, "{ratios:?}");
         let line = Line { round: Some(1), median_of: None, beside: "claims", row: &reads };

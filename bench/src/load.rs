@@ -16,7 +16,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How long replies are waited for after the last request.
 const DRAIN_SECONDS: u64 = 10;
@@ -110,7 +110,7 @@ impl Load {
             measured_from,
             measured_until: measured_from + timing.measured,
             is_over: false,
-            tally: Tally::new(),
+            tally: Tally::starting_at(SystemTime::now() + timing.warm_up, timing.measured),
         })
     }
 
@@ -177,8 +177,11 @@ impl Load {
                 // Refusals count even outside the window, for a daemon that refuses during the warm-up is not what was to
                 // be measured.
                 let units = work.take(answered.slot, &answered.reply.result, &mut self.tally)?;
-                if let Some(units) = units.filter(|_| window.contains(&moment)) {
-                    self.tally.answered(now - answered.since, units, answered.bytes);
+                let Some(units) = units else { continue };
+                self.tally.in_time += u64::from(window.contains(&now));
+                if window.contains(&moment) {
+                    let at = moment - self.measured_from;
+                    self.tally.answered(at, now - answered.since, units, answered.bytes);
                 }
             }
             if now < self.measured_until && self.open.is_none() {

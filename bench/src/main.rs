@@ -2,13 +2,16 @@
 //!
 //! `floor` measures durable writes on the bare file system, or reads of a file, `run` loads a daemon over its socket with
 //! claims or reads, in a closed loop or at a rate, and `ladder` does both around a daemon of its own, from one claim
-//! outstanding to many. Nothing here reaches into the daemon: what is measured is what a client gets.
+//! outstanding to many. Recorded runs are what `compare` sets side by side. Nothing here reaches into the daemon: what is
+//! measured is what a client gets.
 
 mod affinity;
 mod beside;
 mod claims;
+mod compare;
 mod connection;
 mod daemon_process;
+mod environment;
 mod error;
 #[cfg(test)]
 mod fake_daemon;
@@ -22,9 +25,11 @@ mod pace;
 mod random;
 mod read_floor;
 mod reads;
+mod record;
 mod run;
 mod sample;
 mod scans;
+mod series;
 mod session;
 mod target;
 mod work;
@@ -59,7 +64,9 @@ Examples:
   Whole corpora, page after page, beside the device's sequential reads:
     claim-bench run --operation scans --outstanding 4 --floor ./claimd-data/shard-0000.ledger
   What reads do to claims: claims alone and beside lookups, in turn:
-    claim-bench run --operation lookups --beside-claims 64 --rounds 5";
+    claim-bench run --operation lookups --beside-claims 64 --rounds 5
+  A rate that has to be held, kept with its histograms and the machine's facts:
+    claim-bench run --rate 20000 --outstanding 4096 --record before";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -69,6 +76,9 @@ enum Command {
     /// Claims, lookups or scans against a running daemon, in a closed loop or at a rate.
     #[command(after_help = RUN_EXAMPLES)]
     Run(run::RunArguments),
+    /// Two recorded runs, row by row: what of rates and latencies changed.
+    #[command(after_help = "Example: claim-bench compare before/results.json after/results.json")]
+    Compare(compare::CompareArguments),
     /// Formats a scratch ledger, starts a daemon on it, and climbs from 1 to 1,024 requests outstanding beside the floor.
     #[command(after_help = "Example: claim-bench ladder --claimd target/release/claimd --dir /srv --seconds 10")]
     Ladder(ladder::LadderArguments),
@@ -78,6 +88,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Floor(arguments) => floor::floor(&arguments),
         Command::Run(arguments) => run::run(&arguments),
+        Command::Compare(arguments) => compare::compare(&arguments),
         Command::Ladder(arguments) => ladder::ladder(&arguments),
     };
     match done {

@@ -1,19 +1,22 @@
 //! `claim-bench run`: a load on a daemon that is already there.
 
 use crate::affinity;
-use crate::beside::Beside;
+use crate::beside::{Beside, MedianRow};
 use crate::claims::Shape;
+use crate::environment::Environment;
 use crate::error::BenchError;
 use crate::load::Timing;
-use crate::outcome::table;
+use crate::outcome::{Figures, table};
 use crate::pace;
 use crate::random::Random;
 use crate::read_floor::{self, ReadFile, ReadMeasured};
 use crate::reads::{self, Kind, Reads};
+use crate::record::{Recorder, RowSetting};
+use crate::session::Session;
 use crate::target::Target;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -86,6 +89,13 @@ pub struct RunArguments {
     /// Stay on this core; the daemon's should be others.
     #[arg(long)]
     core: Option<usize>,
+    /// A directory to keep the run in, for `claim-bench report` and `compare`: results.json, and for each row its percentiles
+    /// (.hgrm) and its seconds (.hlog), as HdrHistogram's viewers read them.
+    #[arg(long)]
+    record: Option<PathBuf>,
+    /// The ledger's directory, whose file system and device are recorded; unless told otherwise, the socket's.
+    #[arg(long, requires = "record")]
+    dir: Option<PathBuf>,
     /// One JSON object per row.
     #[arg(long)]
     json: bool,
@@ -106,20 +116,44 @@ pub fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
-/// Runs every row and prints it; an error when any request was refused.
+/// Runs every row and prints it; an error when any request was refused, or a rate was missed.
 pub fn run(arguments: &RunArguments) -> Result<(), BenchError> {
     arguments.check()?;
     if let Some(core) = arguments.core {
         affinity::pin_to(core)?;
     }
-    let errors = match (arguments.operation.reads(), arguments.beside_claims) {
+    let verdict = match (arguments.operation.reads(), arguments.beside_claims) {
         (None, _) => run_claims(arguments)?,
         (Some(kind), None) => run_reads(arguments, kind)?,
         (Some(kind), Some(claims)) => run_beside_claims(arguments, kind, claims)?,
     };
-    match errors {
-        0 => Ok(()),
-        errors => Err(BenchError::Errors { errors }),
+    verdict.result()
+}
+
+/// What is wrong with the rows so far.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    errors: u64,
+    failed_rows: usize,
+}
+
+impl Verdict {
+    /// Counts a row in, and says what makes it doubtful.
+    pub fn add(&mut self, setting: &RowSetting, figures: &Figures) {
+        self.errors += figures.errors;
+        self.failed_rows += usize::from(figures.failed);
+        for line in figures.warnings() {
+            eprintln!("{}: {line}", setting.label());
+        }
+    }
+
+    /// An error when any request was refused or any row failed.
+    pub fn result(&self) -> Result<(), BenchError> {
+        match *self {
+            Verdict { errors: 0, failed_rows: 0 } => Ok(()),
+            Verdict { errors: 0, failed_rows } => Err(BenchError::RateMissed { rows: failed_rows }),
+            Verdict { errors, .. } => Err(BenchError::Errors { errors }),
+        }
     }
 }
 
@@ -158,36 +192,50 @@ impl RunArguments {
     }
 
     /// Where reads go, once ids are known, and the random numbers that go on from there.
-    fn reads(&self, kind: Kind) -> Result<(Reads, Random), BenchError> {
-        let seed = self.seed.unwrap_or_else(Random::fresh_seed);
+    fn reads(&self, kind: Kind, seed: u64) -> Result<(Reads, Random), BenchError> {
         let mut random = Random::new(seed);
         let reads = Reads::find(&self.socket, self.shard_socket, kind, self.ids, &mut random)?;
         eprintln!("{} rows found with --seed {seed}", reads.rows_found());
         Ok((reads, random))
     }
+
+    /// What keeps the run, if it is to be kept.
+    fn recorder(&self, seed: Option<u64>) -> Result<Option<Recorder>, BenchError> {
+        let Some(directory) = &self.record else { return Ok(None) };
+        let (_, welcome) = Session::open(&self.socket)?;
+        let ledger = self.dir.as_deref().or(self.socket.parent()).filter(|path| !path.as_os_str().is_empty());
+        let environment = Environment::of(ledger.unwrap_or(Path::new(".")), Some(&welcome));
+        Recorder::start(directory, environment, seed).map(Some)
+    }
 }
 
-fn run_claims(arguments: &RunArguments) -> Result<u64, BenchError> {
+fn run_claims(arguments: &RunArguments) -> Result<Verdict, BenchError> {
     let target = Target::find(&arguments.socket, arguments.corpora, arguments.shard_socket)?;
-    let mut rows = Vec::new();
+    let mut recorder = arguments.recorder(None)?;
+    let (mut rows, mut verdict) = (Vec::new(), Verdict::default());
     for outstanding in &arguments.outstanding {
         let row = target.measure(*outstanding, arguments.connections, arguments.shape(), arguments.timing())?;
         if arguments.json {
             print_json(&row);
         }
-        warn(row.outstanding, &row.error_lines(), row.unsent);
+        verdict.add(&row.setting(), &row.figures);
+        if let Some(recorder) = &mut recorder {
+            recorder.row(row.setting(), row.claims_per_second, &row.figures)?;
+        }
         rows.push(row);
     }
     if !arguments.json {
         println!("{}", table(&rows));
     }
-    Ok(rows.iter().map(|row| row.errors).sum())
+    Ok(verdict)
 }
 
-fn run_reads(arguments: &RunArguments, kind: Kind) -> Result<u64, BenchError> {
-    let (reads, mut random) = arguments.reads(kind)?;
+fn run_reads(arguments: &RunArguments, kind: Kind) -> Result<Verdict, BenchError> {
+    let seed = arguments.seed.unwrap_or_else(Random::fresh_seed);
+    let (reads, mut random) = arguments.reads(kind, seed)?;
     let file = arguments.floor.as_deref().map(ReadFile::open).transpose()?;
-    let (mut rows, mut floor_rows) = (Vec::new(), Vec::new());
+    let mut recorder = arguments.recorder(Some(seed))?;
+    let (mut rows, mut floor_rows, mut verdict) = (Vec::new(), Vec::new(), Verdict::default());
     for outstanding in &arguments.outstanding {
         let mut floor = |file: &ReadFile| -> Result<ReadMeasured, BenchError> {
             let trial = kind.floor(*outstanding, arguments.rate);
@@ -203,11 +251,17 @@ fn run_reads(arguments: &RunArguments, kind: Kind) -> Result<u64, BenchError> {
                 print_json(&floor_row);
             }
             floor_rows.push(floor_row);
+            if let Some(recorder) = &mut recorder {
+                recorder.floor(measured.record())?;
+            }
         }
         if arguments.json {
             print_json(&row);
         }
-        warn(row.outstanding, &row.error_lines(), row.unsent);
+        verdict.add(&row.setting(), &row.figures);
+        if let Some(recorder) = &mut recorder {
+            recorder.row(row.setting(), row.rows_per_second, &row.figures)?;
+        }
         rows.push(row);
     }
     if !arguments.json {
@@ -217,13 +271,15 @@ fn run_reads(arguments: &RunArguments, kind: Kind) -> Result<u64, BenchError> {
         }
         println!("{}", reads::table(&rows));
     }
-    Ok(rows.iter().map(|row| row.errors).sum())
+    Ok(verdict)
 }
 
-fn run_beside_claims(arguments: &RunArguments, kind: Kind, claims: usize) -> Result<u64, BenchError> {
+fn run_beside_claims(arguments: &RunArguments, kind: Kind, claims: usize) -> Result<Verdict, BenchError> {
     let target = Target::find(&arguments.socket, arguments.corpora, arguments.shard_socket)?;
-    let (reads, _) = arguments.reads(kind)?;
-    let mut errors = 0;
+    let seed = arguments.seed.unwrap_or_else(Random::fresh_seed);
+    let (reads, _) = arguments.reads(kind, seed)?;
+    let mut recorder = arguments.recorder(Some(seed))?;
+    let mut verdict = Verdict::default();
     for outstanding in &arguments.outstanding {
         let mut beside = Beside::new(kind);
         for _ in 0..arguments.rounds {
@@ -237,34 +293,41 @@ fn run_beside_claims(arguments: &RunArguments, kind: Kind, claims: usize) -> Res
                 beside.print_last_round();
             }
         }
-        let (claims_row, reads_row) = (beside.claims_beside(), beside.reads());
-        warn(claims_row.outstanding, &claims_row.error_lines(), claims_row.unsent);
-        warn(reads_row.outstanding, &reads_row.error_lines(), reads_row.unsent);
         beside.print(arguments.json);
-        errors += beside.errors();
+        for MedianRow { setting, units_per_second, figures } in beside.medians() {
+            verdict.add(&setting, &figures);
+            if let Some(recorder) = &mut recorder {
+                recorder.row(setting, units_per_second, &figures)?;
+            }
+        }
     }
-    Ok(errors)
+    Ok(verdict)
 }
 
 fn print_json(row: &impl Serialize) {
     println!("{}", serde_json::to_string(row).expect("numbers and names serialise"));
 }
 
-/// Says what makes a row doubtful.
-fn warn(outstanding: usize, error_lines: &[String], unsent: u64) {
-    for line in error_lines {
-        eprintln!("{outstanding} outstanding: {line}");
-    }
-    if unsent > 0 {
-        eprintln!(
-            "{outstanding} outstanding: {unsent} requests were due and not sent: the daemon does not keep up with --rate"
-        );
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::outcome::Tally;
+
+    #[test]
+    fn a_run_fails_by_its_refusals_and_by_its_rate() {
+        let second = Duration::from_secs(1);
+        let setting = RowSetting::closed("claims", 1, 8);
+        let verdict = |rate, refused: u64| {
+            let mut tally = Tally::new(second);
+            (0..refused).for_each(|_| tally.refused("OVERLOADED"));
+            let mut verdict = Verdict::default();
+            verdict.add(&setting, &Figures::new(8, rate, tally, second));
+            verdict.result().err().map(|error| error.to_string())
+        };
+        assert_eq!(verdict(None, 0), None);
+        assert!(verdict(Some(5.0), 0).is_some_and(|error| error.starts_with("1 of the rows FAILED")));
+        assert!(verdict(Some(5.0), 3).is_some_and(|error| error.starts_with("3 requests or items were refused")));
+    }
 
     #[test]
     fn times_and_counts_are_read_strictly() {

@@ -154,8 +154,8 @@ mod tests {
                 (outstanding, connections.min(outstanding), batch)
             );
             assert!(row.claims > 0, "{row:?}");
-            assert_eq!(row.errors, 0);
-            let latencies = row.latencies;
+            assert_eq!(row.figures.errors, 0);
+            let latencies = row.figures.latencies;
             assert!(latencies.p50_us <= latencies.p99_us && latencies.p99_us <= latencies.max_us, "{row:?}");
         }
     }
@@ -169,8 +169,8 @@ mod tests {
             let timing = Timing { rate: Some(1000.0), spin, ..timing() };
             let row = target.measure(64, 2, shape, timing).expect("a row");
             // Those of 200 ms, none twice and none left out, except what the machine was too busy for at the end.
-            assert!(row.claims + row.unsent >= 200 && row.claims <= 201, "{row:?}");
-            assert_eq!((row.rate, row.errors), (Some(1000.0), 0));
+            assert!(row.claims + row.figures.unsent >= 200 && row.claims <= 201, "{row:?}");
+            assert_eq!((row.figures.rate, row.figures.errors), (Some(1000.0), 0));
         }
     }
 
@@ -184,10 +184,10 @@ mod tests {
     #[test]
     fn refusals_are_counted_by_code_one_by_one_and_in_batches() {
         let row = check(Manner::RefusesEverySeventh, 1, false, 8, 2, 1);
-        assert_eq!(row.errors_by_code.keys().collect::<Vec<_>>(), ["OVERLOADED"]);
-        assert!(row.claims > 0 && row.errors > 0);
+        assert_eq!(row.figures.errors_by_code.keys().collect::<Vec<_>>(), ["OVERLOADED"]);
+        assert!(row.claims > 0 && row.figures.errors > 0);
         let row = check(Manner::RefusesEverySeventh, 1, false, 2, 1, 50);
-        assert_eq!(row.errors_by_code.keys().collect::<Vec<_>>(), ["OVERLOADED"]);
+        assert_eq!(row.figures.errors_by_code.keys().collect::<Vec<_>>(), ["OVERLOADED"]);
     }
 
     #[test]
