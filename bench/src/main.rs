@@ -2,7 +2,8 @@
 //!
 //! `floor` measures durable writes on the bare file system, or reads of a file, `run` loads a daemon over its socket with
 //! claims or reads, in a closed loop or at a rate, and `ladder` does both around a daemon of its own, from one claim
-//! outstanding to many. Recorded runs are what `compare` sets side by side. Nothing here reaches into the daemon: what is
+//! outstanding to many. Recorded runs are what `report` draws and `compare` sets
+//! side by side. Nothing here reaches into the daemon: what is
 //! measured is what a client gets.
 
 mod affinity;
@@ -26,11 +27,13 @@ mod random;
 mod read_floor;
 mod reads;
 mod record;
+mod report;
 mod run;
 mod sample;
 mod scans;
 mod series;
 mod session;
+mod svg;
 mod target;
 mod work;
 
@@ -68,6 +71,14 @@ Examples:
   A rate that has to be held, kept with its histograms and the machine's facts:
     claim-bench run --rate 20000 --outstanding 4096 --record before";
 
+const REPORT_EXAMPLES: &str = "\
+Examples:
+  A climb beside the floor:
+    claim-bench ladder --claimd target/release/claimd --dir /srv --record climb
+    claim-bench report climb --output climb.html
+  Two runs on one page, each under its directory's name:
+    claim-bench report before after --output both.html";
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// The device's own durable writes or reads, below any daemon.
@@ -79,6 +90,9 @@ enum Command {
     /// Two recorded runs, row by row: what of rates and latencies changed.
     #[command(after_help = "Example: claim-bench compare before/results.json after/results.json")]
     Compare(compare::CompareArguments),
+    /// One HTML page of recorded runs: latencies by percentile, over time and against the rate, throughput, and the machine.
+    #[command(after_help = REPORT_EXAMPLES)]
+    Report(report::ReportArguments),
     /// Formats a scratch ledger, starts a daemon on it, and climbs from 1 to 1,024 requests outstanding beside the floor.
     #[command(after_help = "Example: claim-bench ladder --claimd target/release/claimd --dir /srv --seconds 10")]
     Ladder(ladder::LadderArguments),
@@ -89,6 +103,7 @@ fn main() -> ExitCode {
         Command::Floor(arguments) => floor::floor(&arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::Compare(arguments) => compare::compare(&arguments),
+        Command::Report(arguments) => report::report(&arguments),
         Command::Ladder(arguments) => ladder::ladder(&arguments),
     };
     match done {

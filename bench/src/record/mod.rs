@@ -9,7 +9,7 @@ mod percentile_text;
 mod results;
 
 pub use percentile_text::curve;
-pub use results::{FloorRecord, Results, RowRecord, RowSetting};
+pub use results::{FloorRecord, Interval, Results, RowRecord, RowSetting};
 
 use crate::environment::Environment;
 use crate::error::BenchError;

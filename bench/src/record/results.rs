@@ -52,22 +52,27 @@ impl RowSetting {
         RowSetting { operation: operation.to_owned(), beside: None, connections, outstanding, batch: 1, rate: None }
     }
 
-    /// For people, in a legend.
-    pub fn label(&self) -> String {
+    /// What is asked for, whatever the load.
+    pub fn kind(&self) -> String {
         let batch = if self.batch > 1 { format!(" by {}", thousands(self.batch as f64)) } else { String::new() };
         let beside = self.beside.as_ref().map_or_else(String::new, |beside| format!(" beside {beside}"));
-        let load = match self.rate {
-            Some(rate) => format!("{}/s", thousands(rate)),
-            None => format!("{} outstanding", thousands(self.outstanding as f64)),
-        };
-        format!("{}{batch}{beside}, {load}", self.operation)
+        format!("{}{batch}{beside}", self.operation)
+    }
+
+    /// For people, in a legend.
+    pub fn label(&self) -> String {
+        match self.rate {
+            Some(rate) => format!("{}, {}/s", self.kind(), thousands(rate)),
+            None => format!("{}, {} outstanding", self.kind(), thousands(self.outstanding as f64)),
+        }
     }
 
     /// The same with all that goes into it.
     pub fn description(&self) -> String {
         let rate =
             if self.rate.is_some() { format!(", up to {} outstanding", self.outstanding) } else { String::new() };
-        format!("{}{rate}, {} connections", self.label(), self.connections)
+        let plural = if self.connections == 1 { "" } else { "s" };
+        format!("{}{rate}, {} connection{plural}", self.label(), self.connections)
     }
 }
 
