@@ -3,9 +3,8 @@
 use crate::claims::Shape;
 use crate::error::BenchError;
 use crate::load::{Link, Timing, load};
-use crate::outcome::{Figures, Row, Setting, hundredths, table};
+use crate::outcome::{MeasuredRow, Row, Setting, hundredths, table};
 use crate::reads::{self, Kind, ReadRow, ReadSetting};
-use crate::record::RowSetting;
 use serde::Serialize;
 use std::thread;
 
@@ -16,14 +15,6 @@ pub struct Beside {
     claims_alone: Vec<Row>,
     claims_beside: Vec<Row>,
     reads: Vec<ReadRow>,
-}
-
-/// The medians of one load.
-#[derive(Debug)]
-pub struct MedianRow {
-    pub setting: RowSetting,
-    pub units_per_second: f64,
-    pub figures: Figures,
 }
 
 /// A row, with the round that it is of or the number of rounds whose medians it has.
@@ -101,23 +92,12 @@ impl Beside {
     }
 
     /// The medians of all three loads.
-    pub fn medians(&self) -> [MedianRow; 3] {
-        let beside = |name: &str| Some(name.to_owned());
-        let claims = |row: Row, beside| MedianRow {
-            setting: RowSetting { beside, ..row.setting() },
-            units_per_second: row.claims_per_second,
-            figures: row.figures,
-        };
-        let reads = self.reads();
-        [
-            claims(Row::median(&self.claims_alone), None),
-            claims(self.claims_beside(), beside(self.kind.name())),
-            MedianRow {
-                setting: RowSetting { beside: beside("claims"), ..reads.setting() },
-                units_per_second: reads.rows_per_second,
-                figures: reads.figures,
-            },
-        ]
+    pub fn medians(&self) -> [MeasuredRow; 3] {
+        let mut rows =
+            [Row::median(&self.claims_alone).measured(), self.claims_beside().measured(), self.reads().measured()];
+        rows[1].setting.beside = Some(self.kind.name().to_owned());
+        rows[2].setting.beside = Some("claims".to_owned());
+        rows
     }
 
     fn ratios(&self) -> Ratios {

@@ -139,7 +139,7 @@ fn table(pairs: &[Pair]) -> Table {
 mod tests {
     use super::*;
     use crate::environment::Environment;
-    use crate::outcome::{Figures, Tally};
+    use crate::outcome::{Figures, MeasuredRow, Tally};
     use crate::record::RowSetting;
     use std::path::Path;
     use std::time::{Duration, SystemTime};
@@ -147,9 +147,13 @@ mod tests {
     fn row(outstanding: usize, latency_us: u64, per_second: f64) -> RowRecord {
         let second = Duration::from_secs(1);
         let mut tally = Tally::new(second);
-        (0..100).for_each(|_| tally.answered(Duration::ZERO, Duration::from_micros(latency_us), 1, 1));
+        (0..100).for_each(|_| {
+            tally.answered(Duration::ZERO, Duration::from_micros(latency_us));
+            tally.confirmed(1, 1);
+        });
         let figures = Figures::new(outstanding, None, tally, second);
-        RowRecord::new("row".to_owned(), RowSetting::closed("claims", 4, outstanding), per_second, &figures)
+        let setting = RowSetting::closed("claims", 4, outstanding);
+        RowRecord::new("row".to_owned(), &MeasuredRow { setting, units_per_second: per_second, figures })
     }
 
     #[test]

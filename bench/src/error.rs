@@ -99,6 +99,14 @@ pub enum BenchError {
         /// How many.
         rows: usize,
     },
+    /// A sweep began above what the daemon holds.
+    #[error("not even {rate} requests a second held, because {because}; begin lower with --start")]
+    NoKnee {
+        /// The first rate.
+        rate: f64,
+        /// Why it did not hold.
+        because: String,
+    },
     /// The daemon under test did not do what it was started for.
     #[error("{what}{log}")]
     Daemon {

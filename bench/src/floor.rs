@@ -1,12 +1,12 @@
 //! `claim-bench floor`: durable writes on the bare file system, or reads of a file on it, which no daemon can beat.
 
 use crate::error::BenchError;
+use crate::load_arguments::seconds;
 use crate::outcome::{number_table, rounded, thousands};
 use crate::pace;
 use crate::random::Random;
 use crate::read_floor::{self, Pattern, ReadFile, ReadFloorRow, ReadMeasured, ReadTrial};
 use crate::record::{FloorRecord, curve};
-use crate::run::seconds;
 use claim_engine::device::probe::{self, Bounds, FlushMode, IN_FLIGHT_MAX, Measured, Trial};
 use claim_engine::device::scratch::{Caching, Extents, Scratch};
 use clap::{Args, ValueEnum};

@@ -7,9 +7,9 @@ use crate::environment::Environment;
 use crate::error::BenchError;
 use crate::floor::{self, Floor, FloorRow};
 use crate::load::Timing;
+use crate::load_arguments::{positive, seconds};
 use crate::outcome::{Figures, Latencies, Row, hundredths, number_table, thousands};
 use crate::record::Recorder;
-use crate::run::{positive, seconds};
 use crate::session::Session;
 use crate::target::Target;
 use claim_engine::device::probe::FlushMode;
@@ -135,7 +135,7 @@ fn climb(arguments: &LadderArguments, socket: &Path, recorder: &mut Option<Recor
             let row = target.measure(outstanding, arguments.connections, shape, timing)?;
             row.figures.warnings().iter().for_each(|line| eprintln!("{outstanding} outstanding: {line}"));
             if let Some(recorder) = recorder {
-                recorder.row(row.setting(), row.claims_per_second, &row.figures)?;
+                recorder.row(&row.measured())?;
             }
             Ok(row)
         })
@@ -238,7 +238,8 @@ mod tests {
         let floor = floor.expect("a floor");
         let base = floor.row(FLOOR_MODE, 4096, 1).expect("it was measured");
         let mut tally = Tally::new(Duration::from_secs(1));
-        tally.answered(Duration::ZERO, Duration::from_nanos((base.p50_us * 2e3) as u64), 1, 100);
+        tally.answered(Duration::ZERO, Duration::from_nanos((base.p50_us * 2e3) as u64));
+        tally.confirmed(1, 100);
         let setting = Setting { connections: 1, outstanding: 1, batch: 1, rate: None };
         let rung = Rung::new(Row::new(setting, tally, Duration::from_secs(1)), &floor);
         assert!((rung.p50_to_floor - 2.0).abs() < 0.02, "{rung:?}");

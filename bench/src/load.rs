@@ -47,8 +47,8 @@ pub struct Timing {
     pub rate: Option<f64>,
 }
 
-/// Loads the daemon over `links` and counts what was asked and answered in the measured time: in a closed loop by when it was
-/// answered, in an open one by when it was due.
+/// Loads the daemon over `links` and counts what was confirmed in the measured time, and the latencies of it: in a closed loop
+/// of what was answered in that time, in an open one of what was due in it.
 pub fn load(links: Vec<Link>, timing: Timing) -> Result<Tally, BenchError> {
     let mut load = Load::new(links, timing)?;
     load.start()?;
@@ -178,10 +178,11 @@ impl Load {
                 // be measured.
                 let units = work.take(answered.slot, &answered.reply.result, &mut self.tally)?;
                 let Some(units) = units else { continue };
-                self.tally.in_time += u64::from(window.contains(&now));
+                if window.contains(&now) {
+                    self.tally.confirmed(units, answered.bytes);
+                }
                 if window.contains(&moment) {
-                    let at = moment - self.measured_from;
-                    self.tally.answered(at, now - answered.since, units, answered.bytes);
+                    self.tally.answered(moment - self.measured_from, now - answered.since);
                 }
             }
             if now < self.measured_until && self.open.is_none() {

@@ -20,6 +20,7 @@ mod floor;
 mod keys;
 mod ladder;
 mod load;
+mod load_arguments;
 mod lookups;
 mod outcome;
 mod pace;
@@ -34,6 +35,7 @@ mod scans;
 mod series;
 mod session;
 mod svg;
+mod sweep;
 mod target;
 mod work;
 
@@ -71,6 +73,13 @@ Examples:
   A rate that has to be held, kept with its histograms and the machine's facts:
     claim-bench run --rate 20000 --outstanding 4096 --record before";
 
+const SWEEP_EXAMPLES: &str = "\
+Examples:
+  Claims, from 1,000 a second on:
+    claim-bench sweep --seconds 5 --record sweep
+  Lookups, until the 99th percentile is 3 times that of the first row:
+    claim-bench sweep --operation lookups --start 500 --p99-times 3";
+
 const REPORT_EXAMPLES: &str = "\
 Examples:
   A climb beside the floor:
@@ -93,6 +102,9 @@ enum Command {
     /// One HTML page of recorded runs: latencies by percentile, over time and against the rate, throughput, and the machine.
     #[command(after_help = REPORT_EXAMPLES)]
     Report(report::ReportArguments),
+    /// Raises the rate until a row does not hold, and narrows down the highest rate that does: the knee.
+    #[command(after_help = SWEEP_EXAMPLES)]
+    Sweep(sweep::SweepArguments),
     /// Formats a scratch ledger, starts a daemon on it, and climbs from 1 to 1,024 requests outstanding beside the floor.
     #[command(after_help = "Example: claim-bench ladder --claimd target/release/claimd --dir /srv --seconds 10")]
     Ladder(ladder::LadderArguments),
@@ -104,6 +116,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Compare(arguments) => compare::compare(&arguments),
         Command::Report(arguments) => report::report(&arguments),
+        Command::Sweep(arguments) => sweep::sweep(&arguments),
         Command::Ladder(arguments) => ladder::ladder(&arguments),
     };
     match done {

@@ -13,12 +13,12 @@ use std::time::{Duration, SystemTime};
 pub struct Tally {
     /// From when a request could be sent, or was due, to when its reply was read.
     series: Series,
-    /// Claims confirmed, or rows read.
-    pub units: u64,
-    /// Of the replies.
-    pub bytes: u64,
     /// Requests confirmed by replies that came in the measured time, whenever they were due.
     pub in_time: u64,
+    /// Claims confirmed by them, or rows that they brought.
+    pub units: u64,
+    /// Of these replies.
+    pub bytes: u64,
     /// Requests of an open loop that were due and not sent.
     pub unsent: u64,
     errors: BTreeMap<String, u64>,
@@ -43,10 +43,14 @@ impl Tally {
         }
     }
 
-    /// One reply: when in the measured time it is counted, how long it took, how many claims it confirmed or rows it has, and
-    /// its bytes.
-    pub fn answered(&mut self, at: Duration, latency: Duration, units: u64, bytes: usize) {
+    /// A request of the measured time was answered: when in that time it is counted, and how long it took.
+    pub fn answered(&mut self, at: Duration, latency: Duration) {
         self.series.record(at, latency);
+    }
+
+    /// A reply came in the measured time: how many claims it confirmed or rows it has, and its bytes.
+    pub fn confirmed(&mut self, units: u64, bytes: usize) {
+        self.in_time += 1;
         self.units += units;
         self.bytes += bytes as u64;
     }
@@ -151,6 +155,7 @@ pub struct Figures {
     pub achieved_rate: Option<f64>,
     /// The daemon did not keep up with the rate that was asked for.
     pub failed: bool,
+    /// Confirmed in the measured time.
     pub requests_per_second: f64,
     #[serde(flatten)]
     pub latencies: Latencies,
@@ -158,6 +163,7 @@ pub struct Figures {
     /// loop every place always has a request. Absent in an open loop, and where nothing was counted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub littles_law: Option<f64>,
+    /// Whose latencies these are: in a closed loop those answered in the measured time, in an open one those due in it.
     pub requests: u64,
     pub seconds: f64,
     /// Requests that were due and not sent, because as many were outstanding as may be.
@@ -174,8 +180,8 @@ impl Figures {
     /// Of what was counted in `elapsed`, with so many requests outstanding.
     pub fn new(outstanding: usize, rate: Option<f64>, tally: Tally, elapsed: Duration) -> Self {
         let (latencies, requests, unsent) = (tally.latencies(), tally.requests(), tally.unsent);
-        let achieved_rate = rate.map(|_| per_second(tally.in_time, elapsed));
-        let requests_per_second = per_second(requests, elapsed);
+        let requests_per_second = per_second(tally.in_time, elapsed);
+        let achieved_rate = rate.map(|_| requests_per_second);
         Figures {
             rate,
             achieved_rate,
@@ -257,6 +263,15 @@ fn littles_law(outstanding: usize, rate: Option<f64>, requests_per_second: f64, 
     is_known.then(|| (outstanding as f64 / accounted_for * 1e4).round() / 1e4)
 }
 
+/// A finished row of any operation.
+#[derive(Debug, Clone)]
+pub struct MeasuredRow {
+    pub setting: RowSetting,
+    /// Claims confirmed or rows read.
+    pub units_per_second: f64,
+    pub figures: Figures,
+}
+
 /// One finished row of claims.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Row {
@@ -303,6 +318,12 @@ impl Row {
     pub fn setting(&self) -> RowSetting {
         let rate = self.figures.rate;
         RowSetting { batch: self.batch, rate, ..RowSetting::closed("claims", self.connections, self.outstanding) }
+    }
+
+    /// To be kept.
+    pub fn measured(&self) -> MeasuredRow {
+        let figures = self.figures.clone();
+        MeasuredRow { setting: self.setting(), units_per_second: self.claims_per_second, figures }
     }
 }
 
@@ -391,7 +412,8 @@ mod tests {
     fn a_row_has_the_rate_and_the_percentiles_of_its_tally() {
         let mut tally = Tally::new(2 * SECOND);
         for latency_us in 1..=1000 {
-            tally.answered(Duration::from_millis(2 * latency_us - 1), Duration::from_micros(latency_us), 2, 100);
+            tally.answered(Duration::from_millis(2 * latency_us - 1), Duration::from_micros(latency_us));
+            tally.confirmed(2, 100);
         }
         tally.refused("OVERLOADED");
         tally.refused("OVERLOADED");
@@ -431,7 +453,10 @@ mod tests {
     fn rounds_have_medians_and_sums() {
         let round = |latency_us, claims| {
             let mut tally = Tally::new(SECOND);
-            (0..claims).for_each(|_| tally.answered(Duration::ZERO, Duration::from_micros(latency_us), 1, 1));
+            (0..claims).for_each(|_| {
+                tally.answered(Duration::ZERO, Duration::from_micros(latency_us));
+                tally.confirmed(1, 1);
+            });
             tally.refused("OVERLOADED");
             let setting = Setting { connections: 1, outstanding: 1, batch: 1, rate: Some(5.0) };
             Row::new(setting, tally, SECOND)
@@ -449,7 +474,10 @@ mod tests {
     fn a_closed_loop_has_its_requests_by_the_law_of_little() {
         let law = |rate| {
             let mut tally = Tally::new(SECOND);
-            (0..4000).for_each(|_| tally.answered(Duration::ZERO, Duration::from_micros(2000), 1, 1));
+            (0..4000).for_each(|_| {
+                tally.answered(Duration::ZERO, Duration::from_micros(2000));
+                tally.confirmed(1, 1);
+            });
             Figures::new(8, rate, tally, SECOND).littles_law
         };
         assert!((law(None).expect("a closed loop") - 1.0).abs() < 0.001);

@@ -3,7 +3,9 @@
 use crate::error::BenchError;
 use crate::load::{Link, Timing, load};
 use crate::lookups::{Ids, Lookups};
-use crate::outcome::{Figures, Latencies, Tally, hundredths, median, number_table, per_second, rate_cell, thousands};
+use crate::outcome::{
+    Figures, Latencies, MeasuredRow, Tally, hundredths, median, number_table, per_second, rate_cell, thousands,
+};
 use crate::random::Random;
 use crate::read_floor::{Pattern, ReadFloorRow, ReadTrial};
 use crate::record::RowSetting;
@@ -239,6 +241,12 @@ impl ReadRow {
         let rate = self.figures.rate;
         RowSetting { rate, ..RowSetting::closed(self.operation.name(), self.connections, self.outstanding) }
     }
+
+    /// To be kept.
+    pub fn measured(&self) -> MeasuredRow {
+        let figures = self.figures.clone();
+        MeasuredRow { setting: self.setting(), units_per_second: self.rows_per_second, figures }
+    }
 }
 
 /// The table of some rows.
@@ -357,7 +365,10 @@ mod tests {
             seconds: 1.0,
         };
         let mut tally = Tally::new(Duration::from_secs(1));
-        (0..5).for_each(|_| tally.answered(Duration::ZERO, Duration::from_micros(250), 1, 512));
+        (0..5).for_each(|_| {
+            tally.answered(Duration::ZERO, Duration::from_micros(250));
+            tally.confirmed(1, 512);
+        });
         let setting = ReadSetting { kind: Kind::Lookups, connections: 1, outstanding: 1, rate: None };
         let mut row = ReadRow::new(setting, tally, Duration::from_secs(1));
         assert!(serde_json::to_value(&row).expect("it serialises").get("p99_to_floor").is_none());

@@ -13,7 +13,7 @@ pub use results::{FloorRecord, Interval, Results, RowRecord, RowSetting};
 
 use crate::environment::Environment;
 use crate::error::BenchError;
-use crate::outcome::Figures;
+use crate::outcome::MeasuredRow;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -43,20 +43,26 @@ impl Recorder {
         Ok(recorder)
     }
 
-    /// Keeps a row: its histogram, its seconds, and its figures. `units_per_second` are the claims or rows that its requests
-    /// brought.
-    pub fn row(&mut self, setting: RowSetting, units_per_second: f64, figures: &Figures) -> Result<(), BenchError> {
-        let name = self.results.free_name(&setting);
-        let total = figures.series.total();
+    /// Keeps a row: its histogram, its seconds, and its figures.
+    pub fn row(&mut self, row: &MeasuredRow) -> Result<(), BenchError> {
+        let name = self.results.free_name(&row.setting);
+        let series = &row.figures.series;
+        let total = series.total();
         self.write(&format!("{name}.hgrm"), |out| percentile_text::write(&total, out))?;
-        self.write(&format!("{name}.hlog"), |out| interval_log::write(&figures.series, out))?;
-        self.results.rows.push(RowRecord::new(name, setting, units_per_second, figures));
+        self.write(&format!("{name}.hlog"), |out| interval_log::write(series, out))?;
+        self.results.rows.push(RowRecord::new(name, row));
         self.write_results()
     }
 
     /// Keeps a row of the floor.
     pub fn floor(&mut self, floor: FloorRecord) -> Result<(), BenchError> {
         self.results.floor.push(floor);
+        self.write_results()
+    }
+
+    /// Keeps the highest rate that a sweep found to hold.
+    pub fn knee(&mut self, rate: f64) -> Result<(), BenchError> {
+        self.results.knee = Some(rate);
         self.write_results()
     }
 
@@ -78,7 +84,7 @@ impl Recorder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outcome::Tally;
+    use crate::outcome::{Figures, Tally};
     use std::time::Duration;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -86,7 +92,8 @@ mod tests {
     fn figures() -> Figures {
         let mut tally = Tally::new(3 * SECOND);
         for number in 0..300 {
-            tally.answered(number * SECOND / 100, Duration::from_micros(u64::from(number) + 1), 1, 10);
+            tally.answered(number * SECOND / 100, Duration::from_micros(u64::from(number) + 1));
+            tally.confirmed(1, 10);
         }
         Figures::new(4, None, tally, 3 * SECOND)
     }
@@ -98,8 +105,10 @@ mod tests {
         let environment = Environment::of(parent.path(), None);
         let mut recorder = Recorder::start(&directory, environment.clone(), Some(7)).expect("it is new");
         let setting = RowSetting::closed("claims", 2, 4);
-        recorder.row(setting.clone(), 100.0, &figures()).expect("there is room");
-        recorder.row(setting.clone(), 100.0, &figures()).expect("there is room");
+        let row = MeasuredRow { setting: setting.clone(), units_per_second: 100.0, figures: figures() };
+        recorder.row(&row).expect("there is room");
+        recorder.row(&row).expect("there is room");
+        recorder.knee(50.0).expect("there is room");
         for name in ["claims-4-outstanding", "claims-4-outstanding-2"] {
             for ending in ["hgrm", "hlog"] {
                 assert!(directory.join(format!("{name}.{ending}")).exists(), "{name}.{ending}");
@@ -107,6 +116,7 @@ mod tests {
         }
         let results = Results::read(&directory).expect("it was just written");
         assert_eq!((results.seed, &results.environment, results.rows.len()), (Some(7), &environment, 2));
+        assert_eq!(results.knee, Some(50.0));
         let row = &results.rows[0];
         assert_eq!((&row.setting, row.units_per_second, row.figures.requests), (&setting, 100.0, 300));
         assert_eq!(row.intervals.iter().map(|interval| interval.count).collect::<Vec<_>>(), [100, 100, 100]);

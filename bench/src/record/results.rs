@@ -3,7 +3,7 @@
 use super::{RESULTS_FILE, curve};
 use crate::environment::Environment;
 use crate::error::BenchError;
-use crate::outcome::{Figures, thousands};
+use crate::outcome::{Figures, MeasuredRow, thousands};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -26,6 +26,9 @@ pub struct Results {
     pub environment: Environment,
     /// In the order measured.
     pub rows: Vec<RowRecord>,
+    /// The highest rate that held, requests a second; of a sweep only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub knee: Option<f64>,
     /// The device below the daemon, where it was measured.
     pub floor: Vec<FloorRecord>,
 }
@@ -69,8 +72,11 @@ impl RowSetting {
 
     /// The same with all that goes into it.
     pub fn description(&self) -> String {
-        let rate =
-            if self.rate.is_some() { format!(", up to {} outstanding", self.outstanding) } else { String::new() };
+        let rate = if self.rate.is_some() {
+            format!(", up to {} outstanding", thousands(self.outstanding as f64))
+        } else {
+            String::new()
+        };
         let plural = if self.connections == 1 { "" } else { "s" };
         format!("{}{rate}, {} connection{plural}", self.label(), self.connections)
     }
@@ -125,7 +131,16 @@ impl Results {
     /// A run of which no row was measured yet.
     pub fn new(arguments: Vec<String>, seed: Option<u64>, environment: Environment, started_at: SystemTime) -> Self {
         let (rows, floor) = (Vec::new(), Vec::new());
-        Results { format: FORMAT, arguments, seed, started_at: rfc_3339(started_at), environment, rows, floor }
+        Results {
+            format: FORMAT,
+            arguments,
+            seed,
+            started_at: rfc_3339(started_at),
+            environment,
+            rows,
+            knee: None,
+            floor,
+        }
     }
 
     /// Reads the run in a directory, or in the JSON file itself.
@@ -164,8 +179,10 @@ impl Results {
 }
 
 impl RowRecord {
-    pub fn new(name: String, setting: RowSetting, units_per_second: f64, figures: &Figures) -> Self {
-        let series = &figures.series;
+    /// Of a row whose files have this name.
+    pub fn new(name: String, row: &MeasuredRow) -> Self {
+        let MeasuredRow { setting, units_per_second, figures } = row.clone();
+        let series = &row.figures.series;
         let total = series.total();
         let us = |ns: u64| ns as f64 / 1e3;
         let interval = |histogram: &hdrhistogram::Histogram<u64>| Interval {
@@ -179,7 +196,7 @@ impl RowRecord {
             setting,
             started_at: rfc_3339(series.started_at()),
             units_per_second,
-            figures: figures.clone(),
+            figures,
             interval_seconds: series.interval().as_secs_f64(),
             intervals: series.histograms().iter().map(interval).collect(),
             curve: curve(total.len(), |share| total.value_at_quantile(share)),

@@ -43,9 +43,16 @@ pub fn page(runs: &[Run]) -> String {
         let rows = run.results.rows.len();
         let name = if run.name.is_empty() { String::new() } else { format!("<b>{}</b>: ", escaped(&run.name)) };
         let daemon = run.results.environment.daemon.as_deref().unwrap_or("unknown daemon");
+        let knee = run
+            .results
+            .knee
+            .map(|rate| format!("The highest rate that held is {} requests a second. ", thousands(rate)));
+        let knee = knee.unwrap_or_default();
         let (daemon, started_at) = (escaped(daemon), escaped(&run.results.started_at));
-        let _ =
-            writeln!(html, "<p>{name}{daemon}, {rows} rows, started {started_at}. The warm-up is in no figure.</p>");
+        let _ = writeln!(
+            html,
+            "<p>{name}{daemon}, {rows} rows, started {started_at}. {knee}The warm-up is in no figure.</p>"
+        );
     }
     for section in charts::sections(runs) {
         let _ = writeln!(html, "<h2>{}</h2>\n<p>{}</p>", escaped(section.heading), escaped(section.text));
@@ -178,7 +185,7 @@ fn of_run(run: &Run, text: &str) -> String {
 mod tests {
     use super::*;
     use crate::environment::Environment;
-    use crate::outcome::{Figures, Tally};
+    use crate::outcome::{Figures, MeasuredRow, Tally};
     use crate::record::{FloorRecord, Results, RowRecord, RowSetting};
     use std::path::Path;
     use std::time::{Duration, SystemTime};
@@ -187,11 +194,12 @@ mod tests {
         let measured = Duration::from_secs(3);
         let mut tally = Tally::new(measured);
         for number in 0..requests {
-            tally.answered(Duration::from_millis(number), Duration::from_micros(100 + number), 1, 1);
+            tally.answered(Duration::from_millis(number), Duration::from_micros(100 + number));
+            tally.confirmed(1, 1);
         }
         let figures = Figures::new(outstanding, rate, tally, measured);
         let setting = RowSetting { rate, ..RowSetting::closed("claims", 4, outstanding) };
-        RowRecord::new("row".to_owned(), setting, 1000.0, &figures)
+        RowRecord::new("row".to_owned(), &MeasuredRow { setting, units_per_second: 1000.0, figures })
     }
 
     fn floor(in_flight: u32) -> FloorRecord {
