@@ -48,6 +48,8 @@ pub struct Seen {
     pub claims: u64,
     /// Idempotency or event keys that came more than once.
     pub repeated_keys: u64,
+    /// References answered.
+    pub references: u64,
     /// Corpora onboarded.
     pub corpora: usize,
     /// When the claims so far will have been worked off, by a daemon that takes so many a second.
@@ -177,7 +179,15 @@ impl Served {
             }
             Operation::Corpora => ReplyResult::Corpora(Vec::new()),
             Operation::Lookup { .. } if self.manner == Manner::RefusesLookups => ReplyResult::Error(overloaded()),
-            Operation::Lookup { event_id } => ReplyResult::Row(Box::new(row(*event_id))),
+            Operation::Lookup { event_id } if self.manner.has_rows() => ReplyResult::Row(Box::new(row(*event_id))),
+            Operation::Lookup { event_id } => {
+                let claimed = Row { event_id: *event_id, ..row(Uuid::from_u64_pair(1, 0)) };
+                ReplyResult::Row(Box::new(claimed))
+            }
+            Operation::Reference { event_id, .. } => {
+                seen.references += 1;
+                ReplyResult::Referenced(*event_id)
+            }
             Operation::Scan { corpus, since_us, after, limit, .. } => {
                 assert!(self.manner.has_rows(), "it has no rows");
                 page(corpus, *since_us, *after, (*limit as usize).min(PAGE_ROWS))

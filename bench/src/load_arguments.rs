@@ -47,6 +47,9 @@ pub struct LoadArguments {
     /// What is asked for.
     #[arg(long, default_value = "claims")]
     pub operation: Operation,
+    /// A workload instead: `mixed`, `skewed`, `metadata`, or a file such as those in bench/workloads.
+    #[arg(long, conflicts_with_all = ["operation", "batch", "metadata_bytes", "corpora", "ids"])]
+    pub workload: Option<String>,
     /// Connections; never more than there are requests outstanding.
     #[arg(long, default_value = "4", value_parser = positive)]
     pub connections: usize,
@@ -69,7 +72,7 @@ pub struct LoadArguments {
     /// memory. They are found by short scans before the measured time.
     #[arg(long, default_value = "50000", value_parser = positive)]
     pub ids: usize,
-    /// Which rows are looked up, or where scans begin: printed, and repeated with this.
+    /// Which rows are looked up, where scans begin, or what a workload draws: printed, and repeated with this.
     #[arg(long)]
     pub seed: Option<u64>,
     /// Poll the sockets without sleeping: waking the generator up then costs no latency, but a whole core.

@@ -34,10 +34,12 @@ mod sample;
 mod scans;
 mod series;
 mod session;
+mod subject;
 mod svg;
 mod sweep;
 mod target;
 mod work;
+mod workload;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -70,6 +72,8 @@ Examples:
     claim-bench run --operation scans --outstanding 4 --floor ./claimd-data/shard-0000.ledger
   What reads do to claims: claims alone and beside lookups, in turn:
     claim-bench run --operation lookups --beside-claims 64 --rounds 5
+  Sixteen corpora that claim, refer to each other and look up:
+    claim-bench run --workload mixed --outstanding 256
   A rate that has to be held, kept with its histograms and the machine's facts:
     claim-bench run --rate 20000 --outstanding 4096 --record before";
 

@@ -9,6 +9,7 @@ use crate::pace;
 use crate::read_floor::{self, ReadFile, ReadMeasured};
 use crate::reads::{self, Kind};
 use crate::record::RowSetting;
+use crate::subject::{self, RowLine, Subject};
 use clap::Args;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -42,6 +43,7 @@ pub fn run(arguments: &RunArguments) -> Result<(), BenchError> {
     arguments.check()?;
     arguments.load.pin()?;
     let verdict = match (arguments.load.operation.reads(), arguments.beside_claims) {
+        _ if arguments.load.workload.is_some() => run_workload(arguments)?,
         (None, _) => run_claims(arguments)?,
         (Some(kind), None) => run_reads(arguments, kind)?,
         (Some(kind), Some(claims)) => run_beside_claims(arguments, kind, claims)?,
@@ -80,7 +82,10 @@ impl RunArguments {
     /// Whether the options go together, as far as clap does not know.
     fn check(&self) -> Result<(), BenchError> {
         let is_claims = self.load.operation == Operation::Claims;
-        let sentence = if is_claims && self.beside_claims.is_some() {
+        let is_workload = self.load.workload.is_some();
+        let sentence = if is_workload && (self.beside_claims.is_some() || self.floor.is_some()) {
+            "--workload goes neither with --beside-claims nor with --floor: leave one out"
+        } else if is_claims && self.beside_claims.is_some() {
             "--beside-claims is for reads: add `--operation lookups` or `--operation scans`"
         } else if is_claims && self.floor.is_some() {
             "--floor is for reads; `claim-bench ladder` shows claims beside the device's writes"
@@ -95,6 +100,28 @@ impl RunArguments {
     fn timing(&self) -> Timing {
         self.load.timing(self.rate)
     }
+}
+
+fn run_workload(arguments: &RunArguments) -> Result<Verdict, BenchError> {
+    let mut subject = Subject::find(&arguments.load)?;
+    let mut recorder = arguments.load.recorder(subject.seed())?;
+    subject.seed().iter().for_each(|seed| eprintln!("requests are drawn with --seed {seed}"));
+    let (mut rows, mut verdict) = (Vec::new(), Verdict::default());
+    for outstanding in &arguments.outstanding {
+        let row = subject.measure(&arguments.load, *outstanding, arguments.rate)?;
+        if arguments.load.json {
+            print_json(&RowLine::new(&row));
+        }
+        verdict.add(&row.setting, &row.figures);
+        if let Some(recorder) = &mut recorder {
+            recorder.row(&row)?;
+        }
+        rows.push(row);
+    }
+    if !arguments.load.json {
+        println!("{}", subject::table(&rows));
+    }
+    Ok(verdict)
 }
 
 fn run_claims(arguments: &RunArguments) -> Result<Verdict, BenchError> {

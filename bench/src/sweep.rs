@@ -2,12 +2,10 @@
 
 use crate::error::BenchError;
 use crate::load_arguments::{LoadArguments, positive};
-use crate::outcome::{Figures, Latencies, MeasuredRow, number_table, thousands};
+use crate::outcome::{Figures, MeasuredRow, thousands};
 use crate::pace;
-use crate::reads::Reads;
-use crate::target::Target;
+use crate::subject::{RowLine, Subject, table};
 use clap::Args;
-use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
 /// Rates beyond this are not tried: no generator on one core sends them.
@@ -47,15 +45,14 @@ fn factor(text: &str) -> Result<f64, String> {
 pub fn sweep(arguments: &SweepArguments) -> Result<(), BenchError> {
     let load = &arguments.load;
     load.pin()?;
-    let seed = load.operation.reads().map(|_| load.seed());
-    let subject = Subject::find(load, seed)?;
-    let mut recorder = load.recorder(seed)?;
+    let mut subject = Subject::find(load)?;
+    let mut recorder = load.recorder(subject.seed())?;
     let mut sweep = Sweep { p99_times: arguments.p99_times, rows: Vec::new(), missed: None };
     let search = Search { start: arguments.start, factor: arguments.factor, precision: arguments.precision };
     let knee = search.knee(|rate| {
-        let row = subject.measure(load, arguments.outstanding, rate)?;
+        let row = subject.measure(load, arguments.outstanding, Some(rate))?;
         if load.json {
-            println!("{}", to_json(&SweepRow::new(&row)));
+            println!("{}", to_json(&RowLine::new(&row)));
         }
         if let Some(recorder) = &mut recorder {
             recorder.row(&row)?;
@@ -63,6 +60,7 @@ pub fn sweep(arguments: &SweepArguments) -> Result<(), BenchError> {
         Ok(sweep.add(row))
     })?;
     if !load.json {
+        sweep.rows.sort_by(|a, b| a.setting.rate.unwrap_or_default().total_cmp(&b.setting.rate.unwrap_or_default()));
         println!("{}", table(&sweep.rows));
     }
     let Some(knee) = knee else {
@@ -83,31 +81,6 @@ pub fn sweep(arguments: &SweepArguments) -> Result<(), BenchError> {
 
 fn to_json(row: &impl Serialize) -> String {
     serde_json::to_string(row).expect("numbers and names serialise")
-}
-
-/// What is loaded.
-enum Subject {
-    Claims(Target),
-    Reads(Reads),
-}
-
-impl Subject {
-    fn find(load: &LoadArguments, seed: Option<u64>) -> Result<Self, BenchError> {
-        match (load.operation.reads(), seed) {
-            (Some(kind), Some(seed)) => Ok(Subject::Reads(load.reads(kind, seed)?.0)),
-            _ => Ok(Subject::Claims(load.target()?)),
-        }
-    }
-
-    fn measure(&self, load: &LoadArguments, outstanding: usize, rate: f64) -> Result<MeasuredRow, BenchError> {
-        let timing = load.timing(Some(rate));
-        match self {
-            Subject::Claims(target) => {
-                Ok(target.measure(outstanding, load.connections, load.shape(), timing)?.measured())
-            }
-            Subject::Reads(reads) => Ok(reads.measure(outstanding, load.connections, timing)?.measured()),
-        }
-    }
 }
 
 /// Which rates are tried.
@@ -227,60 +200,6 @@ impl Knee {
     }
 }
 
-/// A row as JSON.
-#[derive(Serialize)]
-struct SweepRow<'a> {
-    system: &'static str,
-    operation: &'a str,
-    connections: usize,
-    outstanding: usize,
-    batch: usize,
-    units_per_second: f64,
-    #[serde(flatten)]
-    figures: &'a Figures,
-}
-
-impl<'a> SweepRow<'a> {
-    fn new(row: &'a MeasuredRow) -> Self {
-        let setting = &row.setting;
-        SweepRow {
-            system: "claimd",
-            operation: &setting.operation,
-            connections: setting.connections,
-            outstanding: setting.outstanding,
-            batch: setting.batch,
-            units_per_second: row.units_per_second,
-            figures: &row.figures,
-        }
-    }
-}
-
-/// In the order of the rates.
-fn table(rows: &[MeasuredRow]) -> Table {
-    let mut header = vec!["requests", "rate", "achieved", "claims or rows/s"];
-    header.extend(Latencies::HEADER);
-    header.extend(["unsent", "errors", "rate is"]);
-    let mut table = number_table(&header);
-    if let Some(column) = table.column_mut(0) {
-        column.set_cell_alignment(CellAlignment::Left);
-    }
-    let mut rows: Vec<&MeasuredRow> = rows.iter().collect();
-    rows.sort_by(|a, b| a.setting.rate.unwrap_or_default().total_cmp(&b.setting.rate.unwrap_or_default()));
-    for MeasuredRow { setting, units_per_second, figures } in rows {
-        let mut cells = vec![
-            setting.kind(),
-            thousands(setting.rate.unwrap_or_default()),
-            thousands(figures.achieved_rate.unwrap_or_default()),
-            thousands(*units_per_second),
-        ];
-        cells.extend(figures.latencies.cells());
-        let [_, errors, verdict] = figures.cells();
-        cells.extend([thousands(figures.unsent as f64), errors, verdict]);
-        table.add_row(cells);
-    }
-    table
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -289,6 +208,7 @@ mod tests {
     use crate::load::Timing;
     use crate::outcome::Tally;
     use crate::record::RowSetting;
+    use crate::target::Target;
     use std::time::Duration;
 
     /// The rates tried, and what was found, of a daemon that holds up to `capacity`.
