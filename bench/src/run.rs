@@ -104,8 +104,7 @@ impl RunArguments {
 
 fn run_workload(arguments: &RunArguments) -> Result<Verdict, BenchError> {
     let mut subject = Subject::find(&arguments.load)?;
-    let mut recorder = arguments.load.recorder(subject.seed())?;
-    subject.seed().iter().for_each(|seed| eprintln!("requests are drawn with --seed {seed}"));
+    let mut recorder = subject.recorder(&arguments.load)?;
     let (mut rows, mut verdict) = (Vec::new(), Verdict::default());
     for outstanding in &arguments.outstanding {
         let row = subject.measure(&arguments.load, *outstanding, arguments.rate)?;

@@ -5,6 +5,7 @@ use crate::load_arguments::LoadArguments;
 use crate::outcome::{Figures, Latencies, MeasuredRow, number_table, rate_cell, thousands};
 use crate::random::Random;
 use crate::reads::Reads;
+use crate::record::Recorder;
 use crate::target::Target;
 use crate::workload::Workload;
 use comfy_table::{CellAlignment, Table};
@@ -25,6 +26,7 @@ impl Subject {
             let workload = Arc::new(Workload::find(name)?);
             let target = Target::find(&load.socket, workload.corpora(), load.shard_socket)?;
             let seed = load.seed();
+            eprintln!("requests are drawn with --seed {seed}");
             return Ok(Subject::Workload { target, workload, random: Random::new(seed), seed });
         }
         match load.operation.reads() {
@@ -36,12 +38,17 @@ impl Subject {
         }
     }
 
-    /// What repeats what is drawn at random.
-    pub fn seed(&self) -> Option<u64> {
-        match self {
+    /// What keeps the run, if it is to be kept.
+    pub fn recorder(&self, load: &LoadArguments) -> Result<Option<Recorder>, BenchError> {
+        let seed = match self {
             Subject::Claims(_) => None,
             Subject::Reads { seed, .. } | Subject::Workload { seed, .. } => Some(*seed),
+        };
+        let mut recorder = load.recorder(seed)?;
+        if let (Some(recorder), Subject::Workload { workload, .. }) = (&mut recorder, self) {
+            recorder.workload(&workload.text)?;
         }
+        Ok(recorder)
     }
 
     /// One row, at a rate or in a closed loop.

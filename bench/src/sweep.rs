@@ -46,7 +46,7 @@ pub fn sweep(arguments: &SweepArguments) -> Result<(), BenchError> {
     let load = &arguments.load;
     load.pin()?;
     let mut subject = Subject::find(load)?;
-    let mut recorder = load.recorder(subject.seed())?;
+    let mut recorder = subject.recorder(load)?;
     let mut sweep = Sweep { p99_times: arguments.p99_times, rows: Vec::new(), missed: None };
     let search = Search { start: arguments.start, factor: arguments.factor, precision: arguments.precision };
     let knee = search.knee(|rate| {

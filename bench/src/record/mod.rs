@@ -60,6 +60,12 @@ impl Recorder {
         self.write_results()
     }
 
+    /// Keeps the text of the workload that all rows have.
+    pub fn workload(&mut self, text: &str) -> Result<(), BenchError> {
+        self.results.workload = Some(text.to_owned());
+        self.write_results()
+    }
+
     /// Keeps the highest rate that a sweep found to hold.
     pub fn knee(&mut self, rate: f64) -> Result<(), BenchError> {
         self.results.knee = Some(rate);
@@ -109,6 +115,7 @@ mod tests {
         recorder.row(&row).expect("there is room");
         recorder.row(&row).expect("there is room");
         recorder.knee(50.0).expect("there is room");
+        recorder.workload("[mix]").expect("there is room");
         for name in ["claims-4-outstanding", "claims-4-outstanding-2"] {
             for ending in ["hgrm", "hlog"] {
                 assert!(directory.join(format!("{name}.{ending}")).exists(), "{name}.{ending}");
@@ -116,7 +123,7 @@ mod tests {
         }
         let results = Results::read(&directory).expect("it was just written");
         assert_eq!((results.seed, &results.environment, results.rows.len()), (Some(7), &environment, 2));
-        assert_eq!(results.knee, Some(50.0));
+        assert_eq!((results.knee, results.workload.as_deref()), (Some(50.0), Some("[mix]")));
         let row = &results.rows[0];
         assert_eq!((&row.setting, row.units_per_second, row.figures.requests), (&setting, 100.0, 300));
         assert_eq!(row.intervals.iter().map(|interval| interval.count).collect::<Vec<_>>(), [100, 100, 100]);

@@ -21,6 +21,9 @@ pub struct Results {
     pub arguments: Vec<String>,
     /// What repeats what the run drew at random; none where it drew nothing.
     pub seed: Option<u64>,
+    /// The workload's file; of runs with one only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workload: Option<String>,
     /// UTC, as RFC 3339 has it.
     pub started_at: String,
     pub environment: Environment,
@@ -135,6 +138,7 @@ impl Results {
             format: FORMAT,
             arguments,
             seed,
+            workload: None,
             started_at: rfc_3339(started_at),
             environment,
             rows,

@@ -174,6 +174,9 @@ fn provenance(run: &Run) -> String {
         let _ = writeln!(html, "<dt>seed</dt><dd>{seed}</dd>");
     }
     let _ = writeln!(html, "</dl>\n<pre>{}</pre>", escaped(&run.results.command()));
+    if let Some(workload) = &run.results.workload {
+        let _ = writeln!(html, "<p>The workload:</p>\n<pre>{}</pre>", escaped(workload.trim_end()));
+    }
     html
 }
 
@@ -220,7 +223,8 @@ mod tests {
     fn run(name: &str, rows: Vec<RowRecord>, floor: Vec<FloorRecord>) -> Run {
         let arguments = vec!["run".to_owned(), "--socket".to_owned(), "a <b> & c".to_owned()];
         let environment = Environment::of(Path::new("."), None);
-        let results = Results::new(arguments, Some(7), environment, SystemTime::UNIX_EPOCH);
+        let mut results = Results::new(arguments, Some(7), environment, SystemTime::UNIX_EPOCH);
+        results.workload = Some("[mix] # a <comment>".to_owned());
         Run { name: name.to_owned(), results: Results { rows, floor, ..results } }
     }
 
@@ -249,6 +253,7 @@ mod tests {
             "Latency against rate",
             "floor: RWF_DSYNC, writes of 4 KiB, 1 in flight",
             "FAILED",
+            "# a &lt;comment&gt;</pre>",
             "claim-bench run --socket &#39;a &lt;b&gt; &amp; c&#39; --seed 7",
         ] {
             assert!(html.contains(&expected.replace("&#39;", "'")), "{expected} is missing");

@@ -91,6 +91,8 @@ enum Kind {
 pub struct Workload {
     /// Its embedded name, or its file's.
     pub name: String,
+    /// What it was read from.
+    pub text: String,
     /// Claims per request, and the longest metadata.
     pub shape: Shape,
     kinds: Weights<Kind>,
@@ -144,6 +146,7 @@ impl Workload {
         };
         Ok(Workload {
             name: name.to_owned(),
+            text: text.to_owned(),
             shape,
             kinds: Weights::new(kinds.into_iter()).ok_or_else(weights("mix"))?,
             corpora: Weights::new((0..corpora.count).map(zipf)).ok_or_else(weights("corpora"))?,
