@@ -3,7 +3,7 @@
 use crate::claims::Shape;
 use crate::error::BenchError;
 use crate::load::{Link, Timing, load};
-use crate::outcome::{Row, Setting, hundredths, table};
+use crate::outcome::{MeasuredRow, Row, Setting, hundredths, table};
 use crate::reads::{self, Kind, ReadRow, ReadSetting};
 use serde::Serialize;
 use std::thread;
@@ -82,19 +82,22 @@ impl Beside {
     }
 
     /// The claims' medians beside reads.
-    pub fn claims_beside(&self) -> Row {
+    fn claims_beside(&self) -> Row {
         Row::median(&self.claims_beside)
     }
 
     /// The reads' medians.
-    pub fn reads(&self) -> ReadRow {
+    fn reads(&self) -> ReadRow {
         ReadRow::median(&self.reads)
     }
 
-    /// Refusals of all rounds.
-    pub fn errors(&self) -> u64 {
-        let claims = self.claims_alone.iter().chain(&self.claims_beside).map(|row| row.errors);
-        claims.chain(self.reads.iter().map(|row| row.errors)).sum()
+    /// The medians of all three loads.
+    pub fn medians(&self) -> [MeasuredRow; 3] {
+        let mut rows =
+            [Row::median(&self.claims_alone).measured(), self.claims_beside().measured(), self.reads().measured()];
+        rows[1].setting.beside = Some(self.kind.name().to_owned());
+        rows[2].setting.beside = Some("claims".to_owned());
+        rows
     }
 
     fn ratios(&self) -> Ratios {
@@ -104,9 +107,9 @@ impl Beside {
             beside: self.kind.name(),
             median_of: self.reads.len(),
             claims_per_second_to_alone: hundredths(beside.claims_per_second / alone.claims_per_second),
-            p50_to_alone: hundredths(beside.latencies.p50_us / alone.latencies.p50_us),
-            p99_to_alone: hundredths(beside.latencies.p99_us / alone.latencies.p99_us),
-            p999_to_alone: hundredths(beside.latencies.p999_us / alone.latencies.p999_us),
+            p50_to_alone: hundredths(beside.figures.latencies.p50_us / alone.figures.latencies.p50_us),
+            p99_to_alone: hundredths(beside.figures.latencies.p99_us / alone.figures.latencies.p99_us),
+            p999_to_alone: hundredths(beside.figures.latencies.p999_us / alone.figures.latencies.p999_us),
         }
     }
 
@@ -171,9 +174,15 @@ mod tests {
             assert_eq!(beside.reads.len(), round);
         }
         let (claims, reads) = (beside.claims_beside(), beside.reads());
-        assert!(claims.claims > 0 && claims.rate.is_none() && claims.outstanding == 4, "{claims:?}");
-        assert!(reads.requests > 0 && reads.rate == Some(500.0) && reads.outstanding == 8, "{reads:?}");
-        assert_eq!(beside.errors(), 0);
+        assert!(claims.claims > 0 && claims.figures.rate.is_none() && claims.outstanding == 4, "{claims:?}");
+        assert!(reads.figures.requests > 0 && reads.figures.rate == Some(500.0) && reads.outstanding == 8, "{reads:?}");
+        let medians = beside.medians();
+        let labels = medians.iter().map(|row| row.setting.label()).collect::<Vec<_>>();
+        assert_eq!(
+            labels,
+            ["claims, 4 outstanding", "claims beside lookups, 4 outstanding", "lookups beside claims, 500/s"]
+        );
+        assert!(medians.iter().all(|row| row.figures.errors == 0 && row.units_per_second > 0.0), "{medians:?}");
         let ratios = beside.ratios();
         assert!(ratios.p50_to_alone > 0.0 && ratios.median_of == 2, "{ratios:?}");
         let line = Line { round: Some(1), median_of: None, beside: "claims", row: &reads };

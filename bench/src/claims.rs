@@ -4,7 +4,7 @@ use crate::error::BenchError;
 use crate::keys::{EVENT_KEY_BYTES, Keys};
 use crate::outcome::Tally;
 use claim_protocol::{
-    BATCH_ITEMS_MAX, Builder, ClaimItem, METADATA_BYTES_MAX, Operation, ReplyResult, Request, encode_request,
+    BATCH_ITEMS_MAX, Builder, ClaimItem, METADATA_BYTES_MAX, Operation, ReplyResult, Request, Uuid, encode_request,
 };
 
 /// The shape of every request of a run.
@@ -69,10 +69,27 @@ impl Claims {
         self.keys.set_clock();
     }
 
+    /// A key that no other request has.
+    pub fn idempotency_key(&mut self) -> Uuid {
+        self.keys.idempotency_key()
+    }
+
     /// Appends one request for the next corpus to `out`.
     pub fn encode(&mut self, request_id: u64, out: &mut Vec<u8>) -> Result<(), BenchError> {
-        let corpus = self.corpora[self.requests % self.corpora.len()].as_str();
+        let corpus = self.requests % self.corpora.len();
         self.requests += 1;
+        self.encode_for(corpus, self.shape.metadata_bytes, request_id, out)
+    }
+
+    /// Appends one request for the corpus of this number, with so much metadata, which is no more than the shape has.
+    pub fn encode_for(
+        &mut self,
+        corpus: usize,
+        metadata_bytes: usize,
+        request_id: u64,
+        out: &mut Vec<u8>,
+    ) -> Result<(), BenchError> {
+        let corpus = self.corpora[corpus].as_str();
         self.event_keys.clear();
         for _ in 0..self.shape.batch {
             self.keys.append_event_key(&mut self.event_keys);
@@ -84,7 +101,7 @@ impl Claims {
             hosting_corpus: "",
             category: "bench",
             taxonomy_version: 1,
-            metadata: &self.metadata,
+            metadata: &self.metadata[..metadata_bytes],
         };
         let operation = match self.shape.batch {
             1 => Operation::Claim { corpus, item: item(0), unless_registered_within_ms: 0 },

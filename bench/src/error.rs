@@ -32,6 +32,22 @@ pub enum BenchError {
         /// What the system said.
         source: io::Error,
     },
+    /// What was to be kept cannot be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Write {
+        /// Which file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file has no run, or none that can be read.
+    #[error("{} has no run: {found}; name a directory that `--record` made, or its results.json", path.display())]
+    NoRun {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        found: String,
+    },
     /// No daemon answers at the socket.
     #[error("cannot connect to {}: {source}", socket.display())]
     Connect {
@@ -75,6 +91,22 @@ pub enum BenchError {
     Errors {
         /// How many.
         errors: u64,
+    },
+    /// Rows did not hold the rate that was asked for.
+    #[error(
+        "{rows} of the rows FAILED: the daemon did not keep up with the rate that was asked for, so they show no latency at it"
+    )]
+    RateMissed {
+        /// How many.
+        rows: usize,
+    },
+    /// A sweep began above what the daemon holds.
+    #[error("not even {rate} requests a second held, because {because}; begin lower with --start")]
+    NoKnee {
+        /// The first rate.
+        rate: f64,
+        /// Why it did not hold.
+        because: String,
     },
     /// A server under test did not do what it was started for.
     #[error("{what}{log}")]

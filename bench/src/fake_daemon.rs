@@ -12,12 +12,15 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
 
 /// How it behaves towards claims.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Manner {
     /// Every claim succeeds.
     Willing,
+    /// Every claim succeeds, but so many a second at most.
+    Takes { per_second: u32 },
     /// Every seventh claim or item is refused as OVERLOADED.
     RefusesEverySeventh,
     /// The connection is closed at the hundredth claim.
@@ -45,8 +48,12 @@ pub struct Seen {
     pub claims: u64,
     /// Idempotency or event keys that came more than once.
     pub repeated_keys: u64,
+    /// References answered.
+    pub references: u64,
     /// Corpora onboarded.
     pub corpora: usize,
+    /// When the claims so far will have been worked off, by a daemon that takes so many a second.
+    worked_off_at: Option<Instant>,
     keys: HashSet<String>,
     names: Vec<String>,
 }
@@ -158,6 +165,7 @@ impl Served {
             note_key(&mut seen, key.to_string());
         }
         let mut claim = |seen: &mut Seen, event_key: &str| {
+            self.work(seen);
             note_key(seen, event_key.to_owned());
             *claims += 1;
             seen.claims += 1;
@@ -171,7 +179,15 @@ impl Served {
             }
             Operation::Corpora => ReplyResult::Corpora(Vec::new()),
             Operation::Lookup { .. } if self.manner == Manner::RefusesLookups => ReplyResult::Error(overloaded()),
-            Operation::Lookup { event_id } => ReplyResult::Row(Box::new(row(*event_id))),
+            Operation::Lookup { event_id } if self.manner.has_rows() => ReplyResult::Row(Box::new(row(*event_id))),
+            Operation::Lookup { event_id } => {
+                let claimed = Row { event_id: *event_id, ..row(Uuid::from_u64_pair(1, 0)) };
+                ReplyResult::Row(Box::new(claimed))
+            }
+            Operation::Reference { event_id, .. } => {
+                seen.references += 1;
+                ReplyResult::Referenced(*event_id)
+            }
             Operation::Scan { corpus, since_us, after, limit, .. } => {
                 assert!(self.manner.has_rows(), "it has no rows");
                 page(corpus, *since_us, *after, (*limit as usize).min(PAGE_ROWS))
@@ -193,6 +209,15 @@ impl Served {
         };
         let positions = vec![LogPosition { shard: 0, position: seen.claims }];
         Reply { request_id: request.request_id, positions, result }
+    }
+
+    /// Spends the time that a claim takes, while every other connection waits.
+    fn work(&self, seen: &mut Seen) {
+        let Manner::Takes { per_second } = self.manner else { return };
+        let now = Instant::now();
+        let done_at = seen.worked_off_at.unwrap_or(now).max(now) + Duration::from_secs(1) / per_second;
+        seen.worked_off_at = Some(done_at);
+        thread::sleep(done_at.saturating_duration_since(now));
     }
 
     fn claimed(&self, number: u64) -> Result<Claimed, ServerError> {

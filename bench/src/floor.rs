@@ -1,11 +1,12 @@
 //! `claim-bench floor`: durable writes on the bare file system, or reads of a file on it, which no daemon can beat.
 
 use crate::error::BenchError;
+use crate::load_arguments::seconds;
 use crate::outcome::{number_table, rounded, thousands};
 use crate::pace;
 use crate::random::Random;
 use crate::read_floor::{self, Pattern, ReadFile, ReadFloorRow, ReadMeasured, ReadTrial};
-use crate::run::seconds;
+use crate::record::{FloorRecord, curve};
 use claim_engine::device::probe::{self, Bounds, FlushMode, IN_FLIGHT_MAX, Measured, Trial};
 use claim_engine::device::scratch::{Caching, Extents, Scratch};
 use clap::{Args, ValueEnum};
@@ -202,6 +203,28 @@ impl Floor {
     /// All rows, in the order measured.
     pub fn rows(&self) -> Vec<FloorRow> {
         self.measured.iter().map(|measured| self.describe(measured)).collect()
+    }
+
+    /// All rows, to be kept.
+    pub fn records(&self) -> Vec<FloorRecord> {
+        self.measured
+            .iter()
+            .map(|measured| {
+                let row = self.describe(measured);
+                FloorRecord {
+                    name: format!("{}, writes of {} KiB", row.mode, row.block_bytes / 1024),
+                    in_flight: row.in_flight,
+                    rate: None,
+                    per_second: row.writes_per_second,
+                    p50_us: row.p50_us,
+                    p90_us: row.p90_us,
+                    p99_us: row.p99_us,
+                    p999_us: row.p999_us,
+                    max_us: row.max_us,
+                    curve: curve(measured.ops(), |share| measured.quantile_ns(share)),
+                }
+            })
+            .collect()
     }
 
     fn describe(&self, measured: &Measured) -> FloorRow {

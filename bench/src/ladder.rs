@@ -3,12 +3,15 @@
 use crate::affinity;
 use crate::claims::Shape;
 use crate::daemon_process::DaemonProcess;
+use crate::environment::Environment;
 use crate::error::BenchError;
 use crate::floor::{self, Floor, FloorRow};
 use crate::load::Timing;
-use crate::outcome::{Latencies, Row, hundredths, number_table, thousands};
-use crate::run::{positive, seconds};
+use crate::load_arguments::{positive, seconds};
+use crate::outcome::{Figures, Latencies, Row, hundredths, number_table, thousands};
+use crate::record::Recorder;
 use crate::scratch_directory::ScratchDirectory;
+use crate::session::Session;
 use crate::target::Target;
 use claim_engine::device::probe::FlushMode;
 use claim_engine::device::scratch::{Caching, Extents};
@@ -72,6 +75,9 @@ pub struct LadderArguments {
     /// Leave the ledger and the daemon's log where they are.
     #[arg(long)]
     keep: bool,
+    /// A directory to keep the run in, as `claim-bench run --record` does; not one below --dir that goes with the ledger.
+    #[arg(long)]
+    record: Option<PathBuf>,
     /// One JSON object per row: the floor's first, then the rungs'.
     #[arg(long)]
     json: bool,
@@ -89,12 +95,16 @@ pub fn ladder(arguments: &LadderArguments) -> Result<(), BenchError> {
     // Pinned only now, for a child inherits the cores of its parent.
     let mut floor = measure_floor(arguments)?;
     affinity::pin_to(arguments.core)?;
-    let rows = climb(arguments, daemon.socket()).map_err(|error| daemon.explain(error))?;
+    let mut recorder = recorder(arguments, daemon.socket())?;
+    let rows = climb(arguments, daemon.socket(), &mut recorder).map_err(|error| daemon.explain(error))?;
     floor.merge(measure_floor(arguments)?);
     daemon.stop()?;
+    if let Some(recorder) = &mut recorder {
+        floor.records().into_iter().try_for_each(|record| recorder.floor(record))?;
+    }
     let rungs: Vec<Rung> = rows.into_iter().map(|row| Rung::new(row, &floor)).collect();
     print(arguments.json, &floor, &rungs);
-    match rungs.iter().map(|rung| rung.row.errors).sum() {
+    match rungs.iter().map(|rung| rung.row.figures.errors).sum() {
         0 => Ok(()),
         errors => Err(BenchError::Errors { errors }),
     }
@@ -108,7 +118,14 @@ fn measure_floor(arguments: &LadderArguments) -> Result<Floor, BenchError> {
     Floor::measure(&arguments.dir, &trials, Extents::Written, Caching::Direct, arguments.floor_seconds)
 }
 
-fn climb(arguments: &LadderArguments, socket: &Path) -> Result<Vec<Row>, BenchError> {
+/// What keeps the run, if it is to be kept.
+fn recorder(arguments: &LadderArguments, socket: &Path) -> Result<Option<Recorder>, BenchError> {
+    let Some(directory) = &arguments.record else { return Ok(None) };
+    let (_, welcome) = Session::open(socket)?;
+    Recorder::start(directory, Environment::of(&arguments.dir, Some(&welcome)), None).map(Some)
+}
+
+fn climb(arguments: &LadderArguments, socket: &Path, recorder: &mut Option<Recorder>) -> Result<Vec<Row>, BenchError> {
     let target = Target::find(socket, arguments.corpora, false)?;
     let timing = Timing { warm_up: arguments.warmup, measured: arguments.seconds, spin: arguments.spin, rate: None };
     let singles = OUTSTANDING.iter().map(|outstanding| (*outstanding, 1));
@@ -117,7 +134,10 @@ fn climb(arguments: &LadderArguments, socket: &Path) -> Result<Vec<Row>, BenchEr
         .map(|(outstanding, batch)| {
             let shape = Shape { batch, metadata_bytes: arguments.metadata_bytes };
             let row = target.measure(outstanding, arguments.connections, shape, timing)?;
-            row.error_lines().iter().for_each(|line| eprintln!("{outstanding} outstanding: {line}"));
+            row.figures.warnings().iter().for_each(|line| eprintln!("{outstanding} outstanding: {line}"));
+            if let Some(recorder) = recorder {
+                recorder.row(&row.measured())?;
+            }
             Ok(row)
         })
         .collect()
@@ -154,8 +174,8 @@ impl Rung {
         let FloorRow { p50_us, p99_us, writes_per_second, .. } =
             floor.row(FLOOR_MODE, 4096, 1).expect("the ladder measures it");
         Rung {
-            p50_to_floor: hundredths(row.latencies.p50_us / p50_us),
-            p99_to_floor: hundredths(row.latencies.p99_us / p99_us),
+            p50_to_floor: hundredths(row.figures.latencies.p50_us / p50_us),
+            p99_to_floor: hundredths(row.figures.latencies.p99_us / p99_us),
             claims_per_floor_write: hundredths(row.claims_per_second / writes_per_second),
             row,
         }
@@ -165,13 +185,15 @@ impl Rung {
 fn table(rungs: &[Rung]) -> Table {
     let mut header = vec!["outstanding", "batch", "claims/s"];
     header.extend(Latencies::HEADER);
-    header.extend(["p50 ÷ floor", "p99 ÷ floor", "claims ÷ writes", "errors"]);
+    header.extend(["p50 ÷ floor", "p99 ÷ floor", "claims ÷ writes"]);
+    header.extend(&Figures::HEADER[..2]);
     let mut table = number_table(&header);
     for Rung { row, p50_to_floor, p99_to_floor, claims_per_floor_write } in rungs {
         let mut cells = vec![row.outstanding.to_string(), row.batch.to_string(), thousands(row.claims_per_second)];
-        cells.extend(row.latencies.cells());
+        cells.extend(row.figures.latencies.cells());
         cells.extend([p50_to_floor, p99_to_floor, claims_per_floor_write].map(|ratio| format!("{ratio:.2}")));
-        cells.push(row.errors.to_string());
+        // Nothing here has a rate to hold.
+        cells.extend(row.figures.cells().into_iter().take(2));
         table.add_row(cells);
     }
     table
@@ -190,8 +212,9 @@ mod tests {
         let floor = Floor::measure(directory.path(), &trials, Extents::Written, Caching::PageCache, time);
         let floor = floor.expect("a floor");
         let base = floor.row(FLOOR_MODE, 4096, 1).expect("it was measured");
-        let mut tally = Tally::new();
-        tally.answered(Duration::from_nanos((base.p50_us * 2e3) as u64), 1, 100);
+        let mut tally = Tally::new(Duration::from_secs(1));
+        tally.answered(Duration::ZERO, Duration::from_nanos((base.p50_us * 2e3) as u64));
+        tally.confirmed(1, 100);
         let setting = Setting { connections: 1, outstanding: 1, batch: 1, rate: None };
         let rung = Rung::new(Row::new(setting, tally, Duration::from_secs(1)), &floor);
         assert!((rung.p50_to_floor - 2.0).abs() < 0.02, "{rung:?}");

@@ -16,7 +16,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How long replies are waited for after the last request.
 const DRAIN_SECONDS: u64 = 10;
@@ -47,8 +47,8 @@ pub struct Timing {
     pub rate: Option<f64>,
 }
 
-/// Loads the daemon over `links` and counts what was asked and answered in the measured time: in a closed loop by when it was
-/// answered, in an open one by when it was due.
+/// Loads the daemon over `links` and counts what was confirmed in the measured time, and the latencies of it: in a closed loop
+/// of what was answered in that time, in an open one of what was due in it.
 pub fn load(links: Vec<Link>, timing: Timing) -> Result<Tally, BenchError> {
     let mut load = Load::new(links, timing)?;
     load.start()?;
@@ -110,7 +110,7 @@ impl Load {
             measured_from,
             measured_until: measured_from + timing.measured,
             is_over: false,
-            tally: Tally::new(),
+            tally: Tally::starting_at(SystemTime::now() + timing.warm_up, timing.measured),
         })
     }
 
@@ -177,8 +177,12 @@ impl Load {
                 // Refusals count even outside the window, for a daemon that refuses during the warm-up is not what was to
                 // be measured.
                 let units = work.take(answered.slot, &answered.reply.result, &mut self.tally)?;
-                if let Some(units) = units.filter(|_| window.contains(&moment)) {
-                    self.tally.answered(now - answered.since, units, answered.bytes);
+                let Some(units) = units else { continue };
+                if window.contains(&now) {
+                    self.tally.confirmed(units, answered.bytes);
+                }
+                if window.contains(&moment) {
+                    self.tally.answered(moment - self.measured_from, now - answered.since);
                 }
             }
             if now < self.measured_until && self.open.is_none() {

@@ -66,6 +66,7 @@ impl Lookups {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn every_id_is_asked_for_before_any_again() {
@@ -87,7 +88,8 @@ mod tests {
     fn another_answer_than_the_row_breaks_the_protocol() {
         let mut lookups = Lookups::new(Arc::new(Ids::new(vec![Uuid::from_u128(7)])), 1);
         lookups.encode(1, 0, &mut Vec::new()).expect("it is short");
-        let error = lookups.take(0, &ReplyResult::Corpora(Vec::new()), &mut Tally::new()).expect_err("no row");
+        let mut tally = Tally::new(Duration::ZERO);
+        let error = lookups.take(0, &ReplyResult::Corpora(Vec::new()), &mut tally).expect_err("no row");
         assert!(error.to_string().contains("answers a lookup of 00000000"), "{error}");
     }
 }

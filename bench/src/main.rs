@@ -2,13 +2,16 @@
 //!
 //! `floor` measures durable writes on the bare file system, or reads of a file, `run` loads a daemon over its socket with
 //! claims or reads, in a closed loop or at a rate, and `ladder` does both around a daemon of its own, from one claim
-//! outstanding to many. `peers` has other systems do the same job beside claimd. Nothing here reaches into the daemon: what is measured is what a client gets.
+//! outstanding to many. `peers` has other systems do the same job beside claimd. Recorded runs are what `report` draws and
+//! `compare` sets side by side. Nothing here reaches into the daemon: what is measured is what a client gets.
 
 mod affinity;
 mod beside;
 mod claims;
+mod compare;
 mod connection;
 mod daemon_process;
+mod environment;
 mod error;
 #[cfg(test)]
 mod fake_daemon;
@@ -17,6 +20,7 @@ mod interrupt;
 mod keys;
 mod ladder;
 mod load;
+mod load_arguments;
 mod lookups;
 mod outcome;
 mod pace;
@@ -24,14 +28,21 @@ mod peers;
 mod random;
 mod read_floor;
 mod reads;
+mod record;
+mod report;
 mod run;
 mod sample;
 mod scans;
 mod scratch_directory;
+mod series;
 mod server_process;
 mod session;
+mod subject;
+mod svg;
+mod sweep;
 mod target;
 mod work;
+mod workload;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -63,7 +74,26 @@ Examples:
   Whole corpora, page after page, beside the device's sequential reads:
     claim-bench run --operation scans --outstanding 4 --floor ./claimd-data/shard-0000.ledger
   What reads do to claims: claims alone and beside lookups, in turn:
-    claim-bench run --operation lookups --beside-claims 64 --rounds 5";
+    claim-bench run --operation lookups --beside-claims 64 --rounds 5
+  Sixteen corpora that claim, refer to each other and look up:
+    claim-bench run --workload mixed --outstanding 256
+  A rate that has to be held, kept with its histograms and the machine's facts:
+    claim-bench run --rate 20000 --outstanding 4096 --record before";
+
+const SWEEP_EXAMPLES: &str = "\
+Examples:
+  Claims, from 1,000 a second on:
+    claim-bench sweep --seconds 5 --record sweep
+  Lookups, until the 99th percentile is 3 times that of the first row:
+    claim-bench sweep --operation lookups --start 500 --p99-times 3";
+
+const REPORT_EXAMPLES: &str = "\
+Examples:
+  A climb beside the floor:
+    claim-bench ladder --claimd target/release/claimd --dir /srv --record climb
+    claim-bench report climb --output climb.html
+  Two runs on one page, each under its directory's name:
+    claim-bench report before after --output both.html";
 
 const PEERS_EXAMPLES: &str = "\
 PostgreSQL comes from its packages (`apt-get install postgresql`); this command makes a cluster, starts and stops it, and \
@@ -86,6 +116,15 @@ enum Command {
     /// Claims, lookups or scans against a running daemon, in a closed loop or at a rate.
     #[command(after_help = RUN_EXAMPLES)]
     Run(run::RunArguments),
+    /// Two recorded runs, row by row: what of rates and latencies changed.
+    #[command(after_help = "Example: claim-bench compare before/results.json after/results.json")]
+    Compare(compare::CompareArguments),
+    /// One HTML page of recorded runs: latencies by percentile, over time and against the rate, throughput, and the machine.
+    #[command(after_help = REPORT_EXAMPLES)]
+    Report(report::ReportArguments),
+    /// Raises the rate until a row does not hold, and narrows down the highest rate that does: the knee.
+    #[command(after_help = SWEEP_EXAMPLES)]
+    Sweep(sweep::SweepArguments),
     /// Formats a scratch ledger, starts a daemon on it, and climbs from 1 to 1,024 requests outstanding beside the floor.
     #[command(after_help = "Example: claim-bench ladder --claimd target/release/claimd --dir /srv --seconds 10")]
     Ladder(ladder::LadderArguments),
@@ -98,6 +137,9 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Floor(arguments) => floor::floor(&arguments),
         Command::Run(arguments) => run::run(&arguments),
+        Command::Compare(arguments) => compare::compare(&arguments),
+        Command::Report(arguments) => report::report(&arguments),
+        Command::Sweep(arguments) => sweep::sweep(&arguments),
         Command::Ladder(arguments) => ladder::ladder(&arguments),
         Command::Peers(arguments) => peers::peers(&arguments),
     };

@@ -1,19 +1,23 @@
 //! What a run gave, as a row for people and for programs.
 
+use crate::record::RowSetting;
+use crate::series::Series;
 use comfy_table::{CellAlignment, Table, presets};
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// Counts of one row while it is measured.
 #[derive(Debug)]
 pub struct Tally {
-    /// Nanoseconds from when a request could be sent, or was due, to when its reply was read.
-    latencies_ns: Histogram<u64>,
-    /// Claims confirmed, or rows read.
+    /// From when a request could be sent, or was due, to when its reply was read.
+    series: Series,
+    /// Requests confirmed by replies that came in the measured time, whenever they were due.
+    pub in_time: u64,
+    /// Claims confirmed by them, or rows that they brought.
     pub units: u64,
-    /// Of the replies.
+    /// Of these replies.
     pub bytes: u64,
     /// Requests of an open loop that were due and not sent.
     pub unsent: u64,
@@ -21,14 +25,32 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Nothing counted.
-    pub fn new() -> Self {
-        Tally { latencies_ns: empty_histogram(), units: 0, bytes: 0, unsent: 0, errors: BTreeMap::new() }
+    /// Nothing counted, of a row whose measured time begins now.
+    #[cfg(test)]
+    pub fn new(measured: Duration) -> Self {
+        Tally::starting_at(SystemTime::now(), measured)
     }
 
-    /// One reply: how long it took, how many claims it confirmed or rows it has, and its bytes.
-    pub fn answered(&mut self, latency: Duration, units: u64, bytes: usize) {
-        self.latencies_ns.record(latency.as_nanos() as u64).expect("the histogram grows with its values");
+    /// Nothing counted, of a row whose measured time begins then and is so long.
+    pub fn starting_at(started_at: SystemTime, measured: Duration) -> Self {
+        Tally {
+            series: Series::new(started_at, measured),
+            units: 0,
+            bytes: 0,
+            in_time: 0,
+            unsent: 0,
+            errors: BTreeMap::new(),
+        }
+    }
+
+    /// A request of the measured time was answered: when in that time it is counted, and how long it took.
+    pub fn answered(&mut self, at: Duration, latency: Duration) {
+        self.series.record(at, latency);
+    }
+
+    /// A reply came in the measured time: how many claims it confirmed or rows it has, and its bytes.
+    pub fn confirmed(&mut self, units: u64, bytes: usize) {
+        self.in_time += 1;
         self.units += units;
         self.bytes += bytes as u64;
     }
@@ -40,27 +62,17 @@ impl Tally {
 
     /// Replies counted.
     pub fn requests(&self) -> u64 {
-        self.latencies_ns.len()
+        self.series.count()
     }
 
     /// Their latencies so far.
     pub fn latencies(&self) -> Latencies {
-        Latencies::of(&self.latencies_ns)
+        Latencies::of(&self.series.total())
     }
-
-    /// Refusals by code.
-    pub fn into_errors(self) -> BTreeMap<String, u64> {
-        self.errors
-    }
-}
-
-/// For nanoseconds.
-pub fn empty_histogram() -> Histogram<u64> {
-    Histogram::new(3).expect("three digits are within what a histogram can have")
 }
 
 /// A row's latencies.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Latencies {
     pub mean_us: f64,
     pub p50_us: f64,
@@ -129,6 +141,137 @@ pub struct Setting {
     pub rate: Option<f64>,
 }
 
+/// Share of a rate that has to be confirmed in the measured time, or the row has failed.
+const RATE_SHARE_MIN: f64 = 0.99;
+
+/// What a row of any operation came to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Figures {
+    /// Requests a second that were to be sent; absent in a closed loop.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<f64>,
+    /// Requests a second that were confirmed in the measured time, whenever they were due; absent in a closed loop.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub achieved_rate: Option<f64>,
+    /// The daemon did not keep up with the rate that was asked for.
+    pub failed: bool,
+    /// Confirmed in the measured time.
+    pub requests_per_second: f64,
+    #[serde(flatten)]
+    pub latencies: Latencies,
+    /// Requests outstanding for each that rate × mean latency accounts for: 1 where the generator counts right, for in a closed
+    /// loop every place always has a request. Absent in an open loop, and where nothing was counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub littles_law: Option<f64>,
+    /// Whose latencies these are: in a closed loop those answered in the measured time, in an open one those due in it.
+    pub requests: u64,
+    pub seconds: f64,
+    /// Requests that were due and not sent, because as many were outstanding as may be.
+    pub unsent: u64,
+    /// Requests and items refused, the warm-up's included.
+    pub errors: u64,
+    pub errors_by_code: BTreeMap<String, u64>,
+    /// The latencies by their seconds.
+    #[serde(skip)]
+    pub series: Series,
+}
+
+impl Figures {
+    /// Of what was counted in `elapsed`, with so many requests outstanding.
+    pub fn new(outstanding: usize, rate: Option<f64>, tally: Tally, elapsed: Duration) -> Self {
+        let (latencies, requests, unsent) = (tally.latencies(), tally.requests(), tally.unsent);
+        let requests_per_second = per_second(tally.in_time, elapsed);
+        let achieved_rate = rate.map(|_| requests_per_second);
+        Figures {
+            rate,
+            achieved_rate,
+            failed: unsent > 0 || misses(rate, achieved_rate),
+            requests_per_second,
+            latencies,
+            littles_law: littles_law(outstanding, rate, requests_per_second, latencies),
+            requests,
+            seconds: rounded(elapsed.as_secs_f64()),
+            unsent,
+            errors: tally.errors.values().sum(),
+            errors_by_code: tally.errors,
+            series: tally.series,
+        }
+    }
+
+    /// The medians over rounds (not none) of one setting; what was counted is added up.
+    pub fn median(outstanding: usize, rounds: &[&Figures]) -> Self {
+        let latencies: Vec<Latencies> = rounds.iter().map(|round| round.latencies).collect();
+        let latencies = Latencies::median(&latencies);
+        let requests_per_second = median(rounds.iter().map(|round| round.requests_per_second));
+        let rate = rounds[0].rate;
+        let mut series = rounds[0].series.clone();
+        rounds[1..].iter().for_each(|round| series.append(&round.series));
+        Figures {
+            rate,
+            achieved_rate: rate.map(|_| median(rounds.iter().filter_map(|round| round.achieved_rate))),
+            failed: rounds.iter().any(|round| round.failed),
+            requests_per_second,
+            latencies,
+            littles_law: littles_law(outstanding, rate, requests_per_second, latencies),
+            requests: rounds.iter().map(|round| round.requests).sum(),
+            seconds: rounds.iter().map(|round| round.seconds).sum(),
+            unsent: rounds.iter().map(|round| round.unsent).sum(),
+            errors: rounds.iter().map(|round| round.errors).sum(),
+            errors_by_code: sum_of_errors(rounds.iter().map(|round| &round.errors_by_code)),
+            series,
+        }
+    }
+
+    /// One line per error code, and one for a rate that was missed; empty when all is well.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut lines: Vec<String> =
+            self.errors_by_code.iter().map(|(code, count)| format!("{count} × {code}")).collect();
+        if let (true, Some(rate), Some(achieved)) = (self.failed, self.rate, self.achieved_rate) {
+            lines.push(format!(
+                "FAILED: {} of {} requests a second were confirmed in time, and {} were due and not sent; take a lower --rate \
+                 or more --outstanding",
+                thousands(achieved),
+                thousands(rate),
+                self.unsent
+            ));
+        }
+        lines
+    }
+
+    /// The columns of [`Figures::cells`].
+    pub const HEADER: [&str; 3] = ["Little's law", "errors", "rate is"];
+
+    /// What a table shows behind the latencies.
+    pub fn cells(&self) -> [String; 3] {
+        let verdict = match (self.failed, self.rate) {
+            (true, _) => "FAILED",
+            (false, Some(_)) => "held",
+            (false, None) => "-",
+        };
+        let law = self.littles_law.map_or_else(|| "-".to_owned(), |law| format!("{law:.3}"));
+        [law, self.errors.to_string(), verdict.to_owned()]
+    }
+}
+
+fn misses(rate: Option<f64>, achieved: Option<f64>) -> bool {
+    rate.zip(achieved).is_some_and(|(rate, achieved)| achieved < rate * RATE_SHARE_MIN)
+}
+
+fn littles_law(outstanding: usize, rate: Option<f64>, requests_per_second: f64, latencies: Latencies) -> Option<f64> {
+    let accounted_for = requests_per_second * latencies.mean_us / 1e6;
+    let is_known = rate.is_none() && accounted_for > 0.0;
+    is_known.then(|| (outstanding as f64 / accounted_for * 1e4).round() / 1e4)
+}
+
+/// A finished row of any operation.
+#[derive(Debug, Clone)]
+pub struct MeasuredRow {
+    pub setting: RowSetting,
+    /// Claims confirmed or rows read.
+    pub units_per_second: f64,
+    pub figures: Figures,
+}
+
 /// One finished row of claims.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Row {
@@ -138,71 +281,54 @@ pub struct Row {
     pub outstanding: usize,
     /// Items per request.
     pub batch: usize,
-    /// Requests a second that were to be sent; absent in a closed loop.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rate: Option<f64>,
     pub claims_per_second: f64,
-    #[serde(flatten)]
-    pub latencies: Latencies,
     pub claims: u64,
-    pub seconds: f64,
-    /// Requests that were due and not sent, because as many were outstanding as may be.
-    pub unsent: u64,
-    /// Requests and items refused, the warm-up's included.
-    pub errors: u64,
-    pub errors_by_code: BTreeMap<String, u64>,
+    #[serde(flatten)]
+    pub figures: Figures,
 }
 
 impl Row {
     /// The row of what was counted in `elapsed`.
     pub fn new(setting: Setting, tally: Tally, elapsed: Duration) -> Self {
         let Setting { connections, outstanding, batch, rate } = setting;
-        let (latencies, claims, unsent, errors_by_code) =
-            (tally.latencies(), tally.units, tally.unsent, tally.into_errors());
+        let claims = tally.units;
         Row {
             system: "claimd",
             connections,
             outstanding,
             batch,
-            rate,
             claims_per_second: per_second(claims, elapsed),
-            latencies,
             claims,
-            seconds: rounded(elapsed.as_secs_f64()),
-            unsent,
-            errors: errors_by_code.values().sum(),
-            errors_by_code,
+            figures: Figures::new(outstanding, rate, tally, elapsed),
         }
     }
 
     /// The medians over rounds (not none) of one setting; what was counted is added up.
     pub fn median(rounds: &[Row]) -> Self {
-        let latencies: Vec<Latencies> = rounds.iter().map(|row| row.latencies).collect();
+        let figures: Vec<&Figures> = rounds.iter().map(|row| &row.figures).collect();
         Row {
             claims_per_second: median(rounds.iter().map(|row| row.claims_per_second)),
-            latencies: Latencies::median(&latencies),
             claims: rounds.iter().map(|row| row.claims).sum(),
-            seconds: rounds.iter().map(|row| row.seconds).sum(),
-            unsent: rounds.iter().map(|row| row.unsent).sum(),
-            errors: rounds.iter().map(|row| row.errors).sum(),
-            errors_by_code: sum_of_errors(rounds.iter().map(|row| &row.errors_by_code)),
+            figures: Figures::median(rounds[0].outstanding, &figures),
             ..rounds[0].clone()
         }
     }
 
-    /// One line per error code; empty when there was none.
-    pub fn error_lines(&self) -> Vec<String> {
-        error_lines(&self.errors_by_code)
+    /// What makes it comparable.
+    pub fn setting(&self) -> RowSetting {
+        let rate = self.figures.rate;
+        RowSetting { batch: self.batch, rate, ..RowSetting::closed("claims", self.connections, self.outstanding) }
+    }
+
+    /// To be kept.
+    pub fn measured(&self) -> MeasuredRow {
+        let figures = self.figures.clone();
+        MeasuredRow { setting: self.setting(), units_per_second: self.claims_per_second, figures }
     }
 }
 
-/// One line per error code; empty when there was none.
-pub fn error_lines(errors_by_code: &BTreeMap<String, u64>) -> Vec<String> {
-    errors_by_code.iter().map(|(code, count)| format!("{count} × {code}")).collect()
-}
-
 /// Refusals of several rows, by code.
-pub fn sum_of_errors<'a>(rows: impl Iterator<Item = &'a BTreeMap<String, u64>>) -> BTreeMap<String, u64> {
+fn sum_of_errors<'a>(rows: impl Iterator<Item = &'a BTreeMap<String, u64>>) -> BTreeMap<String, u64> {
     let mut sum = BTreeMap::new();
     rows.flatten().for_each(|(code, count)| *sum.entry(code.clone()).or_default() += count);
     sum
@@ -251,18 +377,18 @@ pub fn thousands(value: f64) -> String {
 pub fn table(rows: &[Row]) -> Table {
     let mut header = vec!["connections", "outstanding", "batch", "rate", "claims/s"];
     header.extend(Latencies::HEADER);
-    header.push("errors");
+    header.extend(Figures::HEADER);
     let mut table = number_table(&header);
     for row in rows {
         let mut cells = vec![
             row.connections.to_string(),
             row.outstanding.to_string(),
             row.batch.to_string(),
-            rate_cell(row.rate),
+            rate_cell(row.figures.rate),
             thousands(row.claims_per_second),
         ];
-        cells.extend(row.latencies.cells());
-        cells.push(row.errors.to_string());
+        cells.extend(row.figures.latencies.cells());
+        cells.extend(row.figures.cells());
         table.add_row(cells);
     }
     table
@@ -280,22 +406,26 @@ pub fn rate_cell(rate: Option<f64>) -> String {
 mod tests {
     use super::*;
 
+    const SECOND: Duration = Duration::from_secs(1);
+
     #[test]
     fn a_row_has_the_rate_and_the_percentiles_of_its_tally() {
-        let mut tally = Tally::new();
+        let mut tally = Tally::new(2 * SECOND);
         for latency_us in 1..=1000 {
-            tally.answered(Duration::from_micros(latency_us), 2, 100);
+            tally.answered(Duration::from_millis(2 * latency_us - 1), Duration::from_micros(latency_us));
+            tally.confirmed(2, 100);
         }
         tally.refused("OVERLOADED");
         tally.refused("OVERLOADED");
         let setting = Setting { connections: 1, outstanding: 4, batch: 2, rate: None };
-        let row = Row::new(setting, tally, Duration::from_secs(2));
-        assert_eq!((row.claims, row.claims_per_second, row.errors), (2000, 1000.0, 2));
-        let Latencies { p50_us, p99_us, max_us, mean_us, .. } = row.latencies;
+        let row = Row::new(setting, tally, 2 * SECOND);
+        assert_eq!((row.claims, row.claims_per_second, row.figures.errors), (2000, 1000.0, 2));
+        let Latencies { p50_us, p99_us, max_us, mean_us, .. } = row.figures.latencies;
         for (found, expected) in [(p50_us, 500.0), (p99_us, 990.0), (max_us, 1000.0), (mean_us, 500.5)] {
             assert!((found - expected).abs() <= expected / 500.0, "{found} for {expected}");
         }
-        assert_eq!(row.error_lines(), ["2 × OVERLOADED"]);
+        assert_eq!(row.figures.warnings(), ["2 × OVERLOADED"]);
+        assert_eq!(row.figures.series.histograms().len(), 2);
         let json = serde_json::to_value(&row).expect("numbers serialise");
         for field in [
             "system",
@@ -303,11 +433,14 @@ mod tests {
             "outstanding",
             "batch",
             "claims_per_second",
+            "mean_us",
             "p50_us",
             "p90_us",
             "p99_us",
             "p999_us",
             "max_us",
+            "littles_law",
+            "failed",
             "seconds",
             "errors",
         ] {
@@ -319,18 +452,58 @@ mod tests {
     #[test]
     fn rounds_have_medians_and_sums() {
         let round = |latency_us, claims| {
-            let mut tally = Tally::new();
-            (0..claims).for_each(|_| tally.answered(Duration::from_micros(latency_us), 1, 1));
+            let mut tally = Tally::new(SECOND);
+            (0..claims).for_each(|_| {
+                tally.answered(Duration::ZERO, Duration::from_micros(latency_us));
+                tally.confirmed(1, 1);
+            });
             tally.refused("OVERLOADED");
             let setting = Setting { connections: 1, outstanding: 1, batch: 1, rate: Some(5.0) };
-            Row::new(setting, tally, Duration::from_secs(1))
+            Row::new(setting, tally, SECOND)
         };
         let row = Row::median(&[round(100, 10), round(900, 2), round(200, 30)]);
-        assert_eq!((row.claims, row.claims_per_second, row.seconds, row.rate), (42, 10.0, 3.0, Some(5.0)));
-        assert!((row.latencies.p50_us - 200.0).abs() < 1.0, "{row:?}");
-        assert_eq!((row.errors, row.errors_by_code["OVERLOADED"]), (3, 3));
+        let figures = &row.figures;
+        assert_eq!((row.claims, row.claims_per_second, figures.seconds, figures.rate), (42, 10.0, 3.0, Some(5.0)));
+        assert!((figures.latencies.p50_us - 200.0).abs() < 1.0, "{row:?}");
+        assert_eq!((figures.errors, figures.errors_by_code["OVERLOADED"], figures.series.count()), (3, 3, 42));
         assert_eq!(median([4.0, 1.0].into_iter()), 2.5);
         assert_eq!(median(std::iter::empty()), 0.0);
+    }
+
+    #[test]
+    fn a_closed_loop_has_its_requests_by_the_law_of_little() {
+        let law = |rate| {
+            let mut tally = Tally::new(SECOND);
+            (0..4000).for_each(|_| {
+                tally.answered(Duration::ZERO, Duration::from_micros(2000));
+                tally.confirmed(1, 1);
+            });
+            Figures::new(8, rate, tally, SECOND).littles_law
+        };
+        assert!((law(None).expect("a closed loop") - 1.0).abs() < 0.001);
+        assert_eq!(law(Some(4000.0)), None);
+        assert_eq!(Figures::new(8, None, Tally::new(SECOND), SECOND).littles_law, None, "nothing was counted");
+    }
+
+    #[test]
+    fn a_rate_that_is_missed_has_failed() {
+        let figures = |rate, in_time, unsent| {
+            let tally = Tally { in_time, unsent, ..Tally::new(SECOND) };
+            Figures::new(8, rate, tally, SECOND)
+        };
+        for (rate, in_time, unsent, expected) in [
+            (Some(1000.0), 1000, 0, "held"),
+            (Some(1000.0), 990, 0, "held"),
+            (Some(1000.0), 989, 0, "FAILED"),
+            (Some(1000.0), 1000, 1, "FAILED"),
+            (None, 10, 0, "-"),
+        ] {
+            let figures = figures(rate, in_time, unsent);
+            assert_eq!(figures.cells()[2], expected, "{in_time} of {rate:?}, {unsent} unsent");
+            assert_eq!(figures.warnings().len(), usize::from(figures.failed));
+        }
+        let line = figures(Some(1000.0), 500, 7).warnings().remove(0);
+        assert!(line.contains("500 of 1,000") && line.contains("7 were due") && line.contains("--rate"), "{line}");
     }
 
     #[test]

@@ -12,8 +12,8 @@ use crate::error::BenchError;
 use crate::floor::{self, Floor};
 use crate::interrupt::Interrupt;
 use crate::load::Timing;
+use crate::load_arguments::{positive, seconds};
 use crate::outcome::{Row, Setting};
-use crate::run::{positive, seconds};
 use crate::scratch_directory::ScratchDirectory;
 use claim_engine::device::probe::FlushMode;
 use claim_engine::device::scratch::{Caching, Extents};
@@ -178,7 +178,7 @@ fn turn(peer: &mut dyn Peer, interrupt: &Interrupt) -> Result<Vec<Row>, BenchErr
     let mut rows = Vec::new();
     for setting in peer.settings() {
         let row = peer.measure(setting)?;
-        for line in row.error_lines() {
+        for line in row.figures.warnings() {
             eprintln!("{}, {} outstanding in batches of {}: {line}", row.system, row.outstanding, row.batch);
         }
         rows.push(row);

@@ -1,9 +1,11 @@
 //! Reads of an existing file with direct I/O, which no daemon that keeps its rows there can beat.
 
 use crate::error::BenchError;
-use crate::outcome::{Latencies, empty_histogram, number_table, per_second, rate_cell, rounded, thousands};
+use crate::outcome::{Latencies, number_table, per_second, rate_cell, rounded, thousands};
 use crate::pace::{Pace, last_before};
 use crate::random::Random;
+use crate::record::{FloorRecord, curve};
+use crate::series::empty_histogram;
 use claim_engine::device::scratch::AlignedBuffer;
 use comfy_table::Table;
 use hdrhistogram::Histogram;
@@ -124,6 +126,23 @@ impl ReadMeasured {
             reads,
             unsent: self.unsent,
             seconds: rounded(self.elapsed.as_secs_f64()),
+        }
+    }
+
+    /// To be kept.
+    pub fn record(&self) -> FloorRecord {
+        let row = self.row();
+        FloorRecord {
+            name: format!("{} reads of {} KiB", row.reads_of.name(), row.block_bytes / 1024),
+            in_flight: row.in_flight,
+            rate: row.rate,
+            per_second: row.reads_per_second,
+            p50_us: row.latencies.p50_us,
+            p90_us: row.latencies.p90_us,
+            p99_us: row.latencies.p99_us,
+            p999_us: row.latencies.p999_us,
+            max_us: row.latencies.max_us,
+            curve: curve(row.reads, |share| self.latencies_ns.value_at_quantile(share)),
         }
     }
 }

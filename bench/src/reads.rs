@@ -4,11 +4,11 @@ use crate::error::BenchError;
 use crate::load::{Link, Timing, load};
 use crate::lookups::{Ids, Lookups};
 use crate::outcome::{
-    Latencies, Tally, error_lines, hundredths, median, number_table, per_second, rate_cell, rounded, sum_of_errors,
-    thousands,
+    Figures, Latencies, MeasuredRow, Tally, hundredths, median, number_table, per_second, rate_cell, thousands,
 };
 use crate::random::Random;
 use crate::read_floor::{Pattern, ReadFloorRow, ReadTrial};
+use crate::record::RowSetting;
 use crate::sample::{Place, sample};
 use crate::scans::{Scans, starts};
 use crate::session::Session;
@@ -19,7 +19,6 @@ use claim_protocol::CorpusInfo;
 use comfy_table::Table;
 use serde::Serialize;
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -174,23 +173,12 @@ pub struct ReadRow {
     pub connections: usize,
     /// Requests, in total.
     pub outstanding: usize,
-    /// Requests a second that were to be sent; absent in a closed loop.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rate: Option<f64>,
-    pub requests_per_second: f64,
     pub rows_per_second: f64,
     /// Of the replies' frames.
     pub bytes_per_second: f64,
-    #[serde(flatten)]
-    pub latencies: Latencies,
-    pub requests: u64,
     pub rows: u64,
-    pub seconds: f64,
-    /// Requests that were due and not sent, because as many were outstanding as may be.
-    pub unsent: u64,
-    /// Requests refused, the warm-up's included.
-    pub errors: u64,
-    pub errors_by_code: BTreeMap<String, u64>,
+    #[serde(flatten)]
+    pub figures: Figures,
     /// Absent where no floor was measured.
     #[serde(flatten)]
     pub to_floor: Option<ToFloor>,
@@ -209,25 +197,16 @@ impl ReadRow {
     /// The row of what was counted in `elapsed`.
     pub fn new(setting: ReadSetting, tally: Tally, elapsed: Duration) -> Self {
         let ReadSetting { kind, connections, outstanding, rate } = setting;
-        let (latencies, requests, rows, unsent) = (tally.latencies(), tally.requests(), tally.units, tally.unsent);
-        let bytes_per_second = per_second(tally.bytes, elapsed);
-        let errors_by_code = tally.into_errors();
+        let rows = tally.units;
         ReadRow {
             system: "claimd",
             operation: kind,
             connections,
             outstanding,
-            rate,
-            requests_per_second: per_second(requests, elapsed),
             rows_per_second: per_second(rows, elapsed),
-            bytes_per_second,
-            latencies,
-            requests,
+            bytes_per_second: per_second(tally.bytes, elapsed),
             rows,
-            seconds: rounded(elapsed.as_secs_f64()),
-            unsent,
-            errors: errors_by_code.values().sum(),
-            errors_by_code,
+            figures: Figures::new(outstanding, rate, tally, elapsed),
             to_floor: None,
         }
     }
@@ -235,37 +214,38 @@ impl ReadRow {
     /// Puts it in relation to a floor.
     pub fn compare(&mut self, floor: &ReadFloorRow) {
         let throughput = match self.operation {
-            Kind::Lookups => self.requests_per_second / floor.reads_per_second,
+            Kind::Lookups => self.figures.requests_per_second / floor.reads_per_second,
             Kind::Scans => self.bytes_per_second / floor.bytes_per_second,
         };
         self.to_floor = Some(ToFloor {
-            p50_to_floor: hundredths(self.latencies.p50_us / floor.latencies.p50_us),
-            p99_to_floor: hundredths(self.latencies.p99_us / floor.latencies.p99_us),
+            p50_to_floor: hundredths(self.figures.latencies.p50_us / floor.latencies.p50_us),
+            p99_to_floor: hundredths(self.figures.latencies.p99_us / floor.latencies.p99_us),
             throughput_to_floor: hundredths(throughput),
         });
     }
 
     /// The medians over rounds (not none) of one setting; what was counted is added up.
     pub fn median(rounds: &[ReadRow]) -> Self {
-        let latencies: Vec<Latencies> = rounds.iter().map(|row| row.latencies).collect();
+        let figures: Vec<&Figures> = rounds.iter().map(|row| &row.figures).collect();
         ReadRow {
-            requests_per_second: median(rounds.iter().map(|row| row.requests_per_second)),
             rows_per_second: median(rounds.iter().map(|row| row.rows_per_second)),
             bytes_per_second: median(rounds.iter().map(|row| row.bytes_per_second)),
-            latencies: Latencies::median(&latencies),
-            requests: rounds.iter().map(|row| row.requests).sum(),
             rows: rounds.iter().map(|row| row.rows).sum(),
-            seconds: rounds.iter().map(|row| row.seconds).sum(),
-            unsent: rounds.iter().map(|row| row.unsent).sum(),
-            errors: rounds.iter().map(|row| row.errors).sum(),
-            errors_by_code: sum_of_errors(rounds.iter().map(|row| &row.errors_by_code)),
+            figures: Figures::median(rounds[0].outstanding, &figures),
             ..rounds[0].clone()
         }
     }
 
-    /// One line per error code; empty when there was none.
-    pub fn error_lines(&self) -> Vec<String> {
-        error_lines(&self.errors_by_code)
+    /// What makes it comparable.
+    pub fn setting(&self) -> RowSetting {
+        let rate = self.figures.rate;
+        RowSetting { rate, ..RowSetting::closed(self.operation.name(), self.connections, self.outstanding) }
+    }
+
+    /// To be kept.
+    pub fn measured(&self) -> MeasuredRow {
+        let figures = self.figures.clone();
+        MeasuredRow { setting: self.setting(), units_per_second: self.rows_per_second, figures }
     }
 }
 
@@ -277,19 +257,19 @@ pub fn table(rows: &[ReadRow]) -> Table {
     if has_floor {
         header.extend(["p50 ÷ floor", "p99 ÷ floor", "throughput ÷ floor"]);
     }
-    header.push("errors");
+    header.extend(Figures::HEADER);
     let mut table = number_table(&header);
     for row in rows {
         let mut cells = vec![
             row.operation.name().to_owned(),
             row.connections.to_string(),
             row.outstanding.to_string(),
-            rate_cell(row.rate),
-            thousands(row.requests_per_second),
+            rate_cell(row.figures.rate),
+            thousands(row.figures.requests_per_second),
             thousands(row.rows_per_second),
             format!("{:.1}", row.bytes_per_second / 1e6),
         ];
-        cells.extend(row.latencies.cells());
+        cells.extend(row.figures.latencies.cells());
         if has_floor {
             let ratios = row.to_floor.map(|ratios| {
                 [ratios.p50_to_floor, ratios.p99_to_floor, ratios.throughput_to_floor]
@@ -297,7 +277,7 @@ pub fn table(rows: &[ReadRow]) -> Table {
             });
             cells.extend(ratios.unwrap_or_default());
         }
-        cells.push(row.errors.to_string());
+        cells.extend(row.figures.cells());
         table.add_row(cells);
     }
     table
@@ -316,18 +296,19 @@ mod tests {
         let daemon = FakeDaemon::start(Manner::HasRows);
         let reads = Reads::find(daemon.socket(), shard_sockets, kind, 50, &mut Random::new(5)).expect("it has rows");
         let row = reads.measure(outstanding, 2, timing(rate)).expect("a row");
-        assert!(row.requests > 0 && row.rows > 0 && row.bytes_per_second > 0.0, "{row:?}");
-        assert!(row.latencies.p50_us <= row.latencies.p99_us, "{row:?}");
-        assert_eq!((row.operation, row.errors), (kind, 0));
+        assert!(row.figures.requests > 0 && row.rows > 0 && row.bytes_per_second > 0.0, "{row:?}");
+        assert!(row.figures.latencies.p50_us <= row.figures.latencies.p99_us, "{row:?}");
+        assert_eq!((row.operation, row.figures.errors), (kind, 0));
         row
     }
 
     #[test]
     fn lookups_and_scans_are_counted_in_both_loops() {
         let row = check(Kind::Lookups, false, 8, None);
-        assert_eq!(row.requests, row.rows);
+        assert_eq!(row.figures.requests, row.rows);
         let row = check(Kind::Lookups, false, 8, Some(500.0));
-        assert!(row.requests + row.unsent >= 100 && row.requests <= 101, "{row:?}");
+        let figures = &row.figures;
+        assert!(figures.requests + figures.unsent >= 100 && figures.requests <= 101, "{row:?}");
         check(Kind::Scans, false, 4, None);
         check(Kind::Scans, false, 4, Some(100.0));
     }
@@ -352,8 +333,11 @@ mod tests {
         let mut random = Random::new(5);
         let reads = Reads::find(daemon.socket(), false, Kind::Lookups, 50, &mut random).expect("it has rows");
         let row = reads.measure(2, 1, timing(Some(100.0))).expect("a row");
-        assert_eq!((row.requests, row.errors_by_code.keys().next().map(String::as_str)), (0, Some("OVERLOADED")));
-        assert!(row.errors > 0);
+        assert_eq!(
+            (row.figures.requests, row.figures.errors_by_code.keys().next().map(String::as_str)),
+            (0, Some("OVERLOADED"))
+        );
+        assert!(row.figures.errors > 0);
     }
 
     #[test]
@@ -380,8 +364,11 @@ mod tests {
             unsent: 0,
             seconds: 1.0,
         };
-        let mut tally = Tally::new();
-        (0..5).for_each(|_| tally.answered(Duration::from_micros(250), 1, 512));
+        let mut tally = Tally::new(Duration::from_secs(1));
+        (0..5).for_each(|_| {
+            tally.answered(Duration::ZERO, Duration::from_micros(250));
+            tally.confirmed(1, 512);
+        });
         let setting = ReadSetting { kind: Kind::Lookups, connections: 1, outstanding: 1, rate: None };
         let mut row = ReadRow::new(setting, tally, Duration::from_secs(1));
         assert!(serde_json::to_value(&row).expect("it serialises").get("p99_to_floor").is_none());

@@ -49,7 +49,7 @@ impl Session {
         let mut keys = Keys::new();
         let mut wanted = Vec::with_capacity(count);
         for number in 0..count {
-            let name = format!("bench-{number}");
+            let name = bench_corpus(number);
             let at = known.iter().position(|corpus| corpus.name == name && corpus.decommissioned_at_us.is_none());
             wanted.push(match at {
                 Some(at) => known.swap_remove(at),
@@ -153,6 +153,11 @@ impl Session {
     pub fn into_stream(self) -> UnixStream {
         self.stream
     }
+}
+
+/// The name of the corpus of this number.
+pub fn bench_corpus(number: usize) -> String {
+    format!("bench-{number}")
 }
 
 /// Whether claims can be made without saying when: a replay ledger takes its time from the requests.

@@ -4,12 +4,16 @@ use crate::claims::{Claims, Shape};
 use crate::connection::OUTSTANDING_MAX;
 use crate::error::BenchError;
 use crate::load::{Link, Timing, load};
-use crate::outcome::{Row, Setting};
-use crate::session::{Session, check_clock};
+use crate::outcome::{Figures, MeasuredRow, Row, Setting, per_second};
+use crate::random::Random;
+use crate::record::RowSetting;
+use crate::session::{Session, bench_corpus, check_clock};
 use crate::work::Work;
+use crate::workload::{Mixed, Workload};
 use claim_protocol::{CorpusInfo, Welcome};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A socket, and the corpora to ask for there.
 #[derive(Debug)]
@@ -97,6 +101,36 @@ impl Target {
         })
     }
 
+    /// One row of a workload, whose corpora are those that were found; `random` gives each connection its numbers.
+    pub fn measure_workload(
+        &self,
+        workload: &Arc<Workload>,
+        outstanding: usize,
+        connections: usize,
+        timing: Timing,
+        random: &mut Random,
+    ) -> Result<MeasuredRow, BenchError> {
+        let shares = spread(outstanding, connections, self.endpoints.len())?;
+        let names: Arc<Vec<String>> = Arc::new((0..workload.corpora()).map(bench_corpus).collect());
+        let sockets = self.endpoints.iter().map(|endpoint| endpoint.socket.as_path());
+        let links = links(sockets, &shares, |endpoint, outstanding| {
+            let is_here = |name: &String| self.endpoints[endpoint].corpora.iter().any(|corpus| corpus.name == *name);
+            let corpora = (0..names.len()).filter(|number| is_here(&names[*number])).collect();
+            let random = Random::new(random.next());
+            Work::Mixed(Box::new(Mixed::new(workload.clone(), names.clone(), corpora, outstanding, random)))
+        })?;
+        let connections = links.len();
+        let tally = load(links, timing)?;
+        let units_per_second = per_second(tally.units, timing.measured);
+        let setting = RowSetting {
+            batch: workload.shape.batch,
+            rate: timing.rate,
+            ..RowSetting::closed(&workload.name, connections, outstanding)
+        };
+        let figures = Figures::new(outstanding, timing.rate, tally, timing.measured);
+        Ok(MeasuredRow { setting, units_per_second, figures })
+    }
+
     /// One row: `outstanding` requests over `connections`, or over as many as there are endpoints or requests.
     pub fn measure(
         &self,
@@ -154,8 +188,8 @@ mod tests {
                 (outstanding, connections.min(outstanding), batch)
             );
             assert!(row.claims > 0, "{row:?}");
-            assert_eq!(row.errors, 0);
-            let latencies = row.latencies;
+            assert_eq!(row.figures.errors, 0);
+            let latencies = row.figures.latencies;
             assert!(latencies.p50_us <= latencies.p99_us && latencies.p99_us <= latencies.max_us, "{row:?}");
         }
     }
@@ -169,8 +203,23 @@ mod tests {
             let timing = Timing { rate: Some(1000.0), spin, ..timing() };
             let row = target.measure(64, 2, shape, timing).expect("a row");
             // Those of 200 ms, none twice and none left out, except what the machine was too busy for at the end.
-            assert!(row.claims + row.unsent >= 200 && row.claims <= 201, "{row:?}");
-            assert_eq!((row.rate, row.errors), (Some(1000.0), 0));
+            let figures = &row.figures;
+            assert!(figures.requests + figures.unsent >= 200 && figures.requests <= 201, "{row:?}");
+            assert_eq!((row.figures.rate, row.figures.errors), (Some(1000.0), 0));
+        }
+    }
+
+    #[test]
+    fn a_workload_goes_to_all_sockets_without_a_refusal() {
+        for shard_sockets in [false, true] {
+            let daemon = FakeDaemon::start(Manner::Willing);
+            let workload = Arc::new(Workload::find("mixed").expect("it is embedded"));
+            let target = Target::find(daemon.socket(), workload.corpora(), shard_sockets).expect("the daemon answers");
+            let row = target.measure_workload(&workload, 16, 2, timing(), &mut Random::new(1)).expect("a row");
+            assert!(row.units_per_second > 0.0 && row.figures.errors == 0, "{row:?}");
+            assert_eq!((row.setting.operation.as_str(), row.setting.connections), ("mixed", 2));
+            let seen = daemon.stop();
+            assert!(seen.references > 0 && seen.claims > seen.references && seen.corpora == 16, "{seen:?}");
         }
     }
 
@@ -184,10 +233,10 @@ mod tests {
     #[test]
     fn refusals_are_counted_by_code_one_by_one_and_in_batches() {
         let row = check(Manner::RefusesEverySeventh, 1, false, 8, 2, 1);
-        assert_eq!(row.errors_by_code.keys().collect::<Vec<_>>(), ["OVERLOADED"]);
-        assert!(row.claims > 0 && row.errors > 0);
+        assert_eq!(row.figures.errors_by_code.keys().collect::<Vec<_>>(), ["OVERLOADED"]);
+        assert!(row.claims > 0 && row.figures.errors > 0);
         let row = check(Manner::RefusesEverySeventh, 1, false, 2, 1, 50);
-        assert_eq!(row.errors_by_code.keys().collect::<Vec<_>>(), ["OVERLOADED"]);
+        assert_eq!(row.figures.errors_by_code.keys().collect::<Vec<_>>(), ["OVERLOADED"]);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use crate::error::BenchError;
 use crate::lookups::Lookups;
 use crate::outcome::Tally;
 use crate::scans::Scans;
+use crate::workload::Mixed;
 use claim_protocol::ReplyResult;
 
 /// One kind of request for each connection.
@@ -12,6 +13,7 @@ pub enum Work {
     Claims(Claims),
     Lookups(Lookups),
     Scans(Scans),
+    Mixed(Box<Mixed>),
 }
 
 impl Work {
@@ -19,6 +21,7 @@ impl Work {
     pub fn set_clock(&mut self) {
         match self {
             Work::Claims(claims) => claims.set_clock(),
+            Work::Mixed(mixed) => mixed.set_clock(),
             Work::Lookups(_) | Work::Scans(_) => {}
         }
     }
@@ -29,16 +32,18 @@ impl Work {
             Work::Claims(claims) => claims.encode(request_id, out),
             Work::Lookups(lookups) => lookups.encode(request_id, slot, out),
             Work::Scans(scans) => scans.encode(request_id, slot, out),
+            Work::Mixed(mixed) => mixed.encode(request_id, slot, out),
         }
     }
 
-    /// Takes the answer to the request in place `slot`: how many claims or rows it has, or `None` for a refusal, which is
+    /// Takes the answer to the request in place `slot`: how many claims, references or rows it has, or `None` for a refusal, which is
     /// added to the tally.
     pub fn take(&mut self, slot: usize, result: &ReplyResult, tally: &mut Tally) -> Result<Option<u64>, BenchError> {
         match self {
             Work::Claims(claims) => claims.take(result, tally),
             Work::Lookups(lookups) => lookups.take(slot, result, tally),
             Work::Scans(scans) => scans.take(slot, result, tally),
+            Work::Mixed(mixed) => mixed.take(slot, result, tally),
         }
     }
 }

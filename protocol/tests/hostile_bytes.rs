@@ -35,9 +35,9 @@ fn claims() -> Vec<Vec<u8>> {
     let bare = ClaimItem { owning_corpus: "", hosting_corpus: "", taxonomy_version: 0, metadata: &[], ..item() };
     let claim = |item, unless_registered_within_ms| Operation::Claim { corpus: "a", item, unless_registered_within_ms };
     let operations = [
-        claim(full.clone(), 0),
-        claim(bare.clone(), 5_000),
-        Operation::ClaimBatch { corpus: "a", items: vec![full.clone(), bare, full] },
+        claim(full, 0),
+        claim(bare, 5_000),
+        Operation::ClaimBatch { corpus: "a", items: vec![full, bare, full] },
         Operation::ClaimBatch { corpus: "a", items: vec![] },
     ];
     let requests = operations.into_iter().flat_map(|operation| {

@@ -147,7 +147,7 @@ impl Comparison {
 
     /// Refusals of all rows.
     pub fn errors(&self) -> u64 {
-        self.systems.iter().flat_map(|system| &system.medians).map(|row| row.errors).sum()
+        self.systems.iter().flat_map(|system| &system.medians).map(|row| row.figures.errors).sum()
     }
 
     /// For people, or one JSON object per row.
@@ -189,13 +189,13 @@ impl Comparison {
         let pair = |point: Point, other: &System| {
             let (row, peer_row) = (point.best(&first.medians)?, point.best(&other.medians)?);
             let (ours, theirs) = (&first.medians[row], &other.medians[peer_row]);
-            let peer_p50_us = theirs.latencies.p50_us;
+            let peer_p50_us = theirs.figures.latencies.p50_us;
             Some(Beside {
                 point: point.name(),
                 peer: other.name,
                 claims_per_second_to_peer: hundredths(ours.claims_per_second / theirs.claims_per_second),
-                p50_to_peer_p50: hundredths(ours.latencies.p50_us / peer_p50_us),
-                p99_to_peer_p50: hundredths(ours.latencies.p99_us / peer_p50_us),
+                p50_to_peer_p50: hundredths(ours.figures.latencies.p50_us / peer_p50_us),
+                p99_to_peer_p50: hundredths(ours.figures.latencies.p99_us / peer_p50_us),
                 row,
                 peer_row,
             })
@@ -213,8 +213,8 @@ impl Comparison {
             let mut cells = vec![row.system.to_owned()];
             cells.extend(numbers);
             cells.push(thousands(row.claims_per_second));
-            cells.extend(row.latencies.cells());
-            cells.push(row.errors.to_string());
+            cells.extend(row.figures.latencies.cells());
+            cells.push(row.figures.errors.to_string());
             table.add_row(cells);
         }
         table
@@ -243,7 +243,7 @@ impl Comparison {
             ] {
                 let mut cells = vec![point.to_owned(), row.system.to_owned()];
                 cells.extend([row.connections, row.outstanding].map(|number| number.to_string()));
-                let Latencies { p50_us, p99_us, .. } = row.latencies;
+                let Latencies { p50_us, p99_us, .. } = row.figures.latencies;
                 cells.extend([row.claims_per_second, p50_us, p99_us].map(thousands));
                 cells.extend(ratios);
                 table.add_row(cells);
@@ -286,8 +286,11 @@ mod tests {
         claims: u64,
         us: u64,
     ) -> Row {
-        let mut tally = Tally::new();
-        (0..claims).for_each(|_| tally.answered(Duration::from_micros(us), 1, 0));
+        let mut tally = Tally::new(Duration::from_secs(1));
+        (0..claims).for_each(|_| {
+            tally.answered(Duration::ZERO, Duration::from_micros(us));
+            tally.confirmed(1, 0);
+        });
         let setting = Setting { connections, outstanding, batch, rate: None };
         Row { system, ..Row::new(setting, tally, Duration::from_secs(1)) }
     }
@@ -296,7 +299,7 @@ mod tests {
         let mut ours = Measured::new("claimd", BTreeMap::from([("cores".to_owned(), "0".to_owned())]));
         let mut theirs = Measured::new("other", BTreeMap::from([("fsync".to_owned(), "on".to_owned())]));
         for claims in [10, 30, 20] {
-            let mut refused = Tally::new();
+            let mut refused = Tally::new(Duration::from_secs(1));
             (0..refusals).for_each(|_| refused.refused("OVERLOADED"));
             let setting = Setting { connections: 4, outstanding: 4, batch: 1000, rate: None };
             ours.add(vec![

@@ -128,8 +128,9 @@ impl Client {
                 let statement = link.prepare(claim_of(shape.batch)).await?;
                 loops.push((link, statement, Requests::new(shape)));
             }
-            let tally = Rc::new(RefCell::new(Tally::new()));
             let measured_from = Instant::now() + timing.warm_up;
+            let started_at = SystemTime::now() + timing.warm_up;
+            let tally = Rc::new(RefCell::new(Tally::starting_at(started_at, timing.measured)));
             let span = Span { from: measured_from, until: measured_from + timing.measured };
             let tasks: Vec<_> = loops
                 .into_iter()
@@ -178,7 +179,9 @@ async fn ask(
             Ok(rows) if rows.len() == requests.shape.batch => {
                 if is_measured {
                     // The bytes of answers are of no interest here.
-                    tally.borrow_mut().answered(now - since, rows.len() as u64, 0);
+                    let mut tally = tally.borrow_mut();
+                    tally.answered(now - span.from, now - since);
+                    tally.confirmed(rows.len() as u64, 0);
                 }
             }
             Ok(_) => tally.borrow_mut().refused("NOT_CLAIMED"),
