@@ -62,6 +62,36 @@ impl DaemonProcess {
     }
 }
 
+/// The daemon's sockets and protocol without a ledger.
+#[derive(Debug)]
+pub struct EchoProcess {
+    server: ServerProcess,
+    socket: PathBuf,
+}
+
+impl EchoProcess {
+    /// Serves on `core`; its socket and its log lie beside each other, and begin with `path`.
+    pub fn start(claimd: &Path, path: &Path, core: usize, poll_us: u64) -> Result<Self, BenchError> {
+        let socket = path.with_extension("sock");
+        let mut command = Command::new(claimd);
+        command.arg("echo").arg("--socket").arg(&socket);
+        command.args(["--core", &core.to_string(), "--poll-us", &poll_us.to_string()]);
+        let manner = Manner { name: "`claimd echo`", ..MANNER };
+        let server = ServerProcess::start(manner, command, &log(path), || UnixStream::connect(&socket).is_ok())?;
+        Ok(EchoProcess { server, socket })
+    }
+
+    /// Where it serves.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Asks it to end, and fails when it ends badly or not in time.
+    pub fn stop(self) -> Result<(), BenchError> {
+        self.server.stop()
+    }
+}
+
 /// Standard output and error go to a file beside the ledger.
 fn log(data: &Path) -> PathBuf {
     data.with_extension("log")

@@ -2,7 +2,7 @@
 
 use crate::error::BenchError;
 use crate::load_arguments::seconds;
-use crate::outcome::{number_table, rounded, thousands};
+use crate::outcome::{Latencies, number_table, rounded, thousands};
 use crate::pace;
 use crate::random::Random;
 use crate::read_floor::{self, Pattern, ReadFile, ReadFloorRow, ReadMeasured, ReadTrial};
@@ -198,6 +198,27 @@ impl Floor {
     pub fn row(&self, mode: FlushMode, block_bytes: u32, in_flight: u32) -> Option<FloorRow> {
         let trial = Trial { mode, block_bytes, in_flight };
         self.measured.iter().find(|measured| measured.trial == trial).map(|measured| self.describe(measured))
+    }
+
+    /// The latencies of this mode and shape, if it was measured.
+    pub fn latencies(&self, mode: FlushMode, block_bytes: u32, in_flight: u32) -> Option<Latencies> {
+        let trial = Trial { mode, block_bytes, in_flight };
+        let measured = self.measured.iter().find(|measured| measured.trial == trial)?;
+        let us = |quantile| rounded(measured.quantile_ns(quantile) as f64 / 1e3);
+        let mean_us = if measured.ops() > 0 {
+            rounded(measured.elapsed.as_secs_f64() * 1e6 * f64::from(in_flight) / measured.ops() as f64)
+        } else {
+            0.0
+        };
+        Some(Latencies {
+            mean_us,
+            p50_us: us(0.5),
+            p90_us: us(0.9),
+            p99_us: us(0.99),
+            p999_us: us(0.999),
+            p9999_us: us(0.9999),
+            max_us: us(1.0),
+        })
     }
 
     /// All rows, in the order measured.

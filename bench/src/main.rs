@@ -19,6 +19,7 @@ mod floor;
 mod interrupt;
 mod keys;
 mod ladder;
+mod latency;
 mod load;
 mod load_arguments;
 mod lookups;
@@ -128,6 +129,9 @@ enum Command {
     /// Formats a scratch ledger, starts a daemon on it, and climbs from 1 to 1,024 requests outstanding beside the floor.
     #[command(after_help = "Example: claim-bench ladder --claimd target/release/claimd --dir /srv --seconds 10")]
     Ladder(ladder::LadderArguments),
+    /// One claim at a time, beside the bare durable write and an echo over the same sockets, in rounds.
+    #[command(after_help = "Example: claim-bench latency --claimd target/release/claimd --dir /srv --rounds 5")]
+    Latency(latency::LatencyArguments),
     /// The same durable claims by PostgreSQL and by claimd, in turn with the floor, from one connection to many and in batches.
     #[command(after_help = PEERS_EXAMPLES)]
     Peers(peers::PeersArguments),
@@ -141,6 +145,7 @@ fn main() -> ExitCode {
         Command::Report(arguments) => report::report(&arguments),
         Command::Sweep(arguments) => sweep::sweep(&arguments),
         Command::Ladder(arguments) => ladder::ladder(&arguments),
+        Command::Latency(arguments) => latency::latency(&arguments),
         Command::Peers(arguments) => peers::peers(&arguments),
     };
     match done {

@@ -160,7 +160,8 @@ pub struct Figures {
     #[serde(flatten)]
     pub latencies: Latencies,
     /// Requests outstanding for each that rate × mean latency accounts for: 1 where the generator counts right, for in a closed
-    /// loop every place always has a request. Absent in an open loop, and where nothing was counted.
+    /// loop every place always has a request. Absent in an open loop, and where nothing was counted or something was refused:
+    /// refusals have no latency.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub littles_law: Option<f64>,
     /// Whose latencies these are: in a closed loop those answered in the measured time, in an open one those due in it.
@@ -182,17 +183,19 @@ impl Figures {
         let (latencies, requests, unsent) = (tally.latencies(), tally.requests(), tally.unsent);
         let requests_per_second = per_second(tally.in_time, elapsed);
         let achieved_rate = rate.map(|_| requests_per_second);
+        let errors = tally.errors.values().sum();
+        let law = littles_law(outstanding, rate, requests_per_second, latencies);
         Figures {
             rate,
             achieved_rate,
             failed: unsent > 0 || misses(rate, achieved_rate),
             requests_per_second,
             latencies,
-            littles_law: littles_law(outstanding, rate, requests_per_second, latencies),
+            littles_law: law.filter(|_| errors == 0),
             requests,
             seconds: rounded(elapsed.as_secs_f64()),
             unsent,
-            errors: tally.errors.values().sum(),
+            errors,
             errors_by_code: tally.errors,
             series: tally.series,
         }
@@ -204,6 +207,7 @@ impl Figures {
         let latencies = Latencies::median(&latencies);
         let requests_per_second = median(rounds.iter().map(|round| round.requests_per_second));
         let rate = rounds[0].rate;
+        let errors = rounds.iter().map(|round| round.errors).sum();
         let mut series = rounds[0].series.clone();
         rounds[1..].iter().for_each(|round| series.append(&round.series));
         Figures {
@@ -212,11 +216,11 @@ impl Figures {
             failed: rounds.iter().any(|round| round.failed),
             requests_per_second,
             latencies,
-            littles_law: littles_law(outstanding, rate, requests_per_second, latencies),
+            littles_law: littles_law(outstanding, rate, requests_per_second, latencies).filter(|_| errors == 0),
             requests: rounds.iter().map(|round| round.requests).sum(),
             seconds: rounds.iter().map(|round| round.seconds).sum(),
             unsent: rounds.iter().map(|round| round.unsent).sum(),
-            errors: rounds.iter().map(|round| round.errors).sum(),
+            errors,
             errors_by_code: sum_of_errors(rounds.iter().map(|round| &round.errors_by_code)),
             series,
         }
@@ -439,13 +443,13 @@ mod tests {
             "p99_us",
             "p999_us",
             "max_us",
-            "littles_law",
             "failed",
             "seconds",
             "errors",
         ] {
             assert!(json.get(field).is_some(), "{field} is missing from {json}");
         }
+        assert!(json.get("littles_law").is_none(), "refusals have no latency, so that it can't be told: {json}");
         assert!(table(&[row]).to_string().contains("1,000"));
     }
 

@@ -1,0 +1,173 @@
+//! `claim-bench latency`: one claim at a time, beside what the device and the sockets take for it by themselves.
+//!
+//! A daemon can't answer sooner than a durable write and a way there and back over a socket take. Each round measures the bare
+//! write, an echo of the same daemon without a ledger, and the daemon, one after the other, so that a drift of the machine meets
+//! all alike.
+
+use crate::affinity;
+use crate::claims::Shape;
+use crate::daemon_process::{DaemonProcess, EchoProcess};
+use crate::error::BenchError;
+use crate::floor::{self, Floor};
+use crate::load::Timing;
+use crate::load_arguments::{positive, seconds};
+use crate::outcome::{Latencies, Row, hundredths, number_table};
+use crate::scratch_directory::ScratchDirectory;
+use crate::target::Target;
+use claim_engine::device::probe::FlushMode;
+use claim_engine::device::scratch::{Caching, Extents};
+use clap::Args;
+use comfy_table::{CellAlignment, Table};
+use serde::Serialize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The way in which claimd makes its writes durable.
+const FLOOR_MODE: FlushMode = FlushMode::WriteDsync;
+
+/// Which daemon, where, and for how long.
+#[derive(Debug, Args)]
+pub struct LatencyArguments {
+    /// The daemon's binary; a release build, for figures that mean something.
+    #[arg(long)]
+    claimd: PathBuf,
+    /// A directory on the device. A scratch ledger is made in it and removed again.
+    #[arg(long, default_value = ".")]
+    dir: PathBuf,
+    /// Rounds whose medians are shown.
+    #[arg(long, default_value = "5", value_parser = positive)]
+    rounds: usize,
+    /// Measured time of each of the three in each round, in seconds.
+    #[arg(long, default_value = "2", value_parser = seconds)]
+    seconds: Duration,
+    /// Load before each measured time, in seconds.
+    #[arg(long, default_value = "0.5", value_parser = seconds)]
+    warmup: Duration,
+    /// Opaque bytes in each claim.
+    #[arg(long, default_value = "128")]
+    metadata_bytes: usize,
+    /// The core of the daemon and of the echo.
+    #[arg(long, default_value = "0")]
+    daemon_core: usize,
+    /// Microseconds for which both look for work before they sleep; see `claimd start --help`.
+    #[arg(long, default_value = "0")]
+    poll_us: u64,
+    /// The core that the load comes from.
+    #[arg(long, default_value = "1")]
+    core: usize,
+    /// Poll the sockets without sleeping: waking the generator up then costs no latency.
+    #[arg(long)]
+    spin: bool,
+    /// One JSON object for each of the three, and one for the ratios.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Measures and prints; an error when anything was refused.
+pub fn latency(arguments: &LatencyArguments) -> Result<(), BenchError> {
+    let scratch = ScratchDirectory::make(&arguments.dir, false)?;
+    let (claimd, core, poll_us) = (&arguments.claimd, arguments.daemon_core, arguments.poll_us);
+    let mut daemon = DaemonProcess::start(claimd, &scratch.path().join("ledger"), core, poll_us)?;
+    let echo = EchoProcess::start(claimd, &scratch.path().join("echo"), core, poll_us)?;
+    let (mut floors, mut echoes, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..arguments.rounds {
+        floors.push(measure_floor(arguments)?);
+        affinity::pin_to(arguments.core)?;
+        echoes.push(measure(arguments, echo.socket())?);
+        rows.push(measure(arguments, daemon.socket()).map_err(|error| daemon.explain(error))?);
+    }
+    echo.stop()?;
+    daemon.stop()?;
+    let errors = echoes.iter().chain(&rows).map(|row| row.figures.errors).sum();
+    let latencies = |rows: &[Row]| -> Vec<Latencies> { rows.iter().map(|row| row.figures.latencies).collect() };
+    Compared::new(&floors, &latencies(&echoes), &latencies(&rows)).print(arguments.json);
+    if errors == 0 { Ok(()) } else { Err(BenchError::Errors { errors }) }
+}
+
+/// Measures from the daemon's core: a device does not answer every core alike.
+fn measure_floor(arguments: &LatencyArguments) -> Result<Latencies, BenchError> {
+    affinity::pin_to(arguments.daemon_core)?;
+    let trials = floor::trials(&[FLOOR_MODE], &[4], &[1]);
+    let floor = Floor::measure(&arguments.dir, &trials, Extents::Written, Caching::Direct, arguments.seconds)?;
+    Ok(floor.latencies(FLOOR_MODE, 4096, 1).expect("it was measured"))
+}
+
+fn measure(arguments: &LatencyArguments, socket: &std::path::Path) -> Result<Row, BenchError> {
+    let target = Target::find(socket, 1, false)?;
+    let shape = Shape { batch: 1, metadata_bytes: arguments.metadata_bytes };
+    let timing = Timing { warm_up: arguments.warmup, measured: arguments.seconds, spin: arguments.spin, rate: None };
+    target.measure(1, 1, shape, timing)
+}
+
+/// The medians, and what the daemon takes for each microsecond of the other two together.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Compared {
+    floor: Latencies,
+    echo: Latencies,
+    claimd: Latencies,
+    p50_to_sum: f64,
+    p99_to_sum: f64,
+    p999_to_sum: f64,
+}
+
+impl Compared {
+    fn new(floors: &[Latencies], echoes: &[Latencies], rows: &[Latencies]) -> Self {
+        let (floor, echo, claimd) = (Latencies::median(floors), Latencies::median(echoes), Latencies::median(rows));
+        let ratio = |figure: fn(&Latencies) -> f64| hundredths(figure(&claimd) / (figure(&floor) + figure(&echo)));
+        Compared {
+            floor,
+            echo,
+            claimd,
+            p50_to_sum: ratio(|l| l.p50_us),
+            p99_to_sum: ratio(|l| l.p99_us),
+            p999_to_sum: ratio(|l| l.p999_us),
+        }
+    }
+
+    fn print(&self, json: bool) {
+        if json {
+            return println!("{}", serde_json::to_string(self).expect("numbers and names serialise"));
+        }
+        println!("{}", self.table());
+        println!(
+            "claimd ÷ (floor + echo): p50 {:.2}, p99 {:.2}, p99.9 {:.2}",
+            self.p50_to_sum, self.p99_to_sum, self.p999_to_sum
+        );
+    }
+
+    fn table(&self) -> Table {
+        let mut header = vec!["one at a time"];
+        header.extend(Latencies::HEADER);
+        let mut table = number_table(&header);
+        if let Some(column) = table.column_mut(0) {
+            column.set_cell_alignment(CellAlignment::Left);
+        }
+        let floor = format!("floor: {FLOOR_MODE}, 4 KiB");
+        for (name, latencies) in [(floor.as_str(), &self.floor), ("echo", &self.echo), ("claimd", &self.claimd)] {
+            table.add_row([name.to_owned()].into_iter().chain(latencies.cells()));
+        }
+        table
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_daemon_stands_beside_the_sum_of_the_other_two() {
+        let of = |us: f64| Latencies {
+            mean_us: us,
+            p50_us: us,
+            p90_us: 2.0 * us,
+            p99_us: 3.0 * us,
+            p999_us: 4.0 * us,
+            p9999_us: 5.0 * us,
+            max_us: 6.0 * us,
+        };
+        let compared = Compared::new(&[of(60.0), of(900.0), of(50.0)], &[of(40.0)], &[of(110.0), of(120.0), of(500.0)]);
+        assert_eq!((compared.p50_to_sum, compared.p99_to_sum, compared.p999_to_sum), (1.2, 1.2, 1.2));
+        let table = compared.table().to_string();
+        assert!(["60", "40", "120", "echo", "claimd"].iter().all(|part| table.contains(part)), "{table}");
+    }
+}
