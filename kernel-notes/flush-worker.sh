@@ -11,6 +11,7 @@ bench=${CLAIM_BENCH:-cargo run --release --quiet -p claim-bench --}
 
 measure() {
     echo "$1 (rq_affinity $(cat "$affinity")):"
+    # shellcheck disable=SC2086 # The command and its arguments.
     taskset --cpu-list "$writing" $bench floor --dir "$directory" --seconds 2 --kib 4 --in-flight 1
 }
 

@@ -15,8 +15,8 @@ printf '%-10s %9s %9s %9s %18s\n' mode in-flight writes flushes flushes-per-writ
 for mode in rwf-dsync o-dsync fdatasync; do
     for in_flight in 1 4; do
         before=$(flushes)
-        writes=$($bench floor --dir "$directory" --seconds 2 --mode "$mode" --kib 4 --in-flight "$in_flight" --json |
-            sed 's/.*"writes":\([0-9]*\).*/\1/')
+        row=$($bench floor --dir "$directory" --seconds 2 --mode "$mode" --kib 4 --in-flight "$in_flight" --json)
+        writes=$(echo "$row" | sed 's/.*"writes":\([0-9]*\).*/\1/')
         echo "$mode $in_flight $writes $before $(flushes)" | awk '{
             printf "%-10s %9d %9d %9d %18.2f\n", $1, $2, $3, $5 - $4, ($5 - $4) / $3 }'
     done
