@@ -3,10 +3,10 @@
 
 mod harness;
 
-use claim_client::{Client, DisputeVerdict, Lifecycle, ReasonCode, ReconciliationState, Uuid, Verdict};
-use harness::options;
+use claim_client::{ClaimItem, Client, DisputeVerdict, Lifecycle, ReasonCode, ReconciliationState, Uuid, Verdict};
 use harness::plain::{PlainRow, Rules};
 use harness::replay::{Ledger, Ran, all_rows, at, check_totals, claim, dismiss, dispute, onboard, pass_as_said, until};
+use harness::{item, options};
 use std::collections::BTreeMap;
 
 const MINUTE_US: i64 = 60_000_000;
@@ -341,4 +341,44 @@ fn random_run(seed: u64, steps: usize, tally: &mut BTreeMap<&'static str, u64>) 
         }
     }
     world.pass(now_us + 20 * MINUTE_US);
+}
+
+/// Event keys that two corpora have each.
+const PAIRS: usize = 12_000;
+/// With these the rows of a shard take more than the 16 MiB of blocks that it may have at hand.
+const METADATA_BYTES: usize = 2_000;
+
+#[test]
+fn more_pairs_than_the_blocks_at_hand_are_merged() {
+    let dir = harness::scratch();
+    let data = dir.path().join("ledger");
+    // Segments of 1 MiB, so that nearly all rows are sealed, and as few blocks at hand as there may be.
+    let path = data.to_str().expect("our own path");
+    let small = ["--segment-bytes", "1M", "--batch-bytes-max", "256K"];
+    let format = [&["format", "--data", path, "--shards", "2", "--clock", "replay"][..], &small].concat();
+    let formatted = harness::run(&format);
+    assert!(formatted.status.success(), "{formatted:?}");
+    let daemon = harness::Daemon::start_more(&data, &["--cache-mib", "16"]);
+    let client = daemon.client();
+    let corpora = ["customer", "compliance"];
+    onboard(&client, &corpora, START_US);
+    let metadata = [7; METADATA_BYTES];
+    let keys: Vec<_> = (0..PAIRS).map(|n| format!("event-{n}")).collect();
+    for (corpus, at_us) in corpora.into_iter().zip([START_US, START_US + 1_000]) {
+        for some in keys.chunks(100) {
+            let pair = |key| ClaimItem { occurred_at_us: START_US, metadata: &metadata, ..item(key) };
+            let items: Vec<_> = some.iter().map(|key| pair(key)).collect();
+            let claimed = client.claim_batch(corpus, &items, &at(at_us)).wait().expect("a batch").value;
+            assert!(claimed.iter().all(Result::is_ok));
+        }
+    }
+    let report = client.reconcile(false, &at(START_US + 24 * 60 * MINUTE_US)).wait().expect("a pass").value;
+    let expected = [PAIRS as u64, PAIRS as u64, 0, 0];
+    assert_eq!([report.groups, report.merged, report.refused, report.skipped_disputed], expected, "{report:?}");
+    assert_eq!(report.rows_examined, 2 * PAIRS as u64);
+    let rows = all_rows(&client);
+    let aliases = rows.values().filter(|row| row.canonical_id.is_some());
+    assert!(aliases.clone().all(|row| row.corpus == "compliance"), "the first claim stands for the event");
+    assert_eq!((rows.len(), aliases.count()), (2 * PAIRS, PAIRS));
+    daemon.stop();
 }

@@ -17,7 +17,7 @@ use crate::shard::passes::KEY_ROWS_MAX;
 use hashbrown::HashMap;
 
 /// Rows of event keys that are asked for at once, about.
-const ROWS_AT_ONCE: u64 = if cfg!(test) { 16 } else { 16_384 };
+const ROWS_AT_ONCE: u64 = if cfg!(test) { 16 } else { 4_096 };
 /// Aliases that lead to a canonical row, at most.
 const HOPS_MAX: u32 = 64;
 

@@ -113,17 +113,21 @@ impl Engine {
                     self.begin_pass(now, entropy, &mut running, at_us);
                     self.pass = Some(running);
                 }
-                Todo::Merge(merges) => {
+                Todo::Merge(mut merges) => {
+                    // An entry at a time: what all of them take need not be at hand at once.
+                    let rest = merges.split_off(merges.len().min(MERGES_MAX));
                     if let Err(unread) = self.shard.rows_at_hand(merges.iter().map(|merge| merge.alias)) {
+                        merges.extend(rest);
                         running.merges = Some(merges);
                         self.pass = Some(running);
                         self.read_for_work(unread);
                         return;
                     }
-                    for chunk in merges.chunks(MERGES_MAX) {
-                        self.log_pass(now, &running.pass.report, PassPhase::Merge, chunk);
+                    self.log_pass(now, &running.pass.report, PassPhase::Merge, &merges);
+                    match rest.is_empty() {
+                        true => running.applied = self.shard.globals_applied(),
+                        false => running.merges = Some(rest),
                     }
-                    running.applied = self.shard.globals_applied();
                     self.pass = Some(running);
                 }
                 Todo::Done => {

@@ -1,10 +1,11 @@
-//! Answers to what a pass of reconciliation asks about event keys: which of them have something new, how many rows they have,
-//! and which. Keys come in ranges of their hashes. An answer is gathered from all sealed segments side by side, as far as their
+//! Answers that take more than is at hand at once: what rows are, and what a pass of reconciliation asks about event keys, which
+//! of them have something new, how many rows they have, and which. Keys come in ranges of their hashes. An answer is gathered from all sealed segments side by side, as far as their
 //! blocks are at hand, and goes on from there; what memory has comes last, in one step.
 
 use super::Shard;
 use super::passes::KEY_ROWS_MAX;
 use super::rows::Found;
+use crate::command::Fact;
 use crate::corpus::Prefix;
 use crate::peer::{Answer, Ask, Candidate};
 use crate::row::RowState;
@@ -29,6 +30,7 @@ pub struct Gathered {
     claims_at: Vec<u64>,
     read: usize,
     candidates: Vec<Candidate>,
+    facts: Vec<Fact>,
 }
 
 impl Gathered {
@@ -48,13 +50,22 @@ impl Gathered {
 }
 
 impl Shard {
-    /// Answers what a pass asks about event keys, and goes on with an answer that was begun. The last rows were
-    /// [taken in](Shard::tidy) among the event keys.
+    /// Answers another shard, and goes on with an answer that was begun. The last rows were [taken in](Shard::tidy) among the
+    /// event keys.
     pub fn gather(&self, ask: &Ask, gathered: &mut Gathered) -> Fetch<Answer> {
         match ask {
             Ask::Due { at_us, from, to, is_full } => self.due(*at_us, (*from, *to), *is_full, gathered),
             Ask::Counts { hashes } => self.counts(hashes, gathered),
             Ask::Keys { at_us, hashes } => self.candidates(*at_us, hashes, gathered),
+            Ask::Rows(ids) => {
+                let Gathered { read, facts, .. } = gathered;
+                while *read < ids.len() {
+                    let some = &ids[*read..ids.len().min(*read + ROWS_AT_ONCE)];
+                    facts.extend(sealed::all(some.iter().map(|id| self.fact(*id)))?);
+                    *read += some.len();
+                }
+                Ok(Answer::Facts(std::mem::take(facts)))
+            }
             ask => self.answer(ask),
         }
     }

@@ -10,7 +10,7 @@ use crate::log::entry::{PassCounts, PassPhase};
 use crate::peer::{Answer, Ask, Link, Sought};
 use crate::policy::settings;
 use crate::row::{Lifecycle, ReconciliationState, RowState, RowView};
-use crate::sealed::{self, Fetch};
+use crate::sealed::Fetch;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -227,10 +227,9 @@ impl Shard {
         Ok(first.map(|row| Fact { event_id: row.event_id, row: Some(self.row_fact(row)) }))
     }
 
-    /// Answers another shard, but for reservations, which are the engine's, and for what is [gathered](Shard::gather).
-    pub fn answer(&self, ask: &Ask) -> Fetch<Answer> {
+    /// Answers what is not [gathered](Shard::gather), but for reservations, which are the engine's.
+    pub(super) fn answer(&self, ask: &Ask) -> Fetch<Answer> {
         Ok(match ask {
-            Ask::Rows(ids) => Answer::Facts(sealed::all(ids.iter().map(|id| self.fact(*id)))?),
             Ask::Key(sought) => Answer::Facts(self.registered(sought)?.into_iter().collect()),
             Ask::Time => Answer::Time(self.last_us),
             Ask::Linked { after } => {
@@ -242,7 +241,9 @@ impl Shard {
                 };
                 Answer::Linked { rows: rows.into_iter().map(link).collect(), after }
             }
-            Ask::Reserve { .. } | Ask::Due { .. } | Ask::Counts { .. } | Ask::Keys { .. } => Answer::Failed,
+            Ask::Reserve { .. } | Ask::Rows(_) | Ask::Due { .. } | Ask::Counts { .. } | Ask::Keys { .. } => {
+                Answer::Failed
+            }
         })
     }
 }
