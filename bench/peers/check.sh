@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# check.sh BINARIES DIRECTORY: whether `claim-bench peers` measures what it says: a short run of the release binaries in BINARIES,
-# with scratch data in DIRECTORY, gives a row of every kind, none of them with errors, and leaves nothing behind. The figures of so
-# short a run mean nothing.
+# check.sh CLAIM_BENCH CLAIMD DIRECTORY: whether `claim-bench peers` measures what it says: a short run of these binaries, with
+# scratch data in DIRECTORY, gives a row of every kind, none of them with errors, and leaves nothing behind. The figures of so short a
+# run mean nothing.
 set -euo pipefail
-binaries=$1
-directory=$(mktemp --directory "$2/peers-XXXXXX")
+bench=$1
+claimd=$2
+directory=$(mktemp --directory "$3/peers-XXXXXX")
 trap 'rm -rf "$directory"' EXIT
 # A server that does not run as root has to get there.
 chmod 711 "$directory"
 
-"$binaries/claim-bench" peers --claimd "$binaries/claimd" --dir "$directory" --seconds 0.3 --warmup 0.1 --floor-seconds 0.1 \
+"$bench" peers --claimd "$claimd" --dir "$directory" --seconds 0.3 --warmup 0.1 --floor-seconds 0.1 \
     --rounds 1 --json >"$directory/rows"
 
 python3 - "$directory/rows" <<'END'
