@@ -115,7 +115,7 @@ pub enum Verb {
     /// Play a file of events into a replay ledger.
     Import(Import),
     /// Print the state of the daemon.
-    #[command(after_help = "Examples:\n  claimctl status\n  claimctl status --stages    where the time goes")]
+    #[command(after_help = "Example:\n  claimctl status\n  claimctl status --stages    where the time goes")]
     Status {
         /// Where the time goes, too: from the read of a socket to the write of the reply.
         #[arg(long)]
