@@ -154,6 +154,9 @@ fn at_its_start() {
     format(&data, 1, "wall");
     let daemon = clock.start(&data);
     daemon.client().onboard("customer", "", &options()).wait().expect("an onboarding");
+    // Under a clock of ten years later the barriers' quarter would be dropped, sooner or later.
+    let reason = RequestOptions { rationale: "a test".to_owned(), ..options() };
+    daemon.client().hold(1970, 1, &reason).wait().expect("a hold");
     let mut last: Option<Claimed> = None;
     let mut restart = |daemon: Daemon, offset_us: i64, suspect: bool| {
         daemon.kill();
