@@ -434,6 +434,7 @@ impl Cluster {
             }
             Io::Checkpoint(superblock) => IoDone::Checkpoint { superblock, result },
             Io::Free { segments, .. } => IoDone::Freed { segments, result },
+            Io::Pause { id } => IoDone::Paused { id },
             job @ (Io::Build(_) | Io::Clear(_)) => now_or_never(perform(&node.disk, job)),
         };
         node.engine.complete(self.now, &mut self.entropy, done);
