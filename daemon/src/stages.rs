@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Reads and writes of sockets, and writes of the log, are timed each; the stages of a request for one request in
-//! [`SAMPLED`], so that they cost less than a nanosecond on average.
+//! `SAMPLED`, so that they cost less than a nanosecond on average.
 
 use claim_protocol::reply::StageTimes;
 use hdrhistogram::Histogram;
