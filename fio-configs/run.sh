@@ -35,7 +35,7 @@ configs=$(dirname "$0")
 free_kib=$(df --output=avail -k "$directory" | tail -1)
 [ "$free_kib" -ge 2097152 ] || { echo "run.sh: $directory has $((free_kib / 1024)) MiB free, 2048 are needed" >&2; exit 1; }
 
-work=$(mktemp --directory --tmpdir="$directory" claimd-fio-XXXXXX)
+work=$(mktemp --directory --tmpdir="$directory")
 # A socket's path is at most 107 bytes long, and that of the directory may be longer.
 sockets=$(mktemp --directory)
 daemon=

@@ -5,7 +5,7 @@
 set -euo pipefail
 bench=$1
 claimd=$2
-directory=$(mktemp --directory "$3/peers-XXXXXX")
+directory=$(mktemp --directory --tmpdir="$3")
 trap 'rm -rf "$directory"' EXIT
 # A server that does not run as root has to get there.
 chmod 711 "$directory"

@@ -1,5 +1,6 @@
 //! Where a run was measured: the machine, the device, and the programs.
 
+use crate::floor::LEDGER_MODE;
 use claim_engine::device::block::{self, BlockDevice, WriteCache};
 use claim_engine::device::{directory, kernel};
 use claim_protocol::Welcome;
@@ -19,6 +20,9 @@ pub struct Environment {
     pub daemon: Option<String>,
     /// Shards of its ledger.
     pub shards: Option<usize>,
+    /// How its writes are made durable.
+    #[serde(default)]
+    pub flush_mode: Option<String>,
     /// The kernel's release.
     pub kernel: Option<String>,
     pub cpu_model: Option<String>,
@@ -60,6 +64,7 @@ impl Environment {
             claim_bench: env!("CARGO_PKG_VERSION").to_owned(),
             daemon: welcome.map(|welcome| welcome.daemon.clone()),
             shards: welcome.map(|welcome| welcome.shards.len()),
+            flush_mode: welcome.map(|_| LEDGER_MODE.name().to_owned()),
             kernel: kernel::running().ok().map(|kernel| kernel.release),
             cpu_model: cpu_model(&cpu_info),
             cpus: std::fs::read_to_string("/sys/devices/system/cpu/online").ok().as_deref().and_then(count_of_list),
@@ -79,6 +84,7 @@ impl Environment {
         let shards = |shards: &usize| format!("{shards} shard{}", if *shards == 1 { "" } else { "s" });
         add("daemon", self.daemon.clone());
         add("ledger", self.shards.as_ref().map(shards));
+        add("flush mode", self.flush_mode.clone());
         add("kernel", self.kernel.clone());
         add("CPU", self.cpu_model.clone());
         add("CPUs online", self.cpus.map(|cpus| cpus.to_string()));

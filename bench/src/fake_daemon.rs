@@ -310,19 +310,5 @@ fn note_key(seen: &mut Seen, key: String) {
 }
 
 fn corpus(name: &str, prefix: u16) -> CorpusInfo {
-    CorpusInfo {
-        name: name.to_owned(),
-        shard_prefix: prefix,
-        shard: (prefix - 1) % SHARDS,
-        onboarded_at_us: 0,
-        decommissioned_at_us: None,
-        notes: String::new(),
-        claims: 0,
-        frozen_reason: None,
-        frozen_at_us: None,
-        slots: 0,
-        claims_this_quarter: 0,
-        cap_per_minute: 0,
-        alarms: Vec::new(),
-    }
+    CorpusInfo { name: name.to_owned(), shard_prefix: prefix, shard: (prefix - 1) % SHARDS, ..CorpusInfo::default() }
 }

@@ -15,6 +15,9 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// How a ledger's batches are made durable.
+pub const LEDGER_MODE: FlushMode = FlushMode::FileDsync;
+
 /// Rows are measured in this many rounds, all of them in turn, so that a drift of the machine meets all alike.
 const ROUNDS: u32 = 4;
 
@@ -196,29 +199,14 @@ impl Floor {
 
     /// The row of this mode and shape, if it was measured.
     pub fn row(&self, mode: FlushMode, block_bytes: u32, in_flight: u32) -> Option<FloorRow> {
-        let trial = Trial { mode, block_bytes, in_flight };
+        let trial = Trial { mode, block_bytes, in_flight, every: None };
         self.measured.iter().find(|measured| measured.trial == trial).map(|measured| self.describe(measured))
     }
 
     /// The latencies of this mode and shape, if it was measured.
     pub fn latencies(&self, mode: FlushMode, block_bytes: u32, in_flight: u32) -> Option<Latencies> {
-        let trial = Trial { mode, block_bytes, in_flight };
-        let measured = self.measured.iter().find(|measured| measured.trial == trial)?;
-        let us = |quantile| rounded(measured.quantile_ns(quantile) as f64 / 1e3);
-        let mean_us = if measured.ops() > 0 {
-            rounded(measured.elapsed.as_secs_f64() * 1e6 * f64::from(in_flight) / measured.ops() as f64)
-        } else {
-            0.0
-        };
-        Some(Latencies {
-            mean_us,
-            p50_us: us(0.5),
-            p90_us: us(0.9),
-            p99_us: us(0.99),
-            p999_us: us(0.999),
-            p9999_us: us(0.9999),
-            max_us: us(1.0),
-        })
+        let trial = Trial { mode, block_bytes, in_flight, every: None };
+        self.measured.iter().find(|measured| measured.trial == trial).map(latencies)
     }
 
     /// All rows, in the order measured.
@@ -228,24 +216,7 @@ impl Floor {
 
     /// All rows, to be kept.
     pub fn records(&self) -> Vec<FloorRecord> {
-        self.measured
-            .iter()
-            .map(|measured| {
-                let row = self.describe(measured);
-                FloorRecord {
-                    name: format!("{}, writes of {} KiB", row.mode, row.block_bytes / 1024),
-                    in_flight: row.in_flight,
-                    rate: None,
-                    per_second: row.writes_per_second,
-                    p50_us: row.p50_us,
-                    p90_us: row.p90_us,
-                    p99_us: row.p99_us,
-                    p999_us: row.p999_us,
-                    max_us: row.max_us,
-                    curve: curve(measured.ops(), |share| measured.quantile_ns(share)),
-                }
-            })
-            .collect()
+        self.measured.iter().map(record).collect()
     }
 
     fn describe(&self, measured: &Measured) -> FloorRow {
@@ -271,12 +242,48 @@ impl Floor {
     }
 }
 
+/// What a trial gave, as rows have it.
+pub fn latencies(measured: &Measured) -> Latencies {
+    let us = |quantile| rounded(measured.quantile_ns(quantile) as f64 / 1e3);
+    Latencies {
+        mean_us: rounded(measured.mean_ns() as f64 / 1e3),
+        p50_us: us(0.5),
+        p90_us: us(0.9),
+        p99_us: us(0.99),
+        p999_us: us(0.999),
+        p9999_us: us(0.9999),
+        max_us: us(1.0),
+    }
+}
+
+/// What a trial gave, to be kept.
+pub fn record(measured: &Measured) -> FloorRecord {
+    let (Trial { mode, block_bytes, in_flight, every }, latencies) = (measured.trial, latencies(measured));
+    FloorRecord {
+        name: format!("{mode}, writes of {} KiB", block_bytes / 1024),
+        in_flight,
+        rate: every.map(|every| rounded(1.0 / every.as_secs_f64())),
+        per_second: rounded(measured.ops_per_second()),
+        p50_us: latencies.p50_us,
+        p90_us: latencies.p90_us,
+        p99_us: latencies.p99_us,
+        p999_us: latencies.p999_us,
+        max_us: latencies.max_us,
+        curve: curve(measured.ops(), |share| measured.quantile_ns(share)),
+    }
+}
+
 /// Every size at every depth in every mode; modes innermost, since they are what is compared.
 pub fn trials(modes: &[FlushMode], blocks_kib: &[u32], in_flight: &[u32]) -> Vec<Trial> {
     let mut trials = Vec::new();
     for block_bytes in blocks_kib.iter().map(|kib| kib * 1024) {
         for in_flight in in_flight {
-            trials.extend(modes.iter().map(|mode| Trial { mode: *mode, block_bytes, in_flight: *in_flight }));
+            trials.extend(modes.iter().map(|mode| Trial {
+                mode: *mode,
+                block_bytes,
+                in_flight: *in_flight,
+                every: None,
+            }));
         }
     }
     trials

@@ -1,14 +1,13 @@
 //! `claim-bench ladder`: one daemon from idle to crowded, between two measurements of the floor below it.
 
 use crate::affinity;
-use crate::claims::Shape;
 use crate::daemon_process::DaemonProcess;
 use crate::environment::Environment;
 use crate::error::BenchError;
-use crate::floor::{self, Floor, FloorRow};
-use crate::load::Timing;
+use crate::floor::{self, Floor, FloorRow, LEDGER_MODE};
 use crate::load_arguments::{positive, seconds};
 use crate::outcome::{Figures, Latencies, Row, hundredths, number_table, thousands};
+use crate::own_daemon::OwnDaemonArguments;
 use crate::record::Recorder;
 use crate::scratch_directory::ScratchDirectory;
 use crate::session::Session;
@@ -30,48 +29,23 @@ const BATCH: usize = 1000;
 /// … and this many of them outstanding, so that one is always on its way while another is written.
 const BATCH_OUTSTANDING: usize = 4;
 
-/// The floor that ratios are taken to: the way in which claimd makes its writes durable.
-const FLOOR_MODE: FlushMode = FlushMode::WriteDsync;
-
 /// Which daemon, where, and for how long.
 #[derive(Debug, Args)]
 pub struct LadderArguments {
-    /// The daemon's binary; a release build, for figures that mean something.
-    #[arg(long)]
-    claimd: PathBuf,
-    /// A directory on the device. A scratch ledger is made in it and removed again; a fast daemon fills some GiB a minute.
-    #[arg(long, default_value = ".")]
-    dir: PathBuf,
+    #[command(flatten)]
+    own: OwnDaemonArguments,
     /// Measured time of each rung, in seconds.
     #[arg(long, default_value = "10", value_parser = seconds)]
     seconds: Duration,
-    /// Load before the measured time of each rung, in seconds.
-    #[arg(long, default_value = "1", value_parser = seconds)]
-    warmup: Duration,
     /// Measured time of each row of the floor, in seconds, once before and once after the rungs.
     #[arg(long, default_value = "1", value_parser = seconds)]
     floor_seconds: Duration,
     /// Connections of each rung; never more than there are requests outstanding.
     #[arg(long, default_value = "4", value_parser = positive)]
     connections: usize,
-    /// Opaque bytes in each claim.
-    #[arg(long, default_value = "128")]
-    metadata_bytes: usize,
     /// Corpora to claim in, in turn.
     #[arg(long, default_value = "1", value_parser = positive)]
     corpora: usize,
-    /// The core that the daemon serves on.
-    #[arg(long, default_value = "0")]
-    daemon_core: usize,
-    /// Microseconds for which the daemon looks for work before it sleeps; see `claimd start --help`.
-    #[arg(long, default_value = "0")]
-    poll_us: u64,
-    /// The core that the load comes from.
-    #[arg(long, default_value = "1")]
-    core: usize,
-    /// Poll the sockets without sleeping: waking the generator up then costs no latency.
-    #[arg(long)]
-    spin: bool,
     /// Leave the ledger and the daemon's log where they are.
     #[arg(long)]
     keep: bool,
@@ -85,16 +59,12 @@ pub struct LadderArguments {
 
 /// Climbs and prints; an error when anything was refused.
 pub fn ladder(arguments: &LadderArguments) -> Result<(), BenchError> {
-    let scratch = ScratchDirectory::make(&arguments.dir, arguments.keep)?;
-    let mut daemon = DaemonProcess::start(
-        &arguments.claimd,
-        &scratch.path().join("ledger"),
-        arguments.daemon_core,
-        arguments.poll_us,
-    )?;
+    let OwnDaemonArguments { claimd, dir, daemon_core, poll_us, core, .. } = &arguments.own;
+    let scratch = ScratchDirectory::make(dir, arguments.keep)?;
+    let mut daemon = DaemonProcess::start(claimd, &scratch.path().join("ledger"), *daemon_core, *poll_us)?;
     // Pinned only now, for a child inherits the cores of its parent.
     let mut floor = measure_floor(arguments)?;
-    affinity::pin_to(arguments.core)?;
+    affinity::pin_to(*core)?;
     let mut recorder = recorder(arguments, daemon.socket())?;
     let rows = climb(arguments, daemon.socket(), &mut recorder).map_err(|error| daemon.explain(error))?;
     floor.merge(measure_floor(arguments)?);
@@ -112,28 +82,27 @@ pub fn ladder(arguments: &LadderArguments) -> Result<(), BenchError> {
 
 /// Measures from the daemon's core while the daemon is idle: a device does not answer every core alike.
 fn measure_floor(arguments: &LadderArguments) -> Result<Floor, BenchError> {
-    affinity::pin_to(arguments.daemon_core)?;
-    let modes = [FLOOR_MODE, FlushMode::LinkedFdatasync];
+    affinity::pin_to(arguments.own.daemon_core)?;
+    let modes = [LEDGER_MODE, FlushMode::LinkedFdatasync];
     let trials = floor::trials(&modes, &floor::BLOCKS_KIB, &floor::IN_FLIGHT);
-    Floor::measure(&arguments.dir, &trials, Extents::Written, Caching::Direct, arguments.floor_seconds)
+    Floor::measure(&arguments.own.dir, &trials, Extents::Written, Caching::Direct, arguments.floor_seconds)
 }
 
 /// What keeps the run, if it is to be kept.
 fn recorder(arguments: &LadderArguments, socket: &Path) -> Result<Option<Recorder>, BenchError> {
     let Some(directory) = &arguments.record else { return Ok(None) };
     let (_, welcome) = Session::open(socket)?;
-    Recorder::start(directory, Environment::of(&arguments.dir, Some(&welcome)), None).map(Some)
+    Recorder::start(directory, Environment::of(&arguments.own.dir, Some(&welcome)), None).map(Some)
 }
 
 fn climb(arguments: &LadderArguments, socket: &Path, recorder: &mut Option<Recorder>) -> Result<Vec<Row>, BenchError> {
     let target = Target::find(socket, arguments.corpora, false)?;
-    let timing = Timing { warm_up: arguments.warmup, measured: arguments.seconds, spin: arguments.spin, rate: None };
+    let timing = arguments.own.timing(arguments.seconds);
     let singles = OUTSTANDING.iter().map(|outstanding| (*outstanding, 1));
     singles
         .chain([(BATCH_OUTSTANDING, BATCH)])
         .map(|(outstanding, batch)| {
-            let shape = Shape { batch, metadata_bytes: arguments.metadata_bytes };
-            let row = target.measure(outstanding, arguments.connections, shape, timing)?;
+            let row = target.measure(outstanding, arguments.connections, arguments.own.shape(batch), timing)?;
             row.figures.warnings().iter().for_each(|line| eprintln!("{outstanding} outstanding: {line}"));
             if let Some(recorder) = recorder {
                 recorder.row(&row.measured())?;
@@ -150,7 +119,7 @@ fn print(json: bool, floor: &Floor, rungs: &[Rung]) {
         rungs.iter().for_each(|rung| println!("{}", to_json(rung)));
     } else {
         println!("The floor, before and after the rungs:\n{}\n", floor::table(&floor_rows));
-        println!("The daemon; ratios are to {FLOOR_MODE}, 4 KiB, 1 in flight:\n{}", table(rungs));
+        println!("The daemon; ratios are to {LEDGER_MODE}, 4 KiB, 1 in flight:\n{}", table(rungs));
     }
 }
 
@@ -172,7 +141,7 @@ struct Rung {
 impl Rung {
     fn new(row: Row, floor: &Floor) -> Self {
         let FloorRow { p50_us, p99_us, writes_per_second, .. } =
-            floor.row(FLOOR_MODE, 4096, 1).expect("the ladder measures it");
+            floor.row(LEDGER_MODE, 4096, 1).expect("the ladder measures it");
         Rung {
             p50_to_floor: hundredths(row.figures.latencies.p50_us / p50_us),
             p99_to_floor: hundredths(row.figures.latencies.p99_us / p99_us),
@@ -208,10 +177,10 @@ mod tests {
     fn a_rung_stands_in_relation_to_the_floor() {
         let directory = tempfile::tempdir().expect("a scratch directory");
         let time = Duration::from_millis(40);
-        let trials = floor::trials(&[FLOOR_MODE], &[4], &[1]);
+        let trials = floor::trials(&[LEDGER_MODE], &[4], &[1]);
         let floor = Floor::measure(directory.path(), &trials, Extents::Written, Caching::PageCache, time);
         let floor = floor.expect("a floor");
-        let base = floor.row(FLOOR_MODE, 4096, 1).expect("it was measured");
+        let base = floor.row(LEDGER_MODE, 4096, 1).expect("it was measured");
         let mut tally = Tally::new(Duration::from_secs(1));
         tally.answered(Duration::ZERO, Duration::from_nanos((base.p50_us * 2e3) as u64));
         tally.confirmed(1, 100);

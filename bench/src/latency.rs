@@ -5,59 +5,31 @@
 //! all alike.
 
 use crate::affinity;
-use crate::claims::Shape;
 use crate::daemon_process::{DaemonProcess, EchoProcess};
 use crate::error::BenchError;
-use crate::floor::{self, Floor};
-use crate::load::Timing;
+use crate::floor::{self, Floor, LEDGER_MODE};
 use crate::load_arguments::{positive, seconds};
 use crate::outcome::{Latencies, Row, hundredths, number_table};
+use crate::own_daemon::OwnDaemonArguments;
 use crate::scratch_directory::ScratchDirectory;
 use crate::target::Target;
-use claim_engine::device::probe::FlushMode;
 use claim_engine::device::scratch::{Caching, Extents};
 use clap::Args;
 use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
-use std::path::PathBuf;
 use std::time::Duration;
-
-/// The way in which claimd makes its writes durable.
-const FLOOR_MODE: FlushMode = FlushMode::WriteDsync;
 
 /// Which daemon, where, and for how long.
 #[derive(Debug, Args)]
 pub struct LatencyArguments {
-    /// The daemon's binary; a release build, for figures that mean something.
-    #[arg(long)]
-    claimd: PathBuf,
-    /// A directory on the device. A scratch ledger is made in it and removed again.
-    #[arg(long, default_value = ".")]
-    dir: PathBuf,
+    #[command(flatten)]
+    own: OwnDaemonArguments,
     /// Rounds whose medians are shown.
     #[arg(long, default_value = "5", value_parser = positive)]
     rounds: usize,
     /// Measured time of each of the three in each round, in seconds.
     #[arg(long, default_value = "2", value_parser = seconds)]
     seconds: Duration,
-    /// Load before each measured time, in seconds.
-    #[arg(long, default_value = "0.5", value_parser = seconds)]
-    warmup: Duration,
-    /// Opaque bytes in each claim.
-    #[arg(long, default_value = "128")]
-    metadata_bytes: usize,
-    /// The core of the daemon and of the echo.
-    #[arg(long, default_value = "0")]
-    daemon_core: usize,
-    /// Microseconds for which both look for work before they sleep; see `claimd start --help`.
-    #[arg(long, default_value = "0")]
-    poll_us: u64,
-    /// The core that the load comes from.
-    #[arg(long, default_value = "1")]
-    core: usize,
-    /// Poll the sockets without sleeping: waking the generator up then costs no latency.
-    #[arg(long)]
-    spin: bool,
     /// One JSON object for each of the three, and one for the ratios.
     #[arg(long)]
     json: bool,
@@ -65,14 +37,14 @@ pub struct LatencyArguments {
 
 /// Measures and prints; an error when anything was refused.
 pub fn latency(arguments: &LatencyArguments) -> Result<(), BenchError> {
-    let scratch = ScratchDirectory::make(&arguments.dir, false)?;
-    let (claimd, core, poll_us) = (&arguments.claimd, arguments.daemon_core, arguments.poll_us);
-    let mut daemon = DaemonProcess::start(claimd, &scratch.path().join("ledger"), core, poll_us)?;
-    let echo = EchoProcess::start(claimd, &scratch.path().join("echo"), core, poll_us)?;
+    let OwnDaemonArguments { claimd, dir, daemon_core, poll_us, core, .. } = &arguments.own;
+    let scratch = ScratchDirectory::make(dir, false)?;
+    let mut daemon = DaemonProcess::start(claimd, &scratch.path().join("ledger"), *daemon_core, *poll_us)?;
+    let echo = EchoProcess::start(claimd, &scratch.path().join("echo"), *daemon_core, *poll_us)?;
     let (mut floors, mut echoes, mut rows) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..arguments.rounds {
         floors.push(measure_floor(arguments)?);
-        affinity::pin_to(arguments.core)?;
+        affinity::pin_to(*core)?;
         echoes.push(measure(arguments, echo.socket())?);
         rows.push(measure(arguments, daemon.socket()).map_err(|error| daemon.explain(error))?);
     }
@@ -86,17 +58,15 @@ pub fn latency(arguments: &LatencyArguments) -> Result<(), BenchError> {
 
 /// Measures from the daemon's core: a device does not answer every core alike.
 fn measure_floor(arguments: &LatencyArguments) -> Result<Latencies, BenchError> {
-    affinity::pin_to(arguments.daemon_core)?;
-    let trials = floor::trials(&[FLOOR_MODE], &[4], &[1]);
-    let floor = Floor::measure(&arguments.dir, &trials, Extents::Written, Caching::Direct, arguments.seconds)?;
-    Ok(floor.latencies(FLOOR_MODE, 4096, 1).expect("it was measured"))
+    affinity::pin_to(arguments.own.daemon_core)?;
+    let trials = floor::trials(&[LEDGER_MODE], &[4], &[1]);
+    let floor = Floor::measure(&arguments.own.dir, &trials, Extents::Written, Caching::Direct, arguments.seconds)?;
+    Ok(floor.latencies(LEDGER_MODE, 4096, 1).expect("it was measured"))
 }
 
 fn measure(arguments: &LatencyArguments, socket: &std::path::Path) -> Result<Row, BenchError> {
     let target = Target::find(socket, 1, false)?;
-    let shape = Shape { batch: 1, metadata_bytes: arguments.metadata_bytes };
-    let timing = Timing { warm_up: arguments.warmup, measured: arguments.seconds, spin: arguments.spin, rate: None };
-    target.measure(1, 1, shape, timing)
+    target.measure(1, 1, arguments.own.shape(1), arguments.own.timing(arguments.seconds))
 }
 
 /// The medians, and what the daemon takes for each microsecond of the other two together.
@@ -142,7 +112,7 @@ impl Compared {
         if let Some(column) = table.column_mut(0) {
             column.set_cell_alignment(CellAlignment::Left);
         }
-        let floor = format!("floor: {FLOOR_MODE}, 4 KiB");
+        let floor = format!("floor: {LEDGER_MODE}, 4 KiB");
         for (name, latencies) in [(floor.as_str(), &self.floor), ("echo", &self.echo), ("claimd", &self.claimd)] {
             table.add_row([name.to_owned()].into_iter().chain(latencies.cells()));
         }

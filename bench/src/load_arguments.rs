@@ -47,7 +47,8 @@ pub struct LoadArguments {
     /// What is asked for.
     #[arg(long, default_value = "claims")]
     pub operation: Operation,
-    /// A workload instead: `mixed`, `skewed`, `metadata`, or a file such as those in bench/workloads.
+    /// A workload instead: `mixed`, `skewed`, `metadata`, or a file such as those in bench/workloads. Or events that are played in
+    /// their order, as fast as they are answered: `sixteen-corpora`, or a file that `claimctl import` takes.
     #[arg(long, conflicts_with_all = ["operation", "batch", "metadata_bytes", "corpora", "ids"])]
     pub workload: Option<String>,
     /// Connections; never more than there are requests outstanding.

@@ -24,6 +24,7 @@ mod load;
 mod load_arguments;
 mod lookups;
 mod outcome;
+mod own_daemon;
 mod pace;
 mod peers;
 mod random;
@@ -38,6 +39,7 @@ mod scratch_directory;
 mod series;
 mod server_process;
 mod session;
+mod steady;
 mod subject;
 mod svg;
 mod sweep;
@@ -132,6 +134,9 @@ enum Command {
     /// One claim at a time, beside the bare durable write and an echo over the same sockets, in rounds.
     #[command(after_help = "Example: claim-bench latency --claimd target/release/claimd --dir /srv --rounds 5")]
     Latency(latency::LatencyArguments),
+    /// A rate of claims over minutes, in turn with the bare device at the rate of the daemon's writes.
+    #[command(after_help = "Example: claim-bench steady --claimd target/release/claimd --dir /srv --rate 50000")]
+    Steady(steady::SteadyArguments),
     /// The same durable claims by PostgreSQL and by claimd, in turn with the floor, from one connection to many and in batches.
     #[command(after_help = PEERS_EXAMPLES)]
     Peers(peers::PeersArguments),
@@ -146,6 +151,7 @@ fn main() -> ExitCode {
         Command::Sweep(arguments) => sweep::sweep(&arguments),
         Command::Ladder(arguments) => ladder::ladder(&arguments),
         Command::Latency(arguments) => latency::latency(&arguments),
+        Command::Steady(arguments) => steady::steady(&arguments),
         Command::Peers(arguments) => peers::peers(&arguments),
     };
     match done {

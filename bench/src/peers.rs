@@ -9,13 +9,12 @@ mod postgresql;
 use crate::affinity;
 use crate::claims::Shape;
 use crate::error::BenchError;
-use crate::floor::{self, Floor};
+use crate::floor::{self, Floor, LEDGER_MODE};
 use crate::interrupt::Interrupt;
 use crate::load::Timing;
 use crate::load_arguments::{positive, seconds};
 use crate::outcome::{Row, Setting};
 use crate::scratch_directory::ScratchDirectory;
-use claim_engine::device::probe::FlushMode;
 use claim_engine::device::scratch::{Caching, Extents};
 use clap::Args;
 use comparison::{Comparison, Measured};
@@ -30,9 +29,6 @@ const CONNECTIONS: usize = 64;
 
 /// Claims of a batch, for every system.
 const BATCHES: [usize; 2] = [1000, 8190];
-
-/// How the floor's writes are made durable: as claimd's are.
-const FLOOR_MODE: FlushMode = FlushMode::WriteDsync;
 
 /// Which daemon, where, and for how long.
 #[derive(Debug, Args)]
@@ -60,10 +56,10 @@ pub struct PeersArguments {
     metadata_bytes: usize,
     /// The core that claimd has for itself, and that the floor is measured from.
     #[arg(long, default_value = "0")]
-    core_server: usize,
+    daemon_core: usize,
     /// The core that the load comes from.
     #[arg(long, default_value = "1")]
-    core_bench: usize,
+    core: usize,
     #[command(flatten)]
     postgresql: PostgreSqlArguments,
     /// Leave the data and the logs where they are.
@@ -116,10 +112,10 @@ fn measure(arguments: &PeersArguments, interrupt: &Interrupt) -> Result<Comparis
     };
     BATCHES.iter().try_for_each(|batch| load.shape(*batch).check())?;
     let all_cores = affinity::current()?;
-    let server_core = affinity::one(arguments.core_server)?;
+    let server_core = affinity::one(arguments.daemon_core)?;
     let scratch = ScratchDirectory::make(&arguments.dir, arguments.keep)?;
     let mut peers = make_peers(arguments, load, &scratch, (all_cores, server_core), interrupt)?;
-    affinity::pin_to(arguments.core_bench)?;
+    affinity::pin_to(arguments.core)?;
     let mut measured: Vec<Measured> = peers.iter().map(|peer| Measured::new(peer.name(), peer.facts())).collect();
     let mut floor = None;
     for round in 1..=arguments.rounds {
@@ -135,7 +131,7 @@ fn measure(arguments: &PeersArguments, interrupt: &Interrupt) -> Result<Comparis
         }
     }
     let floor = floor.expect("there is a round at least");
-    Ok(Comparison::new(floor.rows(), measured, arguments.core_bench, arguments.seconds))
+    Ok(Comparison::new(floor.rows(), measured, arguments.core, arguments.seconds))
 }
 
 fn make_peers(
@@ -152,7 +148,7 @@ fn make_peers(
         &arguments.claimd,
         &scratch.path().join("ledger"),
         load,
-        (arguments.core_server, server_core),
+        (arguments.daemon_core, server_core),
         interrupt,
     )?;
     Ok(vec![Box::new(daemon), Box::new(postgresql)])
@@ -189,7 +185,7 @@ fn turn(peer: &mut dyn Peer, interrupt: &Interrupt) -> Result<Vec<Row>, BenchErr
 }
 
 fn measure_floor(arguments: &PeersArguments) -> Result<Floor, BenchError> {
-    let trials = floor::trials(&[FLOOR_MODE], &floor::BLOCKS_KIB, &floor::IN_FLIGHT);
+    let trials = floor::trials(&[LEDGER_MODE], &floor::BLOCKS_KIB, &floor::IN_FLIGHT);
     Floor::measure(&arguments.dir, &trials, Extents::Written, Caching::Direct, arguments.floor_seconds)
 }
 

@@ -138,13 +138,13 @@ impl Reads {
         let mut walks: Vec<_> = self.sources.iter().enumerate().map(walks).collect();
         links(self.sources.iter().map(|source| source.socket.as_path()), &shares, |number, outstanding| {
             let source = &self.sources[number];
-            match self.kind {
+            Ok(match self.kind {
                 Kind::Lookups => Work::Lookups(Lookups::new(source.ids.clone(), outstanding)),
                 Kind::Scans => {
                     let walks: Vec<Place> = walks[number].by_ref().take(outstanding).collect();
                     Work::Scans(Scans::new(source.corpora.clone(), &walks))
                 }
-            }
+            })
         })
     }
 

@@ -2,6 +2,7 @@
 
 use crate::beside::Beside;
 use crate::error::BenchError;
+use crate::floor::{self, Floor, LEDGER_MODE};
 use crate::load::Timing;
 use crate::load_arguments::{LoadArguments, Operation, positive};
 use crate::outcome::{Figures, table};
@@ -10,9 +11,14 @@ use crate::read_floor::{self, ReadFile, ReadMeasured};
 use crate::reads::{self, Kind};
 use crate::record::RowSetting;
 use crate::subject::{self, RowLine, Subject};
+use claim_engine::device::scratch::{Caching, Extents};
 use clap::Args;
 use serde::Serialize;
 use std::path::PathBuf;
+use std::time::Duration;
+
+/// Measured time of each row of the floor of claims, before and again after them.
+const FLOOR_TIME: Duration = Duration::from_secs(1);
 
 /// What to load, and how.
 #[derive(Debug, Args)]
@@ -33,7 +39,8 @@ pub struct RunArguments {
     #[arg(long, default_value = "3", requires = "beside_claims", value_parser = positive)]
     rounds: usize,
     /// A file on the daemon's device, its shard's say: reads of it are measured before and after each row, random ones of
-    /// 4 KiB for lookups (at the same rate) and sequential ones of 1 MiB for scans, and the row has its ratios to them.
+    /// 4 KiB for lookups (at the same rate) and sequential ones of 1 MiB for scans, and the row has its ratios to them. For claims
+    /// a directory there: durable writes are measured before and after the rows.
     #[arg(long, conflicts_with = "beside_claims")]
     floor: Option<PathBuf>,
 }
@@ -87,8 +94,8 @@ impl RunArguments {
             "--workload goes neither with --beside-claims nor with --floor: leave one out"
         } else if is_claims && self.beside_claims.is_some() {
             "--beside-claims is for reads: add `--operation lookups` or `--operation scans`"
-        } else if is_claims && self.floor.is_some() {
-            "--floor is for reads; `claim-bench ladder` shows claims beside the device's writes"
+        } else if self.floor.as_ref().is_some_and(|floor| floor.is_dir() != is_claims) {
+            "--floor takes a directory for claims, and a file or a device for reads"
         } else if !is_claims && self.load.batch > 1 && self.beside_claims.is_none() {
             "--batch is for claims: leave it out, or add `--beside-claims N`"
         } else {
@@ -127,6 +134,11 @@ fn run_claims(arguments: &RunArguments) -> Result<Verdict, BenchError> {
     let target = arguments.load.target()?;
     let mut recorder = arguments.load.recorder(None)?;
     let (mut rows, mut verdict) = (Vec::new(), Verdict::default());
+    let measure_floor = |directory: &PathBuf| {
+        let trials = floor::trials(&[LEDGER_MODE], &floor::BLOCKS_KIB, &floor::IN_FLIGHT);
+        Floor::measure(directory, &trials, Extents::Written, Caching::Direct, FLOOR_TIME)
+    };
+    let mut floor = arguments.floor.as_ref().map(measure_floor).transpose()?;
     for outstanding in &arguments.outstanding {
         let row =
             target.measure(*outstanding, arguments.load.connections, arguments.load.shape(), arguments.timing())?;
@@ -138,6 +150,17 @@ fn run_claims(arguments: &RunArguments) -> Result<Verdict, BenchError> {
             recorder.row(&row.measured())?;
         }
         rows.push(row);
+    }
+    if let (Some(floor), Some(directory)) = (&mut floor, &arguments.floor) {
+        floor.merge(measure_floor(directory)?);
+        if let Some(recorder) = &mut recorder {
+            floor.records().into_iter().try_for_each(|record| recorder.floor(record))?;
+        }
+        if arguments.load.json {
+            floor.rows().iter().for_each(print_json);
+        } else {
+            println!("The floor, before and after the rows:\n{}\n\nThe daemon:", floor::table(&floor.rows()));
+        }
     }
     if !arguments.load.json {
         println!("{}", table(&rows));
@@ -227,7 +250,6 @@ fn print_json(row: &impl Serialize) {
 mod tests {
     use super::*;
     use crate::outcome::Tally;
-    use std::time::Duration;
 
     #[test]
     fn a_run_fails_by_its_refusals_and_by_its_rate() {

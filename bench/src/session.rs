@@ -3,8 +3,8 @@
 use crate::error::BenchError;
 use crate::keys::Keys;
 use claim_protocol::{
-    Builder, ClockMode, CorpusInfo, FrameBuffer, Operation, PROTOCOL_VERSION, Reply, ReplyResult, Request, Welcome,
-    decode_reply, encode_request,
+    Builder, ClockMode, CorpusInfo, FrameBuffer, Operation, PROTOCOL_VERSION, Reply, ReplyResult, Request, ShardStatus,
+    Welcome, decode_reply, encode_request,
 };
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
@@ -40,20 +40,19 @@ impl Session {
         }
     }
 
-    /// The corpora `bench-0` to `bench-(count - 1)`, onboarded where they are not yet.
-    pub fn corpora(&mut self, count: usize) -> Result<Vec<CorpusInfo>, BenchError> {
+    /// The corpora of these names, onboarded where they are not yet.
+    pub fn corpora(&mut self, names: &[String]) -> Result<Vec<CorpusInfo>, BenchError> {
         let mut known = match self.ask("list corpora", Operation::Corpora, None)?.result {
             ReplyResult::Corpora(corpora) => corpora,
             other => return Err(unexpected("the corpora", &other)),
         };
         let mut keys = Keys::new();
-        let mut wanted = Vec::with_capacity(count);
-        for number in 0..count {
-            let name = bench_corpus(number);
-            let at = known.iter().position(|corpus| corpus.name == name && corpus.decommissioned_at_us.is_none());
+        let mut wanted = Vec::with_capacity(names.len());
+        for name in names {
+            let at = known.iter().position(|corpus| corpus.name == *name && corpus.decommissioned_at_us.is_none());
             wanted.push(match at {
                 Some(at) => known.swap_remove(at),
-                None => self.onboard(&name, &mut keys)?,
+                None => self.onboard(name, &mut keys)?,
             });
         }
         Ok(wanted)
@@ -72,6 +71,17 @@ impl Session {
         match self.ask("list corpora", Operation::Corpora, None)?.result {
             ReplyResult::Corpora(corpora) => Ok(corpora.into_iter().filter(|corpus| corpus.claims > 0).collect()),
             other => Err(unexpected("the corpora", &other)),
+        }
+    }
+
+    /// Batches that all shards have written since the daemon started, and their bytes.
+    pub fn written(&mut self) -> Result<(u64, u64), BenchError> {
+        match self.ask("ask for the status", Operation::Status, None)?.result {
+            ReplyResult::Status(status) => {
+                let sum = |of: fn(&ShardStatus) -> u64| status.shards.iter().map(of).sum();
+                Ok((sum(|shard| shard.batches_written), sum(|shard| shard.bytes_written)))
+            }
+            other => Err(unexpected("a status", &other)),
         }
     }
 

@@ -10,21 +10,20 @@ use crate::target::Target;
 use crate::workload::Workload;
 use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
-use std::sync::Arc;
 
 /// Claims, reads, or a workload.
 pub enum Subject {
     Claims(Target),
     Reads { reads: Reads, seed: u64 },
-    Workload { target: Target, workload: Arc<Workload>, random: Random, seed: u64 },
+    Workload { target: Target, workload: Box<Workload>, random: Random, seed: u64 },
 }
 
 impl Subject {
     /// What the arguments ask for, of the daemon that they name.
     pub fn find(load: &LoadArguments) -> Result<Self, BenchError> {
         if let Some(name) = &load.workload {
-            let workload = Arc::new(Workload::find(name)?);
-            let target = Target::find(&load.socket, workload.corpora(), load.shard_socket)?;
+            let workload = Box::new(Workload::find(name)?);
+            let target = Target::find_named(&load.socket, &workload.corpora(), load.shard_socket)?;
             let seed = load.seed();
             eprintln!("requests are drawn with --seed {seed}");
             return Ok(Subject::Workload { target, workload, random: Random::new(seed), seed });

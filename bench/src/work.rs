@@ -5,7 +5,7 @@ use crate::error::BenchError;
 use crate::lookups::Lookups;
 use crate::outcome::Tally;
 use crate::scans::Scans;
-use crate::workload::Mixed;
+use crate::workload::{Mixed, Played};
 use claim_protocol::ReplyResult;
 
 /// One kind of request for each connection.
@@ -14,6 +14,7 @@ pub enum Work {
     Lookups(Lookups),
     Scans(Scans),
     Mixed(Box<Mixed>),
+    Played(Box<Played>),
 }
 
 impl Work {
@@ -22,6 +23,7 @@ impl Work {
         match self {
             Work::Claims(claims) => claims.set_clock(),
             Work::Mixed(mixed) => mixed.set_clock(),
+            Work::Played(played) => played.set_clock(),
             Work::Lookups(_) | Work::Scans(_) => {}
         }
     }
@@ -33,6 +35,7 @@ impl Work {
             Work::Lookups(lookups) => lookups.encode(request_id, slot, out),
             Work::Scans(scans) => scans.encode(request_id, slot, out),
             Work::Mixed(mixed) => mixed.encode(request_id, slot, out),
+            Work::Played(played) => played.encode(request_id, slot, out),
         }
     }
 
@@ -44,6 +47,7 @@ impl Work {
             Work::Lookups(lookups) => lookups.take(slot, result, tally),
             Work::Scans(scans) => scans.take(slot, result, tally),
             Work::Mixed(mixed) => mixed.take(slot, result, tally),
+            Work::Played(played) => played.take(slot, result, tally),
         }
     }
 }

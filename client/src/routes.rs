@@ -132,21 +132,7 @@ mod tests {
     use uuid::Uuid;
 
     fn corpus(name: &str, shard_prefix: u16, shard: u16) -> CorpusInfo {
-        CorpusInfo {
-            name: name.to_owned(),
-            shard_prefix,
-            shard,
-            onboarded_at_us: 0,
-            decommissioned_at_us: None,
-            notes: String::new(),
-            claims: 0,
-            frozen_reason: None,
-            frozen_at_us: None,
-            slots: 0,
-            claims_this_quarter: 0,
-            cap_per_minute: 0,
-            alarms: Vec::new(),
-        }
+        CorpusInfo { name: name.to_owned(), shard_prefix, shard, ..CorpusInfo::default() }
     }
 
     #[test]

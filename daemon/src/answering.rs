@@ -1,6 +1,6 @@
 //! What leaves the engines: to connections, to other executors, to gatherings; and what is read for it from the ledger.
 
-use crate::driver::Driver;
+use crate::driver::{Driver, spawn_into};
 use crate::gather::Part;
 use crate::log_reader;
 use crate::message::Message;
@@ -11,7 +11,7 @@ use claim_engine::command::Outcome;
 use claim_engine::engine::Output;
 use claim_engine::error::{Code, Refusal};
 use claim_engine::id::EventId;
-use claim_engine::log::writer::Head;
+use claim_engine::log::end::Head;
 use claim_protocol::reply::ReplyResult;
 use claim_protocol::{self as wire, LogPosition, Reply};
 use claim_translate as translate;
@@ -202,15 +202,14 @@ impl Service {
         let Some(driver) = self.drivers[usize::from(asked.shard)].clone() else { return };
         self.reads.set(self.reads.get() + weight);
         self.pulse.work_add(1);
-        let this = Rc::clone(self);
+        let (this, queue) = (Rc::clone(self), driver.reads_queue());
         let work = work(Rc::clone(self), driver);
-        glommio::spawn_local(async move {
+        spawn_into(queue, async move {
             work.await;
             this.pulse.work_sub(1);
             this.pulse.beat();
             this.reads.set(this.reads.get() - weight);
-        })
-        .detach();
+        });
     }
 
     /// Reads from the ledger what an answer needs, and then answers.

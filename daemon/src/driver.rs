@@ -4,6 +4,7 @@ use crate::clock;
 use crate::scrub::Scrubbed;
 use crate::stages::{Stage, Stages, Written};
 use crate::stall_guard::Pulse;
+use bytes::Bytes;
 use claim_engine::command::Request;
 use claim_engine::engine::{Engine, Output};
 use claim_engine::entropy::Entropy;
@@ -13,9 +14,11 @@ use claim_engine::log::record::{self, RECORD_HEADER_BYTES};
 use claim_engine::peer::PeerMessage;
 use claim_engine::storage::{RealStorage, Storage};
 use claim_engine::time::Now;
+use glommio::TaskQueueHandle;
 use nix::fcntl::{Flock, FlockArg};
 use std::cell::{Cell, RefCell};
 use std::fs::File;
+use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -45,6 +48,7 @@ pub struct Driver {
     path: PathBuf,
     pulse: Arc<Pulse>,
     stages: Rc<Stages>,
+    reads_queue: TaskQueueHandle,
     /// The last write of the log that ended.
     written: Cell<Option<Written>>,
     outlet: RefCell<Option<Outlet>>,
@@ -67,8 +71,8 @@ pub struct StoredRecord {
     pub position: u64,
     /// Its kind.
     pub kind: u16,
-    /// Its body.
-    pub body: Vec<u8>,
+    /// Its body, within what was read.
+    pub body: Bytes,
 }
 
 impl Driver {
@@ -79,8 +83,10 @@ impl Driver {
         path: PathBuf,
         (pulse, stages): (Arc<Pulse>, Rc<Stages>),
         entropy: Entropy,
+        reads_queue: TaskQueueHandle,
     ) -> Rc<Driver> {
         Rc::new(Driver {
+            reads_queue,
             engine: RefCell::new(engine),
             entropy: RefCell::new(entropy),
             storage: Rc::new(storage),
@@ -93,6 +99,11 @@ impl Driver {
             is_delivering: Cell::new(false),
             scrubbed: RefCell::new(Scrubbed::default()),
         })
+    }
+
+    /// Where reads have their turns, behind what the log and the connections have to do.
+    pub fn reads_queue(&self) -> TaskQueueHandle {
+        self.reads_queue
     }
 
     /// The shard's file.
@@ -126,7 +137,12 @@ impl Driver {
             let io = self.engine.borrow_mut().next_io();
             let Some(io) = io else { break };
             let this = Rc::clone(self);
-            glommio::spawn_local(async move {
+            let queue = if matches!(io, Io::Write { .. } | Io::Prepare { .. }) {
+                TaskQueueHandle::default()
+            } else {
+                self.reads_queue
+            };
+            let work = async move {
                 let done = match io {
                     // In another thread: it takes milliseconds.
                     Io::Build(job) => {
@@ -161,8 +177,8 @@ impl Driver {
                 this.pulse.beat();
                 this.engine.borrow_mut().complete(clock::now(), &mut this.entropy.borrow_mut(), done);
                 this.pump();
-            })
-            .detach();
+            };
+            spawn_into(queue, work);
         }
         self.deliver();
     }
@@ -225,12 +241,11 @@ impl Driver {
         let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(()) };
         let start = first / BLOCK_BYTES * BLOCK_BYTES;
         let end = (last / BLOCK_BYTES * BLOCK_BYTES) + RECORD_READ_BYTES;
-        let bytes = self.read(start, end - start).await?;
+        let bytes = Bytes::from(self.read(start, end - start).await?);
         for at in run {
-            let offset = (at - start) as usize;
-            let found = bytes.get(offset..).unwrap_or_default();
-            let whole = record::record_bytes(found).is_some_and(|length| length <= found.len());
-            records.push(if whole { parse(found, *at)? } else { self.read_long(*at, found).await? });
+            let found = bytes.slice(bytes.len().min((at - start) as usize)..);
+            let whole = record::record_bytes(&found).is_some_and(|length| length <= found.len());
+            records.push(if whole { parse(&found, *at)? } else { self.read_long(*at, &found).await? });
         }
         Ok(())
     }
@@ -242,8 +257,8 @@ impl Driver {
             return Err(format!("the record at log offset {at} says it has {length} bytes"));
         }
         let start = at / BLOCK_BYTES * BLOCK_BYTES;
-        let bytes = self.read(start, (at + length - start).next_multiple_of(BLOCK_BYTES)).await?;
-        parse(bytes.get((at - start) as usize..).unwrap_or_default(), at)
+        let bytes = Bytes::from(self.read(start, (at + length - start).next_multiple_of(BLOCK_BYTES)).await?);
+        parse(&bytes.slice(bytes.len().min((at - start) as usize)..), at)
     }
 
     /// Blocks of sealed segments never change: what was read once and is still at hand need not be read again. In others, what
@@ -272,7 +287,7 @@ impl Driver {
     pub fn record_at_hand(&self, log_offset: u64) -> Option<StoredRecord> {
         let is_sealed = self.is_sealed(log_offset);
         let record = is_sealed.then(|| self.engine.borrow().shard().rows().catalog().record_at(log_offset))?.ok()?;
-        Some(StoredRecord { position: record.position, kind: record.kind, body: record.body })
+        Some(StoredRecord { position: record.position, kind: record.kind, body: record.body.into() })
     }
 
     async fn read_storage(&self, log_offset: u64, bytes: u64) -> Result<Vec<u8>, String> {
@@ -282,7 +297,16 @@ impl Driver {
     }
 }
 
-fn parse(bytes: &[u8], at: u64) -> Result<StoredRecord, String> {
+/// Has a task run in this queue. In the queue that is running it begins at once.
+pub fn spawn_into(queue: TaskQueueHandle, work: impl Future<Output = ()> + 'static) {
+    if glommio::executor().current_task_queue() == queue {
+        glommio::spawn_local(work).detach();
+    } else {
+        glommio::spawn_local_into(work, queue).expect("queues stay as long as their executor").detach();
+    }
+}
+
+fn parse(bytes: &Bytes, at: u64) -> Result<StoredRecord, String> {
     let (raw, _) = record::read(bytes).map_err(|e| format!("the record at log offset {at} does not verify: {e}"))?;
-    Ok(StoredRecord { position: raw.position, kind: raw.kind, body: raw.body.to_vec() })
+    Ok(StoredRecord { position: raw.position, kind: raw.kind, body: bytes.slice_ref(raw.body) })
 }

@@ -125,17 +125,8 @@ impl NoLedger {
         let corpus = CorpusInfo {
             name: name.to_owned(),
             shard_prefix: corpora.len() as u16 + 1,
-            shard: 0,
-            onboarded_at_us: 0,
-            decommissioned_at_us: None,
-            notes: String::new(),
-            claims: 0,
-            frozen_reason: None,
-            frozen_at_us: None,
             slots: u64::MAX,
-            claims_this_quarter: 0,
-            cap_per_minute: 0,
-            alarms: Vec::new(),
+            ..CorpusInfo::default()
         };
         // More than a ledger may have would only take memory.
         if corpora.len() < usize::from(u16::MAX) {

@@ -3,10 +3,10 @@
 
 use crate::driver::{Driver, StoredRecord};
 use claim_engine::log::batch::{self, BATCH_HEADER_BYTES, Found, Hash};
+use claim_engine::log::end::{Head, LogEnd};
 use claim_engine::log::record;
 use claim_engine::log::recovery::BatchPlace;
 use claim_engine::log::superblock::Superblock;
-use claim_engine::log::writer::{Head, LogEnd};
 use claim_engine::mutant::Mutation;
 use claim_engine::retention::{QuarterSeal, verify_seals};
 use claim_engine::storage::Storage;
@@ -89,7 +89,7 @@ pub async fn page(driver: &Driver, from_position: u64, limit: usize) -> Result<P
             if is_wanted && page.records.len() < limit && bytes_taken < PAGE_BYTES_MAX {
                 bytes_taken += raw.body.len();
                 page.next_position += 1;
-                page.records.push(StoredRecord { position, kind: raw.kind, body: raw.body.to_vec() });
+                page.records.push(StoredRecord { position, kind: raw.kind, body: raw.body.to_vec().into() });
             }
         }
         log_offset = batch.place.next(superblock.geometry);

@@ -11,13 +11,14 @@
 use crate::ledger;
 use crate::verify::{self, EXIT_DAMAGED, EXIT_UNREADABLE, ShardReport};
 use claim_engine::corpus::Prefix;
+use claim_engine::log::end::LogEnd;
 use claim_engine::log::entry::{Entry, Meta, Principal, Record, encode_floors};
 use claim_engine::log::io::perform;
 use claim_engine::log::layout::BATCH_BYTES_RANGE;
 use claim_engine::log::record::RawRecord;
 use claim_engine::log::superblock::{ClockMode, Superblock, encode_segment_header};
 use claim_engine::log::verify::{GlobalCopy, Standing, Step, Structure, WalkOptions, event_id, state_at_start, walk};
-use claim_engine::log::writer::{LogEnd, LogWriter};
+use claim_engine::log::writer::LogWriter;
 use claim_engine::log::{batch, record};
 use claim_engine::mutant::Mutation;
 use claim_engine::shard::Shard;

@@ -4,10 +4,10 @@
 
 use crate::driver::Driver;
 use claim_engine::log::batch::{self, Found};
+use claim_engine::log::end::LogEnd;
 use claim_engine::log::layout::{BLOCK_BYTES, SEGMENT_HEADER_BYTES};
 use claim_engine::log::recovery::BatchPlace;
 use claim_engine::log::superblock::Superblock;
-use claim_engine::log::writer::LogEnd;
 use claim_engine::mutant::Mutation;
 use claim_engine::storage::Storage;
 use std::rc::Rc;

@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -408,6 +409,82 @@ fn a_damaged_ledger_is_not_copied_and_its_backup_stays() {
     let after = files(&to);
     assert!(before.keys().filter(is_named).all(|path| after.contains_key(path)), "{before:?} {after:?}");
     assert_eq!(run_json("verify", &to, &[]).0, 0);
+}
+
+/// Runs a backup and kills it once the backup's files have so many bytes, or lets it end if they never do.
+fn killed(data: &Path, to: &Path, at_bytes: u64) {
+    let mut command = claimd();
+    command.arg("backup").arg("--data").arg(data).arg("--to").arg(to).arg("--json");
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it runs");
+    while child.try_wait().expect("a child of ours").is_none() {
+        if backup_bytes(to) >= at_bytes {
+            child.kill().expect("a child of ours");
+            child.wait().expect("a child of ours");
+        }
+    }
+}
+
+/// Bytes of whatever is in a backup now, half of it or not.
+fn backup_bytes(to: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(to) else { return 0 };
+    let of = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => backup_bytes(&entry.path()),
+        Ok(metadata) => metadata.len(),
+        // It had a name for a moment only.
+        Err(_) => 0,
+    };
+    entries.flatten().map(of).sum()
+}
+
+#[test]
+fn a_backup_that_is_killed_leaves_the_one_before_or_is_whole() {
+    let scratch = scratch();
+    let (data, first) = stopped(scratch.path());
+    let rows_of = |data: &Path| {
+        let daemon = Daemon::start(data);
+        let rows: BTreeSet<Uuid> = rows(&daemon.client()).into_keys().collect();
+        daemon.stop();
+        rows
+    };
+    let (before, to) = (rows_of(&data), scratch.path().join("killed"));
+    // Into an empty directory: what is not whole is no backup, and the next one goes on from there.
+    let whole_bytes = backup_bytes(&first);
+    for eighth in 0..8 {
+        killed(&data, &to, whole_bytes * eighth / 8);
+        let (code, lines) = run_json("verify", &to, &[]);
+        let restored_to = scratch.path().join(format!("first-{eighth}"));
+        if code == 0 {
+            restored(&to, &restored_to, &[]);
+            assert_eq!(rows_of(&restored_to), before);
+        } else {
+            assert_ne!(restore(&to, &restored_to, &[]).0, 0, "{lines:?}");
+        }
+    }
+    backup(&data, &to);
+    // Beside a daemon that has gone on: there is a whole one at every moment.
+    let daemon = Daemon::start(&data);
+    work(&daemon.client(), "second");
+    let over = Arc::new(AtomicBool::new(false));
+    let loads = load(&daemon, &over);
+    let began_with = backup_bytes(&to);
+    for kilobytes in [0, 1, 16, 256, 1024, 4096, 16384] {
+        killed(&data, &to, began_with + kilobytes * 1024);
+        let (code, lines) = run_json("verify", &to, &[]);
+        assert_eq!(code, 0, "{kilobytes} KiB: {lines:?}");
+        let restored_to = scratch.path().join(format!("second-{kilobytes}"));
+        restored(&to, &restored_to, &[]);
+        let found = rows_of(&restored_to);
+        assert!(found.is_superset(&before), "{kilobytes} KiB");
+    }
+    over.store(true, Ordering::Relaxed);
+    loads.into_iter().for_each(|load| drop(load.join().expect("a load")));
+    daemon.stop();
+    let after = rows_of(&data);
+    assert!(after.len() > before.len());
+    backup(&data, &to);
+    let restored_to = scratch.path().join("last");
+    restored(&to, &restored_to, &[]);
+    assert_eq!(rows_of(&restored_to), after);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What retention leaves behind: when a quarter's segments are dropped, its seal says what was in them, and stays.
 
 use crate::log::batch::Hash;
-use crate::log::writer::Head;
+use crate::log::end::Head;
 use crate::sealed::{Checkpoint, Resume};
 use crate::time::Quarter;
 use serde::{Deserialize, Serialize};

@@ -428,7 +428,7 @@ impl Cluster {
                 node.disk.put(file_offset, &batch[..landed]);
                 IoDone::Write { number, batch, result }
             }
-            Io::Prepare { segment, .. } => IoDone::Prepare { segment, result },
+            Io::Prepare { segment, piece, .. } => IoDone::Prepare { segment, to: piece.end, result },
             Io::Read { id, log_offset, .. } => {
                 IoDone::Read { id, log_offset, result: Err(io::Error::from(io::ErrorKind::Other)) }
             }

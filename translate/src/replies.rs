@@ -6,7 +6,7 @@ use claim_engine::corpus::Prefix;
 use claim_engine::dispute::Dispute;
 use claim_engine::engine::EngineStatus;
 use claim_engine::id::EventId;
-use claim_engine::log::writer::Head;
+use claim_engine::log::end::Head;
 use claim_engine::propagation::Propagation;
 use claim_engine::retention::{Retention, RetentionPlan};
 use claim_engine::shard::Shard;

@@ -102,7 +102,7 @@ struct Beside {
 pub struct Comparison {
     floor: Vec<FloorRow>,
     systems: Vec<System>,
-    core_bench: usize,
+    core: usize,
     seconds: Duration,
     rounds: usize,
 }
@@ -138,11 +138,11 @@ struct Line<'a> {
 
 impl Comparison {
     /// Of the first system with the others.
-    pub fn new(floor: Vec<FloorRow>, measured: Vec<Measured>, core_bench: usize, seconds: Duration) -> Self {
+    pub fn new(floor: Vec<FloorRow>, measured: Vec<Measured>, core: usize, seconds: Duration) -> Self {
         let rounds = measured.first().map_or(0, |measured| measured.rounds.len());
         let system =
             |measured: Measured| System { medians: measured.medians(), name: measured.system, facts: measured.facts };
-        Comparison { floor, systems: measured.into_iter().map(system).collect(), core_bench, seconds, rounds }
+        Comparison { floor, systems: measured.into_iter().map(system).collect(), core, seconds, rounds }
     }
 
     /// Refusals of all rows.
@@ -160,7 +160,7 @@ impl Comparison {
             let facts: Vec<String> = facts.iter().map(|(name, value)| format!("{name} {value}")).collect();
             println!("{name}: {}", facts.join(", "));
         }
-        let (rounds, seconds, core) = (self.rounds, self.seconds, self.core_bench);
+        let (rounds, seconds, core) = (self.rounds, self.seconds, self.core);
         println!("The load comes from core {core}. Medians of {rounds} rounds of {seconds:?}.\n");
         println!("The floor, in each round:\n{}\n", floor::table(&self.floor));
         println!("All rows:\n{}\n", self.rows_table());

@@ -1,7 +1,7 @@
 //! A connection's requests of a workload.
 
+use super::drawn::{Drawn, Kind};
 use super::weights::Weights;
-use super::{Kind, Workload};
 use crate::claims::Claims;
 use crate::error::BenchError;
 use crate::outcome::Tally;
@@ -29,7 +29,7 @@ enum Asked {
 
 /// Draws requests. As long as no row is known, all of them are claims, which is so at the start of a warm-up.
 pub struct Mixed {
-    workload: Arc<Workload>,
+    drawn: Arc<Drawn>,
     claims: Claims,
     /// Numbers in the workload of the corpora of `claims`, to which alone this connection sends claims.
     corpora: Vec<usize>,
@@ -48,17 +48,17 @@ pub struct Mixed {
 impl Mixed {
     /// For so many places. Claims go to `corpora` (not empty) among the workload's, which are called `names`.
     pub fn new(
-        workload: Arc<Workload>,
+        drawn: Arc<Drawn>,
         names: Arc<Vec<String>>,
         corpora: Vec<usize>,
         outstanding: usize,
         random: Random,
     ) -> Self {
-        let claims = Claims::new(workload.shape, corpora.iter().map(|number| names[*number].clone()).collect());
+        let claims = Claims::new(drawn.shape, corpora.iter().map(|number| names[*number].clone()).collect());
         let place = |corpus| corpora.iter().position(|here| *here == corpus);
-        let here = workload.corpora.filtered(place).expect("every corpus has a weight");
+        let here = drawn.corpora.filtered(place).expect("every corpus has a weight");
         Mixed {
-            workload,
+            drawn,
             claims,
             here,
             names,
@@ -78,7 +78,7 @@ impl Mixed {
 
     /// Appends the next request.
     pub fn encode(&mut self, request_id: u64, slot: usize, out: &mut Vec<u8>) -> Result<(), BenchError> {
-        let kind = self.workload.kinds.draw(&mut self.random);
+        let kind = self.drawn.kinds.draw(&mut self.random);
         if kind == Kind::Claim || self.known.is_empty() {
             return self.encode_claim(request_id, slot, out);
         }
@@ -102,7 +102,7 @@ impl Mixed {
     }
 
     fn encode_claim(&mut self, request_id: u64, slot: usize, out: &mut Vec<u8>) -> Result<(), BenchError> {
-        let metadata_bytes = self.workload.metadata_bytes.draw(&mut self.random);
+        let metadata_bytes = self.drawn.metadata_bytes.draw(&mut self.random);
         let number = self.here.draw(&mut self.random);
         self.asked[slot] = Asked::Claim { corpus: self.corpora[number] };
         self.claims.encode_for(number, metadata_bytes, request_id, out)
@@ -110,8 +110,8 @@ impl Mixed {
 
     /// A corpus that refers to a row of another one. There are two at least.
     fn other_than(&mut self, corpus: usize) -> usize {
-        let drawn = self.workload.corpora.draw(&mut self.random);
-        if drawn == corpus { (drawn + 1) % self.workload.corpora() } else { drawn }
+        let drawn = self.drawn.corpora.draw(&mut self.random);
+        if drawn == corpus { (drawn + 1) % self.drawn.corpora.len() } else { drawn }
     }
 
     /// What an answer confirms: claims, or one reference or row; `None` for a refusal.
@@ -156,9 +156,10 @@ mod tests {
 
     #[test]
     fn requests_come_in_the_shares_of_the_workload() {
-        let workload = Arc::new(Workload::find("mixed").expect("it is embedded"));
+        let text = include_str!("../../workloads/mixed.toml");
+        let drawn = Arc::new(Drawn::parse(text).expect("it is right"));
         let names: Vec<String> = (0..16).map(|number| format!("bench-{number}")).collect();
-        let mut mixed = Mixed::new(workload, Arc::new(names), (0..16).collect(), 1, Random::new(3));
+        let mut mixed = Mixed::new(drawn, Arc::new(names), (0..16).collect(), 1, Random::new(3));
         let mut tally = Tally::new(Duration::ZERO);
         let mut claimed_in = Vec::new();
         let (mut counts, mut seen) = ([0; 3], std::collections::HashSet::new());

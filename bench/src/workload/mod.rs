@@ -1,163 +1,110 @@
-//! Workloads as data: what is asked for and in which shares, of which corpora, and how large claims are.
+//! Workloads as data: a description of what is drawn, or events that are played.
 
+mod drawn;
+mod events;
 mod mixed;
+mod played;
 mod weights;
 
-pub use mixed::Mixed;
-
-use crate::claims::Shape;
 use crate::error::BenchError;
-use serde::Deserialize;
+use crate::random::Random;
+use crate::session::bench_corpus;
+use crate::work::Work;
+use drawn::Drawn;
+use events::Events;
+pub use mixed::Mixed;
+pub use played::Played;
 use std::path::Path;
-use weights::Weights;
+use std::sync::Arc;
 
 /// The workloads that come with the program: names and files.
-const EMBEDDED: [(&str, &str); 3] = [
-    ("metadata", include_str!("../../workloads/metadata.toml")),
-    ("mixed", include_str!("../../workloads/mixed.toml")),
-    ("skewed", include_str!("../../workloads/skewed.toml")),
+const EMBEDDED: [(&str, &[u8]); 4] = [
+    ("metadata", include_bytes!("../../workloads/metadata.toml")),
+    ("mixed", include_bytes!("../../workloads/mixed.toml")),
+    ("sixteen-corpora", include_bytes!("../../../data/sixteen-corpora.ndjson.gz")),
+    ("skewed", include_bytes!("../../workloads/skewed.toml")),
 ];
-
-/// Corpora that a workload may have: a ledger has room for more, but each is onboarded one by one.
-const CORPORA_MAX: usize = 1000;
-
-/// Beyond it, nothing is left for any but the first corpus.
-const ZIPF_EXPONENT_MAX: f64 = 10.0;
-
-/// What a file says.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    mix: Mix,
-    corpora: Corpora,
-    claims: Claims,
-}
-
-/// Shares of the requests; their sum is the whole.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Mix {
-    claims: f64,
-    #[serde(default)]
-    references: f64,
-    #[serde(default)]
-    lookups: f64,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Corpora {
-    count: usize,
-    /// 0: all alike.
-    #[serde(default)]
-    zipf_exponent: f64,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Claims {
-    /// Claims per request.
-    #[serde(default = "one")]
-    batch: usize,
-    metadata: Vec<Metadata>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Metadata {
-    bytes: usize,
-    #[serde(default = "whole")]
-    weight: f64,
-}
-
-fn one() -> usize {
-    1
-}
-
-fn whole() -> f64 {
-    1.0
-}
-
-/// One kind of request of a workload.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Claim,
-    Reference,
-    Lookup,
-}
 
 /// A workload that was read and checked.
 #[derive(Debug)]
 pub struct Workload {
     /// Its embedded name, or its file's.
     pub name: String,
-    /// What it was read from.
+    /// What it was read from, or, where that would be long, what is in it.
     pub text: String,
-    /// Claims per request, and the longest metadata.
-    pub shape: Shape,
-    kinds: Weights<Kind>,
-    /// Numbers of corpora.
-    corpora: Weights<usize>,
-    metadata_bytes: Weights<usize>,
+    asks: Asks,
+}
+
+#[derive(Debug)]
+enum Asks {
+    Drawn(Arc<Drawn>),
+    Played(Arc<Events>),
+}
+
+/// The part of one connection in a row.
+#[derive(Debug, Clone, Copy)]
+pub struct Part {
+    /// Requests outstanding.
+    pub outstanding: usize,
+    /// Which connection of its socket it is, …
+    pub number: usize,
+    /// … and of how many.
+    pub of: usize,
 }
 
 impl Workload {
-    /// The embedded workload of this name, or the one in this file.
+    /// The embedded workload of this name, or the one in this file: a description, or, if it is called so, `.ndjson` or
+    /// `.ndjson.gz`.
     pub fn find(name: &str) -> Result<Self, BenchError> {
-        if let Some((name, text)) = EMBEDDED.iter().find(|(embedded, _)| *embedded == name) {
-            return Workload::parse(name, text);
+        if let Some((name, bytes)) = EMBEDDED.iter().find(|(embedded, _)| *embedded == name) {
+            return Workload::parse(name, bytes);
         }
-        let text = std::fs::read_to_string(name).map_err(|error| {
+        let bytes = std::fs::read(name).map_err(|error| {
             let names: Vec<&str> = EMBEDDED.iter().map(|(name, _)| *name).collect();
             BenchError::Usage(format!("no workload {name}: {error}; name a file, or one of {}", names.join(", ")))
         })?;
-        let stem = Path::new(name).file_stem().map_or_else(|| name.to_owned(), |stem| stem.to_string_lossy().into());
-        Workload::parse(&stem, &text)
+        let file = Path::new(name).file_name().map_or_else(|| name.to_owned(), |file| file.to_string_lossy().into());
+        Workload::parse(file.split('.').next().unwrap_or(&file), &bytes)
     }
 
-    fn parse(name: &str, text: &str) -> Result<Self, BenchError> {
+    /// A description is TOML, and begins neither as gzip nor as JSON does.
+    fn parse(name: &str, bytes: &[u8]) -> Result<Self, BenchError> {
         let refuse = |found: String| BenchError::Usage(format!("the workload {name} is wrong: {found}"));
-        let File { mix, corpora, claims } = toml::from_str(text).map_err(|error| refuse(error.to_string()))?;
-        if !(1..=CORPORA_MAX).contains(&corpora.count) {
-            return Err(refuse(format!("corpora.count is {}, not 1 to {CORPORA_MAX}", corpora.count)));
-        }
-        if !(0.0..=ZIPF_EXPONENT_MAX).contains(&corpora.zipf_exponent) {
-            let found = format!("corpora.zipf_exponent is {}, not 0 to {ZIPF_EXPONENT_MAX}", corpora.zipf_exponent);
-            return Err(refuse(found));
-        }
-        if mix.references > 0.0 && corpora.count < 2 {
-            return Err(refuse(
-                "references go to rows of other corpora: corpora.count has to be at least 2".to_owned(),
-            ));
-        }
-        if mix.claims.is_nan() || mix.claims <= 0.0 {
-            return Err(refuse(
-                "mix.claims has to be more than 0: what is referred to and looked up was claimed".to_owned(),
-            ));
-        }
-        let longest = claims.metadata.iter().map(|size| size.bytes).max().unwrap_or(0);
-        let shape = Shape { batch: claims.batch, metadata_bytes: longest };
-        shape.check().map_err(|error| refuse(error.to_string()))?;
-        let kinds = [(Kind::Claim, mix.claims), (Kind::Reference, mix.references), (Kind::Lookup, mix.lookups)];
-        let zipf = |number: usize| (number, ((number + 1) as f64).powf(-corpora.zipf_exponent));
-        let weights = |what: &str| {
-            let sentence = format!("the weights of {what} have to be numbers from 0 on, with a sum above 0");
-            move || refuse(sentence)
+        let (text, asks) = if events::are_events(bytes) {
+            let events = Events::parse(bytes).map_err(refuse)?;
+            (events.describe(), Asks::Played(Arc::new(events)))
+        } else {
+            let text = std::str::from_utf8(bytes).map_err(|error| refuse(error.to_string()))?;
+            (text.to_owned(), Asks::Drawn(Arc::new(Drawn::parse(text).map_err(refuse)?)))
         };
-        Ok(Workload {
-            name: name.to_owned(),
-            text: text.to_owned(),
-            shape,
-            kinds: Weights::new(kinds.into_iter()).ok_or_else(weights("mix"))?,
-            corpora: Weights::new((0..corpora.count).map(zipf)).ok_or_else(weights("corpora"))?,
-            metadata_bytes: Weights::new(claims.metadata.iter().map(|size| (size.bytes, size.weight)))
-                .ok_or_else(weights("claims.metadata"))?,
-        })
+        Ok(Workload { name: name.to_owned(), text, asks })
     }
 
-    /// Corpora that it needs.
-    pub fn corpora(&self) -> usize {
-        self.corpora.len()
+    /// The names of the corpora that it needs.
+    pub fn corpora(&self) -> Vec<String> {
+        match &self.asks {
+            Asks::Drawn(drawn) => (0..drawn.corpora.len()).map(bench_corpus).collect(),
+            Asks::Played(events) => events.corpora().to_vec(),
+        }
+    }
+
+    /// Claims of each request.
+    pub fn batch(&self) -> usize {
+        match &self.asks {
+            Asks::Drawn(drawn) => drawn.shape.batch,
+            Asks::Played(_) => 1,
+        }
+    }
+
+    /// What a connection asks for whose socket takes claims of the corpora of these numbers (not empty).
+    pub fn work(&self, here: Vec<usize>, part: Part, random: Random) -> Result<Work, BenchError> {
+        Ok(match &self.asks {
+            Asks::Drawn(drawn) => {
+                let names = Arc::new(self.corpora());
+                Work::Mixed(Box::new(Mixed::new(drawn.clone(), names, here, part.outstanding, random)))
+            }
+            Asks::Played(events) => Work::Played(Box::new(Played::new(events.clone(), &here, part)?)),
+        })
     }
 }
 
@@ -169,37 +116,38 @@ mod tests {
     fn what_comes_with_the_program_is_right() {
         for (name, _) in EMBEDDED {
             let workload = Workload::find(name).expect("it is embedded");
-            assert_eq!(workload.name, name);
+            assert_eq!((workload.name.as_str(), workload.batch()), (name, 1));
         }
-        let mixed = Workload::find("mixed").expect("it is embedded");
-        assert_eq!((mixed.corpora(), mixed.shape.batch), (16, 1));
-        assert_eq!(Workload::find("metadata").expect("it is embedded").shape.metadata_bytes, 65_536);
+        assert_eq!(Workload::find("mixed").expect("it is embedded").corpora().len(), 16);
+        let played = Workload::find("sixteen-corpora").expect("it is embedded");
+        assert_eq!(played.corpora().len(), 16);
+        assert!(played.text.contains("41853 claims and 162 references of 16 corpora"), "{}", played.text);
     }
 
     #[test]
     fn files_are_read_and_what_is_wrong_is_named() {
-        let check = |text: &str, expected: &str| {
-            let error = Workload::parse("mine", text).expect_err("it is wrong").to_string();
-            assert!(error.starts_with("the workload mine is wrong") && error.contains(expected), "{error}");
-        };
-        let with = |mix: &str, corpora: &str, claims: &str| {
-            format!("[mix]\n{mix}\n[corpora]\n{corpora}\n[claims]\n{claims}\n")
-        };
-        let sizes = "metadata = [{ bytes = 16 }]";
-        check(&with("claims = 1\nscans = 1", "count = 1", sizes), "scans");
-        check(&with("claims = 0\nlookups = 1", "count = 1", sizes), "mix.claims");
-        check(&with("claims = 1\nlookups = -1", "count = 1", sizes), "weights of mix");
-        check(&with("claims = 1\nreferences = 1", "count = 1", sizes), "at least 2");
-        check(&with("claims = 1", "count = 2\nzipf_exponent = nan", sizes), "zipf_exponent is NaN");
-        check(&with("claims = 1", "count = 0", sizes), "corpora.count is 0");
-        check(&with("claims = 1", "count = 1", "metadata = [{ bytes = 70000 }]"), "at most 65536");
-        check(&with("claims = 1", "count = 1", "metadata = []"), "weights of claims.metadata");
         let directory = tempfile::tempdir().expect("a scratch directory");
-        let path = directory.path().join("mine.toml");
-        std::fs::write(&path, with("claims = 1", "count = 3", sizes)).expect("our own directory");
-        let workload = Workload::find(&path.display().to_string()).expect("it is right");
-        assert_eq!((workload.name.as_str(), workload.corpora()), ("mine", 3));
+        let find = |name: &str, text: &str| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, text).expect("our own directory");
+            Workload::find(&path.display().to_string())
+        };
+        let description = "[mix]\nclaims = 1\n[corpora]\ncount = 3\n[claims]\nmetadata = [{ bytes = 16 }]\n";
+        let workload = find("mine.toml", description).expect("it is right");
+        assert_eq!((workload.name.as_str(), workload.corpora().len()), ("mine", 3));
+        let claim = r#"{"op":"claim","corpus":"a","at":1,"ref":"x","occurred_at":1,"event_key":"k","category":"c",
+            "owning_corpus":"a","hosting_corpus":"a","size":3}"#;
+        let workload = find("events.ndjson", &claim.replace('\n', "")).expect("it is right");
+        assert_eq!((workload.name.as_str(), workload.corpora()), ("events", vec!["a".to_owned()]));
+        for (name, text, expected) in [
+            ("a.toml", "[mix]\nclaims = 0", "the workload a is wrong"),
+            ("b.ndjson", "{\"op\":1}", "line 1"),
+            ("c.ndjson", r#"{"op":"reference","corpus":"a","at":1,"to_latest_of":"b"}"#, "no claim"),
+        ] {
+            let error = find(name, text).expect_err("it is wrong").to_string();
+            assert!(error.contains(expected), "{error}");
+        }
         let error = Workload::find("nonexistent").expect_err("there is none").to_string();
-        assert!(error.contains("metadata, mixed, skewed"), "{error}");
+        assert!(error.contains("metadata, mixed, sixteen-corpora, skewed"), "{error}");
     }
 }

@@ -319,21 +319,7 @@ pub fn verb(operation: &Operation<'_>) -> &'static str {
 
 fn corpus(name: &str, shard_prefix: u16, shard: u16, onboarded_at_us: i64, notes: &str) -> CorpusInfo {
     let (name, notes) = (name.to_owned(), notes.to_owned());
-    CorpusInfo {
-        name,
-        shard_prefix,
-        shard,
-        onboarded_at_us,
-        decommissioned_at_us: None,
-        notes,
-        claims: 0,
-        frozen_reason: None,
-        frozen_at_us: None,
-        slots: 50_000,
-        claims_this_quarter: 0,
-        cap_per_minute: 0,
-        alarms: vec![],
-    }
+    CorpusInfo { name, shard_prefix, shard, onboarded_at_us, notes, slots: 50_000, ..CorpusInfo::default() }
 }
 
 impl Ledger {

@@ -11,8 +11,8 @@
 //! place; then what only the old one named is removed.
 
 use super::Failure;
+use claim_engine::log::end::LogEnd;
 use claim_engine::log::superblock::{ClockMode, Superblock};
-use claim_engine::log::writer::LogEnd;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, Write};

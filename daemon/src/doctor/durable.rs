@@ -57,12 +57,13 @@ fn measure(directory: &Path, caching: Caching) -> Result<Vec<Measured>, DeviceEr
 /// Small and large batches, alone and as many at once as the log keeps in flight, in every mode.
 fn trials() -> Vec<Trial> {
     let shapes = [(4096, 1), (4096, 4), (65536, 1), (65536, 4)];
-    let trial = |(block_bytes, in_flight)| FlushMode::ALL.map(|mode| Trial { mode, block_bytes, in_flight });
+    let trial =
+        |(block_bytes, in_flight)| FlushMode::ALL.map(|mode| Trial { mode, block_bytes, in_flight, every: None });
     shapes.into_iter().flat_map(trial).collect()
 }
 
 fn row(measured: &Measured) -> String {
-    let Trial { mode, block_bytes, in_flight } = measured.trial;
+    let Trial { mode, block_bytes, in_flight, .. } = measured.trial;
     format!(
         "{mode:<15} {:>2} KiB, {in_flight} in flight: {:>6.0}/s, p50 {:.0} µs, p99 {:.0} µs, max {:.0} µs",
         block_bytes / 1024,

@@ -9,6 +9,7 @@
 use super::placement::Placement;
 use super::read::{Digest, Global, Local, Stream, is_single, sides};
 use claim_engine::corpus::Prefix;
+use claim_engine::log::end::LogEnd;
 use claim_engine::log::entry::{
     Entry, Merge, Meta, Principal, Record, ReshardSource, encode_floors, encode_merges, encode_sources, floors, merges,
 };
@@ -16,7 +17,7 @@ use claim_engine::log::io::perform;
 use claim_engine::log::layout::Geometry;
 use claim_engine::log::record;
 use claim_engine::log::superblock::Superblock;
-use claim_engine::log::writer::{LogEnd, LogWriter};
+use claim_engine::log::writer::LogWriter;
 use claim_engine::mutant::Mutation;
 use claim_engine::shard::Shard;
 use claim_engine::shard::keys::KeyId;

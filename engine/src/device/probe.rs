@@ -67,8 +67,10 @@ pub struct Trial {
     pub mode: FlushMode,
     /// Size of each write; a multiple of 4 KiB.
     pub block_bytes: u32,
-    /// Writes kept in flight, at most [`IN_FLIGHT_MAX`].
+    /// Writes kept in flight, at most [`IN_FLIGHT_MAX`]; where they are due, those that may be.
     pub in_flight: u32,
+    /// A write is due each time this has passed, and timed from then on; `None`: there is another one for each that ends.
+    pub every: Option<Duration>,
 }
 
 /// When a trial ends, whichever comes first.
@@ -118,6 +120,11 @@ impl Measured {
         }
     }
 
+    /// The mean latency; 0 when nothing was counted.
+    pub fn mean_ns(&self) -> u64 {
+        self.latencies_ns.iter().sum::<u64>().checked_div(self.ops()).unwrap_or(0)
+    }
+
     /// Median latency in microseconds.
     pub fn p50_us(&self) -> f64 {
         self.quantile_ns(0.5) as f64 / 1e3
@@ -154,7 +161,8 @@ pub fn measure(scratch: &Scratch, trial: Trial, bounds: Bounds) -> Result<Measur
 /// One place for a write in flight.
 #[derive(Debug, Clone, Copy)]
 struct Slot {
-    submitted: Instant,
+    /// When the write was submitted, or was due.
+    since: Instant,
     offset: u64,
     /// Ring entries of this write whose completions are still to come; 0: the slot is free.
     entries_out: u32,
@@ -170,6 +178,29 @@ struct Flight<'a> {
     /// One buffer per slot. Freed in `drop` once the kernel has let go of them all, and else never.
     buffers: ManuallyDrop<Vec<AlignedBuffer>>,
     next_offset: u64,
+    due: Option<Due>,
+}
+
+/// When writes are due, reckoned from the start, so that nothing adds up.
+#[derive(Debug, Clone, Copy)]
+struct Due {
+    begun: Instant,
+    every: Duration,
+    taken: u64,
+}
+
+impl Due {
+    fn next(&self) -> Instant {
+        self.begun + self.every.mul_f64(self.taken as f64)
+    }
+
+    fn take(&mut self, now: Instant) -> Option<Instant> {
+        let due = self.next();
+        (due <= now).then(|| {
+            self.taken += 1;
+            due
+        })
+    }
 }
 
 impl<'a> Flight<'a> {
@@ -182,9 +213,10 @@ impl<'a> Flight<'a> {
             ring,
             scratch,
             trial,
-            slots: vec![Slot { submitted: now, offset: 0, entries_out: 0 }; trial.in_flight as usize],
+            slots: vec![Slot { since: now, offset: 0, entries_out: 0 }; trial.in_flight as usize],
             buffers: ManuallyDrop::new(buffers),
             next_offset: 0,
+            due: trial.every.map(|every| Due { begun: now, every, taken: 0 }),
         })
     }
 
@@ -195,35 +227,49 @@ impl<'a> Flight<'a> {
         let mut last = began;
         loop {
             let counted = completed.saturating_sub(WARM_UP_OPS);
-            let in_time = completed < WARM_UP_OPS || last - began < bounds.time_max;
-            if counted < bounds.ops_max && in_time {
+            // What is due by the end is still written, however long it takes.
+            let moment = self.due.map_or(last, |due| due.next());
+            let in_time = completed < WARM_UP_OPS || moment.saturating_duration_since(began) < bounds.time_max;
+            let goes_on = counted < bounds.ops_max && in_time;
+            if goes_on {
                 self.fill();
             }
-            if self.slots.iter().all(|slot| slot.entries_out == 0) {
+            let is_free = |slot: &Slot| slot.entries_out == 0;
+            if self.slots.iter().all(is_free) && (!goes_on || self.due.is_none()) {
                 break;
             }
-            self.wait()?;
+            let until = self.due.filter(|_| goes_on && self.slots.iter().any(is_free)).map(|due| due.next());
+            self.wait(until)?;
             last = Instant::now();
-            while let Some(submitted) = self.reap()? {
+            while let Some(since) = self.reap()? {
                 completed += 1;
                 // The warm-up ends with its last completion, so what was submitted before then is not counted.
                 if completed == WARM_UP_OPS {
                     began = last;
                 } else if completed > WARM_UP_OPS {
-                    latencies_ns.push((last - submitted).as_nanos() as u64);
+                    latencies_ns.push((last - since).as_nanos() as u64);
                 }
             }
         }
         Ok(Measured::new(self.trial, last - began, latencies_ns))
     }
 
-    /// Puts a write into every free slot, as long as the file has room.
+    /// Puts a write into every free slot, as long as the file has room and writes are due.
     fn fill(&mut self) {
         for number in 0..self.slots.len() {
-            if self.slots[number].entries_out == 0 {
-                let Some(offset) = self.take_offset() else { return };
-                self.push(number, offset);
+            if self.slots[number].entries_out > 0 {
+                continue;
             }
+            let now = Instant::now();
+            let since = match &mut self.due {
+                None => now,
+                Some(due) => match due.take(now) {
+                    Some(since) => since,
+                    None => return,
+                },
+            };
+            let Some(offset) = self.take_offset() else { return };
+            self.push(number, offset, since);
         }
     }
 
@@ -241,14 +287,14 @@ impl<'a> Flight<'a> {
         Some(offset)
     }
 
-    fn push(&mut self, number: usize, offset: u64) {
+    fn push(&mut self, number: usize, offset: u64, since: Instant) {
         let entries = self.entries(number, offset);
         let used = self.trial.mode.entries() as usize;
         // SAFETY: each entry names the descriptor of `scratch`, which this flight borrows, and the buffer of a free slot,
         // which is neither touched nor freed until the slot's completions have come (`drop` waits for them).
         unsafe { self.ring.submission().push_multiple(&entries[..used]) }
             .expect("the ring has an entry for everything that may be in flight");
-        self.slots[number] = Slot { submitted: Instant::now(), offset, entries_out: used as u32 };
+        self.slots[number] = Slot { since, offset, entries_out: used as u32 };
     }
 
     /// The ring entries of one durable write; the second is used only by the mode that needs it.
@@ -273,18 +319,26 @@ impl<'a> Flight<'a> {
         [write, flush]
     }
 
-    /// Submits what was pushed and waits for at least one completion.
-    fn wait(&mut self) -> Result<(), DeviceError> {
+    /// Submits what was pushed and waits for at least one completion, or until this moment.
+    fn wait(&mut self, until: Option<Instant>) -> Result<(), DeviceError> {
         loop {
-            match self.ring.submit_and_wait(1) {
+            let waited = match until {
+                None => self.ring.submit_and_wait(1),
+                Some(until) => {
+                    let rest = types::Timespec::from(until.saturating_duration_since(Instant::now()));
+                    self.ring.submitter().submit_with_args(1, &types::SubmitArgs::new().timespec(&rest))
+                }
+            };
+            match waited {
                 Ok(_) => return Ok(()),
+                Err(error) if error.raw_os_error() == Some(libc::ETIME) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(source) => return Err(DeviceError::Ring { operation: "wait", source }),
             }
         }
     }
 
-    /// Takes completions up to one that makes a write durable and says when that was submitted; `None` when there is no
+    /// Takes completions up to one that makes a write durable and says since when that is timed; `None` when there is no
     /// further completion for now.
     fn reap(&mut self) -> Result<Option<Instant>, DeviceError> {
         loop {
@@ -297,7 +351,7 @@ impl<'a> Flight<'a> {
             slot.entries_out -= 1;
             part.check(completion.result(), slot.offset, self.trial.block_bytes)?;
             if slot.entries_out == 0 {
-                return Ok(Some(slot.submitted));
+                return Ok(Some(slot.since));
             }
         }
     }
@@ -306,7 +360,7 @@ impl<'a> Flight<'a> {
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
         while self.slots.iter().any(|slot| slot.entries_out > 0) {
-            if self.wait().is_err() {
+            if self.wait(None).is_err() {
                 // The kernel may still read the buffers, so they stay where they are.
                 return;
             }
@@ -386,7 +440,7 @@ mod tests {
 
     fn check(mode: FlushMode, block_bytes: u32, in_flight: u32, extents: Extents) {
         let (_directory, scratch) = scratch(extents);
-        let trial = Trial { mode, block_bytes, in_flight };
+        let trial = Trial { mode, block_bytes, in_flight, every: None };
         let measured = match measure(&scratch, trial, BOUNDS) {
             Ok(measured) => measured,
             Err(error) => {
@@ -422,6 +476,21 @@ mod tests {
     }
 
     #[test]
+    fn writes_that_are_due_are_all_written_and_timed_from_then() {
+        let (_directory, scratch) = scratch(Extents::Written);
+        let every = Some(Duration::from_millis(2));
+        let trial = Trial { mode: FlushMode::WriteDsync, block_bytes: 4096, in_flight: 2, every };
+        let bounds = Bounds { ops_max: 1_000, time_max: Duration::from_millis(200) };
+        let Ok(measured) = measure(&scratch, trial, bounds) else { return };
+        // As many as are due in the time, however slow the machine is; the warm-up may end between two of them.
+        assert!((90..=101).contains(&measured.ops()) || measured.quantile_ns(1.0) > 2_000_000, "{}", measured.ops());
+        let mut due = Due { begun: Instant::now(), every: Duration::from_millis(250), taken: 0 };
+        let later = due.begun + Duration::from_secs(1);
+        assert_eq!(std::iter::from_fn(|| due.take(later)).count(), 5);
+        assert_eq!(due.take(later), None);
+    }
+
+    #[test]
     fn a_write_that_fails_or_falls_short_is_an_error() {
         let failed = Part::Write.check(-libc::EIO, 4096, 4096).expect_err("it failed");
         assert!(failed.to_string().starts_with("a probe's write at byte 4096 failed"), "{failed}");
@@ -436,7 +505,7 @@ mod tests {
     fn a_failing_device_ends_the_trial_and_frees_nothing_early() {
         let (_directory, scratch) = scratch(Extents::Written);
         // A file opened for reading only refuses every write, through the ring as elsewhere.
-        let trial = Trial { mode: FlushMode::LinkedFdatasync, block_bytes: 4096, in_flight: 4 };
+        let trial = Trial { mode: FlushMode::LinkedFdatasync, block_bytes: 4096, in_flight: 4, every: None };
         let readable = std::fs::File::open("/proc/self/exe").expect("the test's own binary");
         let Ok(mut flight) = Flight::new(&scratch, trial) else { return };
         let entry = opcode::Write::new(types::Fd(readable.as_raw_fd()), flight.buffers[0].bytes().as_ptr(), 4096);
@@ -449,10 +518,10 @@ mod tests {
 
     #[test]
     fn quantiles_are_those_of_the_sorted_samples() {
-        let trial = Trial { mode: FlushMode::FileDsync, block_bytes: 4096, in_flight: 1 };
+        let trial = Trial { mode: FlushMode::FileDsync, block_bytes: 4096, in_flight: 1, every: None };
         let mut measured = Measured::new(trial, Duration::from_secs(2), (1..=100).rev().collect());
         assert_eq!([0.0, 0.5, 0.99, 1.0].map(|q| measured.quantile_ns(q)), [1, 50, 99, 100]);
-        assert_eq!(measured.ops_per_second(), 50.0);
+        assert_eq!((measured.ops_per_second(), measured.mean_ns()), (50.0, 50));
         measured.merge(Measured::new(trial, Duration::from_secs(2), vec![1000; 100]));
         assert_eq!([0.5, 1.0].map(|q| measured.quantile_ns(q)), [100, 1000]);
         assert_eq!(Measured::new(trial, Duration::ZERO, Vec::new()).quantile_ns(0.5), 0);

@@ -25,10 +25,11 @@ use crate::debt::{Debt, Level};
 use crate::dispute::DisputeId;
 use crate::entropy::Entropy;
 use crate::error::{Certainty, Code, Refusal};
+use crate::log::end::{Durable, Head, LogEnd};
 use crate::log::entry::Merge;
 use crate::log::io::{Io, IoDone};
 use crate::log::superblock::Superblock;
-use crate::log::writer::{Durable, Head, LogEnd, LogWriter};
+use crate::log::writer::LogWriter;
 use crate::mutant::Mutation;
 use crate::peer::{Answer, PeerMessage};
 use crate::propagation::Propagation;
@@ -168,7 +169,7 @@ impl Engine {
 
     /// The log offset and the number of a batch from which on reading finds a position.
     pub fn start_for(&self, position: u64) -> (u64, u64) {
-        let start = self.log.start_for(position).or_else(|| self.shard.rows().catalog().start_for(position));
+        let start = self.log.unsealed.start_for(position).or_else(|| self.shard.rows().catalog().start_for(position));
         let start = start.map(|start| (start.log_offset, start.number));
         start.unwrap_or_else(|| {
             let first = LogEnd::at_start(&self.superblock, 0, Mutation::NONE);

@@ -6,13 +6,14 @@ use super::retention::Retaining;
 use super::sealing::Sealing;
 use super::{Engine, Output, Peer};
 use crate::debt::{Debt, DebtBounds};
+use crate::log::end::LogEnd;
 use crate::log::entry::{Entry, Meta, Record};
 use crate::log::io::perform;
 use crate::log::layout::BLOCK_BYTES;
 use crate::log::record::RawRecord;
 use crate::log::recovery::{self, BatchPlace, ChainedBatch, Log, RecoveryError, RecoveryOptions};
 use crate::log::superblock::{FORMAT_VERSION, Superblock};
-use crate::log::writer::{LogEnd, LogWriter};
+use crate::log::writer::LogWriter;
 use crate::mutant::{Mutant, Mutation};
 use crate::propagation::Propagation;
 use crate::sealed::summary::BatchStart;
@@ -127,8 +128,8 @@ impl Engine {
             mutation,
         };
         engine.shard.mutate(mutation);
-        starts.into_iter().for_each(|start| engine.log.remember_start(start));
-        heads.into_iter().for_each(|(segment, head)| engine.log.remember_head(segment, head));
+        starts.into_iter().for_each(|start| engine.log.unsealed.remember_start(start));
+        heads.into_iter().for_each(|(segment, head)| engine.log.unsealed.remember_head(segment, head));
         engine.write_recovery_batch(storage, end.next_batch_at).await?;
         Ok((engine, opened))
     }

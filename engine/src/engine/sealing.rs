@@ -2,10 +2,10 @@
 //! the superblock names the seal, and then the segment's rows leave memory.
 
 use super::Engine;
+use crate::log::end::LogEnd;
 use crate::log::io::Io;
 use crate::log::layout::BLOCK_BYTES;
 use crate::log::superblock::{FORMAT_VERSION, Origin, Superblock};
-use crate::log::writer::LogEnd;
 use crate::sealed::{Checkpoint, Index, Seal, Sealed, append_bytes, page_batch, pages_per_part, seal_batch};
 use crate::shard::rows::IndexJob;
 use std::sync::Arc;
@@ -104,10 +104,10 @@ impl Engine {
                 let (rows, ..) = self.shard.full_segment()?;
                 let segment = rows.number;
                 let is_durable = rows.positions.1 <= self.log.durable().position;
-                if !is_durable || self.log.head_of(segment + 1).is_none() || self.log.failed().is_some() {
+                if !is_durable || self.log.unsealed.head_of(segment + 1).is_none() || self.log.failed().is_some() {
                     return None;
                 }
-                let starts = self.log.starts_of(segment);
+                let starts = self.log.unsealed.starts_of(segment);
                 let (rows, geometry, secret) = (Arc::clone(rows), self.superblock.geometry, self.shard.secret());
                 self.sealing = Sealing::Building;
                 Some(Io::Build(Box::new(IndexJob { rows, geometry, secret, starts })))
@@ -137,7 +137,7 @@ impl Engine {
         if index.summary.segment != segment {
             return;
         }
-        let Some(resume) = self.log.head_of(segment + 1) else { return };
+        let Some(resume) = self.log.unsealed.head_of(segment + 1) else { return };
         let Ok(summary) = postcard::to_stdvec(&index.summary) else { return };
         let summary = append_bytes(&mut index.pages, segment, &summary);
         let snapshot = append_bytes(&mut index.pages, segment, snapshot);
@@ -161,7 +161,7 @@ impl Engine {
                 self.retaining.moved(superblock.first_segment());
                 self.superblock = superblock;
                 let Job { index, seal, .. } = *job;
-                self.log.forget_segment(seal.segment);
+                self.log.unsealed.forget(seal.segment);
                 let (parts, pages_per_part) = (seal.parts, seal.pages_per_part);
                 let sealed = Sealed { summary: index.summary, parts, pages_per_part, checkpoint, resume: seal.resume };
                 self.unused = self.shard.sealed(sealed).map(Box::new);

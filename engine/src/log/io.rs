@@ -6,10 +6,11 @@ use crate::sealed::Index;
 use crate::shard::rows::{IndexJob, SegmentRows};
 use crate::storage::{Durability, Storage};
 use std::io;
+use std::ops::Range;
 
 /// Zeroing goes in writes of this size, one at a time: an executor under load comes round to it once in a millisecond or
-/// two, and must zero faster than batches fill.
-const ZEROING_BYTES: usize = 1024 * 1024;
+/// two, and must be able to zero faster than batches fill.
+pub(super) const ZEROING_BYTES: usize = 1024 * 1024;
 
 /// Work for the storage. [`perform`] does it, [`LogWriter::complete`](super::writer::LogWriter::complete) takes the result.
 #[derive(Debug)]
@@ -25,7 +26,7 @@ pub enum Io {
         /// Durable, in every build without a deliberate bug.
         durability: Durability,
     },
-    /// Zero a segment and give it its header.
+    /// Zero a piece of a segment, and with the last one give the segment its header.
     Prepare {
         /// Which.
         segment: u64,
@@ -33,8 +34,10 @@ pub enum Io {
         file_offset: u64,
         /// Its length.
         bytes: u64,
-        /// Its header block.
-        header: Vec<u8>,
+        /// From where in the segment to where.
+        piece: Range<u64>,
+        /// Its header block, with the last piece.
+        header: Option<Vec<u8>>,
     },
     /// Read blocks that a decision needs.
     Read {
@@ -81,10 +84,12 @@ pub enum IoDone {
         /// How it ended.
         result: io::Result<()>,
     },
-    /// A segment was prepared, or not.
+    /// A piece of a segment was prepared, or not.
     Prepare {
         /// Which.
         segment: u64,
+        /// The end of the piece.
+        to: u64,
         /// How it ended.
         result: io::Result<()>,
     },
@@ -129,9 +134,10 @@ pub async fn perform(storage: &impl Storage, io: Io) -> IoDone {
             let result = storage.write_at(file_offset, &batch, durability).await;
             IoDone::Write { number, batch, result }
         }
-        Io::Prepare { segment, file_offset, bytes, header } => {
-            let result = prepare(storage, file_offset, bytes, &header).await;
-            IoDone::Prepare { segment, result }
+        Io::Prepare { segment, file_offset, bytes, piece, header } => {
+            let to = piece.end;
+            let result = prepare(storage, file_offset, bytes, piece, header.as_deref()).await;
+            IoDone::Prepare { segment, to, result }
         }
         Io::Read { id, log_offset, file_offset, bytes } => {
             let result = storage.read_at(file_offset, bytes as usize).await;
@@ -155,15 +161,24 @@ pub async fn perform(storage: &impl Storage, io: Io) -> IoDone {
 }
 
 /// The header goes last, after a flush: a segment with a header is zeroed for certain.
-pub(super) async fn prepare(storage: &impl Storage, file_offset: u64, bytes: u64, header: &[u8]) -> io::Result<()> {
-    storage.grow(file_offset + bytes).await?;
-    let zeroes = vec![0; ZEROING_BYTES.min(bytes as usize)];
-    let mut at = 0;
-    while at < bytes {
-        let piece = zeroes.len().min((bytes - at) as usize);
-        storage.write_at(file_offset + at, &zeroes[..piece], Durability::Cached).await?;
-        at += piece as u64;
+pub(super) async fn prepare(
+    storage: &impl Storage,
+    file_offset: u64,
+    bytes: u64,
+    piece: Range<u64>,
+    header: Option<&[u8]>,
+) -> io::Result<()> {
+    if piece.start == 0 {
+        storage.grow(file_offset + bytes).await?;
     }
+    let zeroes = vec![0; ZEROING_BYTES.min((piece.end - piece.start) as usize)];
+    let mut at = piece.start;
+    while at < piece.end {
+        let length = zeroes.len().min((piece.end - at) as usize);
+        storage.write_at(file_offset + at, &zeroes[..length], Durability::Cached).await?;
+        at += length as u64;
+    }
+    let Some(header) = header else { return Ok(()) };
     storage.flush().await?;
     storage.write_at(file_offset, header, Durability::Cached).await?;
     storage.flush().await

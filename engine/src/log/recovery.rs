@@ -4,10 +4,10 @@
 //! follows from every combination.
 
 use super::batch::{self, BatchHeader, Found, Hash};
+use super::end::LogEnd;
 use super::layout::{BATCHES_IN_FLIGHT_MAX, BLOCK_BYTES, Geometry};
 use super::record::{self, RawRecord};
 use super::superblock::{Superblock, is_segment_header};
-use super::writer::LogEnd;
 use crate::mutant::{Mutant, Mutation};
 use crate::sealed::SealError;
 use crate::storage::Storage;

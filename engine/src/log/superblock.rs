@@ -15,8 +15,8 @@
 //! ```
 
 use super::batch::Hash;
+use super::end::LogEnd;
 use super::layout::{BLOCK_BYTES, Geometry};
-use super::writer::LogEnd;
 use crate::sealed::Checkpoint;
 use crate::storage::{Durability, Storage};
 use crate::time::TIME_US_MAX;

@@ -5,17 +5,16 @@
 //! when it completes, or as soon as a whole batch is full and fewer than [`BATCHES_IN_FLIGHT_MAX`] are out.
 
 use super::batch::{self, BATCH_HEADER_BYTES, BatchHeader, Hash};
+use super::end::{Durable, Head, LogEnd};
 use super::entry::Record;
-use super::io::{Io, IoDone, prepare};
-use super::layout::{
-    BATCHES_IN_FLIGHT_MAX, Geometry, INCARNATIONS_MAX, RECORD_BYTES_MAX, SEGMENT_HEADER_BYTES, pad_to_block,
-};
+use super::io::{Io, IoDone, ZEROING_BYTES, prepare};
+use super::layout::{BATCHES_IN_FLIGHT_MAX, Geometry, RECORD_BYTES_MAX, SEGMENT_HEADER_BYTES, pad_to_block};
 use super::record;
-use super::recovery::BatchPlace;
 use super::superblock::{Superblock, encode_segment_header};
+use super::unsealed::Unsealed;
 use crate::mutant::{Mutant, Mutation};
 use crate::sealed::Checkpoint;
-use crate::sealed::summary::{BatchStart, STARTS_EVERY_BYTES};
+use crate::sealed::summary::BatchStart;
 use crate::storage::{Durability, Storage};
 use std::collections::VecDeque;
 use std::io;
@@ -31,86 +30,15 @@ pub const BATCH_BUFFERS_RANGE: std::ops::RangeInclusive<u64> = 16..=256;
 const RESERVED_BATCHES: u64 = 1;
 /// Segments zeroed ahead of the one that is written.
 pub const SEGMENTS_AHEAD: u64 = 3;
+/// The last of them is zeroed piece by piece, so many bytes for each that the log fills: every piece delays the writes beside
+/// it a little, and a whole segment at once would delay them for as long as it takes.
+const ZEROED_PER_WRITTEN: u64 = 2;
 /// Room that there must be before the daemon adds entries of its own.
 const OWN_ENTRIES_BYTES: u64 = 32 << 10;
 /// An idle log writes a mark after this long, so that what is durable is also known to be.
 pub const MARK_IDLE_US: i64 = 50_000;
 /// Growing is tried again this long after it failed.
 pub const GROW_RETRY_US: i64 = 1_000_000;
-
-/// Where a log ends: what recovery found, and a writer goes on from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LogEnd {
-    /// Log offset of the next batch.
-    pub next_batch_at: u64,
-    /// Its number.
-    pub next_number: u64,
-    /// Position of its first record.
-    pub next_position: u64,
-    /// Hash of the last batch.
-    pub previous_hash: Hash,
-    /// Of the last batch.
-    pub incarnation: u64,
-    /// Segments that have a header.
-    pub segments_prepared: u64,
-}
-
-impl LogEnd {
-    /// The place where a log begins: in its first segment, or behind those that were dropped.
-    pub fn at_start(superblock: &Superblock, segments_prepared: u64, mutation: Mutation) -> LogEnd {
-        if let Some(origin) = superblock.origin {
-            return LogEnd { segments_prepared, ..origin.start };
-        }
-        let mut genesis = *blake3::keyed_hash(&superblock.key, superblock.ledger.as_bytes()).as_bytes();
-        if mutation.is(Mutant::NoKey) {
-            genesis = [0; 32];
-        }
-        LogEnd {
-            next_batch_at: superblock.geometry.first_batch(),
-            next_number: 1,
-            next_position: 1,
-            previous_hash: genesis,
-            incarnation: 0,
-            segments_prepared,
-        }
-    }
-
-    /// Whether a batch with this header goes on from here.
-    pub fn is_continued_by(&self, header: &BatchHeader, mutation: Mutation) -> bool {
-        let incarnation_allowed = if header.is_recovery {
-            let is_same = header.incarnation == self.incarnation;
-            let is_new = header.incarnation > self.incarnation && header.incarnation < INCARNATIONS_MAX;
-            is_new || (is_same && mutation.is(Mutant::NoIncarnation))
-        } else {
-            header.incarnation == self.incarnation
-        };
-        header.number == self.next_number
-            && header.first_position == self.next_position
-            && header.previous_hash == self.previous_hash
-            && incarnation_allowed
-    }
-
-    /// The end once `place` is part of the log.
-    pub fn after(self, geometry: Geometry, place: &BatchPlace) -> LogEnd {
-        LogEnd {
-            next_batch_at: place.next(geometry),
-            next_number: place.header.number + 1,
-            next_position: place.header.next_position(),
-            previous_hash: place.hash,
-            incarnation: place.header.incarnation,
-            segments_prepared: self.segments_prepared,
-        }
-    }
-}
-
-/// What is durable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Durable {
-    /// Last durable position; 0: none.
-    pub position: u64,
-    /// Last durable batch; 0: none.
-    pub batch: u64,
-}
 
 /// Counts of what the writer has done in this run.
 #[derive(Debug, Clone, Copy, Default)]
@@ -152,17 +80,6 @@ struct Sealing {
     is_durable: bool,
 }
 
-/// The end of the chain as far as it is durable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Head {
-    /// The last batch.
-    pub batch: u64,
-    /// The last position up to its end.
-    pub position: u64,
-    /// Its hash.
-    pub hash: Hash,
-}
-
 /// See the module.
 #[derive(Debug)]
 pub struct LogWriter {
@@ -179,10 +96,8 @@ pub struct LogWriter {
     buffers: usize,
     durable: Durable,
     durable_hash: Hash,
-    /// Some batches' starts of segments that are not sealed, in log order.
-    starts: VecDeque<BatchStart>,
-    /// For segments that are not sealed and behind one that is full: the log's end where each begins.
-    heads: VecDeque<(u64, LogEnd)>,
+    /// What is remembered of segments that are not sealed.
+    pub unsealed: Unsealed,
     /// Of the last batch.
     last_incarnation: u64,
     sealing: Option<Sealing>,
@@ -190,7 +105,7 @@ pub struct LogWriter {
     is_marked: bool,
     last_activity_us: i64,
     segments_prepared: u64,
-    is_preparing: bool,
+    zeroing: Zeroing,
     /// The last attempt to grow failed, and none has succeeded since.
     cannot_grow: bool,
     prepare_again_at_us: Option<i64>,
@@ -203,6 +118,21 @@ pub struct LogWriter {
     mutation: Mutation,
     /// The last batch as it was written, for [`Mutant::ReuseOfAckedBlock`].
     last: Option<Last>,
+}
+
+/// How far the next segment is prepared, and when that goes on.
+#[derive(Debug, Default)]
+struct Zeroing {
+    /// A piece is on its way.
+    is_under_way: bool,
+    /// Which segment was begun.
+    segment: Option<u64>,
+    /// Bytes of it that are zeroed.
+    zeroed: u64,
+    /// The log offset that the next piece waits for, …
+    due_at: u64,
+    /// … unless the log is idle.
+    is_due: bool,
 }
 
 #[derive(Debug)]
@@ -233,14 +163,13 @@ impl LogWriter {
             buffers: buffers as usize,
             durable: Durable { position: end.next_position - 1, batch: end.next_number - 1 },
             durable_hash: end.previous_hash,
-            starts: VecDeque::new(),
-            heads: VecDeque::new(),
+            unsealed: Unsealed::new(geometry),
             last_incarnation: end.incarnation,
             sealing: None,
             is_marked: true,
             last_activity_us: 0,
             segments_prepared: end.segments_prepared,
-            is_preparing: false,
+            zeroing: Zeroing::default(),
             cannot_grow: false,
             prepare_again_at_us: None,
             failed: None,
@@ -312,51 +241,6 @@ impl LogWriter {
     /// The end of the chain as far as it is durable.
     pub fn head(&self) -> Head {
         Head { batch: self.durable.batch, position: self.durable.position, hash: self.durable_hash }
-    }
-
-    /// The last batch whose start is remembered from which on reading finds a position; `None` where that is in a sealed
-    /// segment.
-    pub fn start_for(&self, position: u64) -> Option<BatchStart> {
-        let after = self.starts.partition_point(|start| start.first_position <= position);
-        after.checked_sub(1).and_then(|at| self.starts.get(at)).copied()
-    }
-
-    /// Remembers where a batch starts, if that is worth remembering.
-    pub fn remember_start(&mut self, start: BatchStart) {
-        let last = self.starts.back().map_or(0, |last| last.log_offset);
-        let is_other_segment = self.geometry().segment_of(start.log_offset) > self.geometry().segment_of(last);
-        if self.starts.is_empty() || is_other_segment || start.log_offset >= last + STARTS_EVERY_BYTES {
-            self.starts.push_back(start);
-        }
-    }
-
-    /// The starts that are remembered of a segment.
-    pub fn starts_of(&self, segment: u64) -> Vec<BatchStart> {
-        let geometry = self.geometry();
-        self.starts.iter().filter(|start| geometry.segment_of(start.log_offset) == segment).copied().collect()
-    }
-
-    /// Remembers the log's end where a segment begins.
-    pub fn remember_head(&mut self, segment: u64, head: LogEnd) {
-        if self.heads.back().is_none_or(|(last, _)| *last < segment) {
-            self.heads.push_back((segment, head));
-        }
-    }
-
-    /// The log's end where a segment begins, once its first batch is on its way.
-    pub fn head_of(&self, segment: u64) -> Option<LogEnd> {
-        self.heads.iter().find(|(number, _)| *number == segment).map(|(_, head)| *head)
-    }
-
-    /// A segment is sealed, and all before it: what is remembered of them is known from there.
-    pub fn forget_segment(&mut self, segment: u64) {
-        let geometry = self.geometry();
-        while self.starts.front().is_some_and(|start| geometry.segment_of(start.log_offset) <= segment) {
-            self.starts.pop_front();
-        }
-        while self.heads.front().is_some_and(|(number, _)| *number <= segment) {
-            self.heads.pop_front();
-        }
     }
 
     /// Whether a batch of a segment's index may be written now: none is on its way, and the log has room for it and for what
@@ -510,6 +394,7 @@ impl LogWriter {
         if self.prepare_again_at_us.is_some_and(|at| boot_us >= at) {
             self.prepare_again_at_us = None;
         }
+        self.zeroing.is_due |= self.is_idle();
         if !self.is_idle() {
             self.last_activity_us = boot_us;
         } else if !self.is_marked && boot_us - self.last_activity_us >= MARK_IDLE_US {
@@ -582,11 +467,11 @@ impl LogWriter {
         self.last_incarnation = self.incarnation;
         self.previous_hash = batch::seal(&mut batch.buffer, &self.superblock.key, &header, self.mutation);
         if segment > 0 && self.geometry().is_first(batch.log_offset) {
-            self.remember_head(segment, before);
+            self.unsealed.remember_head(segment, before);
         }
         if !batch.is_sealing {
             let (first_position, log_offset) = (header.first_position, batch.log_offset);
-            self.remember_start(BatchStart { number, first_position, log_offset });
+            self.unsealed.remember_start(BatchStart { number, first_position, log_offset });
         } else if let Some(sealing) = &mut self.sealing {
             (sealing.place.number, sealing.place.hash) = (number, self.previous_hash);
         }
@@ -644,26 +529,40 @@ impl LogWriter {
 
     fn next_prepare(&mut self) -> Option<Io> {
         let wanted = self.geometry().segment_of(self.next_batch_at) + 1 + SEGMENTS_AHEAD;
-        if self.is_preparing || self.prepare_again_at_us.is_some() || self.segments_prepared >= wanted {
-            return None;
-        }
         let is_late = self.mutation.is(Mutant::SegmentBeforeZeroed);
-        if is_late && self.prepared_bytes() > 2 * self.geometry().batch_bytes_max {
+        let has_begun = self.zeroing.segment.is_some();
+        let is_wanted = self.segments_prepared < wanted || (is_late && has_begun);
+        if self.zeroing.is_under_way || self.prepare_again_at_us.is_some() || !is_wanted {
             return None;
         }
-        self.is_preparing = true;
-        let io = self.prepare_io(self.segments_prepared);
-        self.segments_prepared += u64::from(is_late);
-        Some(io)
+        // Small segments may not hold what a request takes, however many are ahead.
+        let is_urgent = self.segments_prepared + 1 < wanted || self.prepared_bytes() < REQUEST_LOG_BYTES_MAX;
+        if !is_urgent && !self.zeroing.is_due && self.next_batch_at < self.zeroing.due_at {
+            return None;
+        }
+        if is_late && !has_begun && self.prepared_bytes() > 2 * self.geometry().batch_bytes_max {
+            return None;
+        }
+        let segment = *self.zeroing.segment.get_or_insert(self.segments_prepared);
+        self.segments_prepared = self.segments_prepared.max(segment + u64::from(is_late));
+        Some(self.prepare_io(segment))
     }
 
-    fn prepare_io(&self, segment: u64) -> Io {
+    fn prepare_io(&mut self, segment: u64) -> Io {
         let geometry = self.geometry();
+        let bytes = geometry.segment_bytes;
+        let piece_bytes = bytes.min(ZEROING_BYTES as u64);
+        let from = self.zeroing.zeroed;
+        let to = bytes.min(from + piece_bytes);
+        self.zeroing.is_under_way = true;
+        self.zeroing.is_due = false;
+        self.zeroing.due_at = self.next_batch_at + piece_bytes / ZEROED_PER_WRITTEN;
         Io::Prepare {
             segment,
             file_offset: geometry.file_offset(geometry.segment_start(segment)),
-            bytes: geometry.segment_bytes,
-            header: encode_segment_header(&self.superblock, segment),
+            bytes,
+            piece: from..to,
+            header: (to == bytes).then(|| encode_segment_header(&self.superblock, segment)),
         }
     }
 
@@ -686,14 +585,17 @@ impl LogWriter {
                     }
                 }
             }
-            IoDone::Prepare { segment, result } => {
-                self.is_preparing = false;
+            IoDone::Prepare { segment, to, result } => {
+                self.zeroing.is_under_way = false;
                 match result {
+                    Ok(()) if to < self.geometry().segment_bytes => self.zeroing.zeroed = to,
                     Ok(()) => {
                         self.cannot_grow = false;
+                        (self.zeroing.segment, self.zeroing.zeroed) = (None, 0);
                         self.segments_prepared = self.segments_prepared.max(segment + 1);
                     }
                     Err(error) => {
+                        (self.zeroing.segment, self.zeroing.zeroed) = (None, 0);
                         tracing::error!(segment, %error, "the ledger cannot grow; it is tried again every second");
                         self.cannot_grow = true;
                         self.prepare_again_at_us = Some(boot_us + GROW_RETRY_US);
@@ -754,7 +656,111 @@ pub async fn format(storage: &impl Storage, superblock: &Superblock) -> io::Resu
     let zeroes = vec![0; geometry.file_offset(0) as usize];
     storage.write_at(0, &zeroes, Durability::Cached).await?;
     let header = encode_segment_header(superblock, 0);
-    prepare(storage, geometry.file_offset(0), geometry.segment_bytes, &header).await?;
+    let bytes = geometry.segment_bytes;
+    prepare(storage, geometry.file_offset(0), bytes, 0..bytes, Some(&header)).await?;
     debug_assert_eq!(header.len() as u64, SEGMENT_HEADER_BYTES);
     superblock.write(storage).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::entry::{Entry, Meta, Principal};
+    use crate::log::superblock::{ClockMode, FORMAT_VERSION};
+    use uuid::Uuid;
+
+    const PIECE_BYTES: u64 = ZEROING_BYTES as u64;
+
+    /// A log of the default geometry, which nothing is written to.
+    fn writer() -> LogWriter {
+        let superblock = Superblock {
+            generation: 1,
+            ledger: Uuid::from_u128(1),
+            key: [1; 32],
+            shard: 0,
+            shard_count: 1,
+            clock: ClockMode::Wall,
+            geometry: Geometry::DEFAULT,
+            formatted_at_us: 0,
+            origin: None,
+            checkpoint: None,
+            version: FORMAT_VERSION,
+        };
+        LogWriter::new(&superblock, LogEnd::at_start(&superblock, 1, Mutation::NONE), None, Mutation::NONE)
+    }
+
+    /// Does what there is to do, and says how many bytes were zeroed.
+    fn settle(log: &mut LogWriter) -> u64 {
+        let mut zeroed = 0;
+        while let Some(io) = log.next_io() {
+            let done = match io {
+                Io::Write { number, batch, .. } => IoDone::Write { number, batch, result: Ok(()) },
+                Io::Prepare { segment, piece, bytes, header, .. } => {
+                    assert_eq!((piece.end - piece.start, header.is_some()), (PIECE_BYTES, piece.end == bytes));
+                    zeroed += PIECE_BYTES;
+                    IoDone::Prepare { segment, to: piece.end, result: Ok(()) }
+                }
+                other => panic!("{other:?}"),
+            };
+            log.complete(done, 0);
+        }
+        zeroed
+    }
+
+    fn append(log: &mut LogWriter) {
+        let rationale = "x".repeat(4_000);
+        let principal = Principal::default();
+        let (timestamp_us, idempotency_key, correlation_id, fingerprint, item, corpus) = (1, 0, 0, 0, 0, None);
+        let rationale = rationale.as_str();
+        let meta =
+            Meta { timestamp_us, idempotency_key, correlation_id, fingerprint, principal, item, corpus, rationale };
+        log.append(&Record { meta, entry: Entry::Recovery { incarnation: 1, cut_at: 4096 } });
+    }
+
+    #[test]
+    fn the_last_segment_ahead_is_zeroed_as_the_log_fills() {
+        let mut log = writer();
+        let segment_bytes = Geometry::DEFAULT.segment_bytes;
+        // Two segments at once.
+        assert_eq!(settle(&mut log), 2 * segment_bytes);
+        assert_eq!(log.segments(), (1, 3));
+        let (mut written, mut zeroed) = (0, 0);
+        while log.segments().1 < 4 {
+            append(&mut log);
+            let before = log.written_bytes();
+            zeroed += settle(&mut log);
+            written += log.written_bytes() - before;
+            assert!(zeroed <= ZEROED_PER_WRITTEN * written + 2 * PIECE_BYTES, "{zeroed} for {written}");
+            assert!(zeroed + PIECE_BYTES >= ZEROED_PER_WRITTEN * written, "{zeroed} for {written}");
+        }
+        assert_eq!(settle(&mut log), 0, "there are as many as there should be");
+    }
+
+    #[test]
+    fn an_idle_log_is_prepared_a_piece_a_tick() {
+        let mut log = writer();
+        settle(&mut log);
+        let pieces = Geometry::DEFAULT.segment_bytes / PIECE_BYTES;
+        for _ in 0..pieces {
+            assert_eq!(log.segments().1, 3);
+            log.tick(0);
+            assert_eq!(settle(&mut log), PIECE_BYTES);
+        }
+        assert_eq!(log.segments().1, 4);
+    }
+
+    #[test]
+    fn a_segment_whose_zeroing_failed_is_begun_again() {
+        let mut log = writer();
+        let Some(Io::Prepare { segment, piece, .. }) = log.next_io() else { panic!("nothing is prepared yet") };
+        log.complete(IoDone::Prepare { segment, to: piece.end, result: Ok(()) }, 0);
+        let Some(Io::Prepare { segment, piece, .. }) = log.next_io() else { panic!("the next piece") };
+        assert_eq!(piece.start, PIECE_BYTES);
+        let full = io::Error::from(io::ErrorKind::StorageFull);
+        log.complete(IoDone::Prepare { segment, to: piece.end, result: Err(full) }, 0);
+        assert!(log.cannot_grow() && log.next_io().is_none());
+        log.tick(GROW_RETRY_US);
+        let Some(Io::Prepare { piece, .. }) = log.next_io() else { panic!("it is tried again") };
+        assert_eq!(piece.start, 0);
+    }
 }

@@ -9,7 +9,7 @@ use crate::command::{Corpus, Proposal, Signature, Stop};
 use crate::corpus::Prefix;
 use crate::dispute::{Dispute, DisputeState, DisputeStep, Verdict};
 use crate::id::EventId;
-use crate::log::entry::{self, Entry, Meta, PassPhase, Record};
+use crate::log::entry::{self, ClaimEntry, Entry, Meta, PassPhase, Record};
 use crate::log::record::RawRecord;
 use crate::policy::Policy;
 use crate::retention::Hold;
@@ -54,18 +54,7 @@ impl Shard {
         let effect = match record.entry {
             Entry::Claim(claim) => {
                 self.check_claim(meta, claim.event_id)?;
-                let row = rows::Claimed {
-                    event_id: claim.event_id,
-                    claim_timestamp_us: meta.timestamp_us,
-                    claim_sequence: claim.claim_sequence,
-                    occurred_at_us: claim.occurred_at_us,
-                    key_hash: self.key_hash(claim.event_key),
-                    over_budget: claim.over_budget,
-                    incident_active: claim.incident_active,
-                    claim_at: log_offset,
-                    position,
-                };
-                let index = self.rows.add(row, self.quarter.0)?;
+                let index = self.rows.add(self.row_of(&claim, meta.timestamp_us, happened), self.quarter.0)?;
                 self.budget_mut(claim.event_id.prefix()).claimed(meta.timestamp_us);
                 self.keep(record, position, log_offset, index);
                 return Ok(());
@@ -105,18 +94,7 @@ impl Shard {
             }
             Entry::Recovery { .. } | Entry::Reshard { .. } => None,
             Entry::Carry { claim, claimed_at_us, claim_at, change } => {
-                let carried = rows::Claimed {
-                    event_id: claim.event_id,
-                    claim_timestamp_us: claimed_at_us,
-                    claim_sequence: claim.claim_sequence,
-                    occurred_at_us: claim.occurred_at_us,
-                    key_hash: self.key_hash(claim.event_key),
-                    over_budget: claim.over_budget,
-                    incident_active: claim.incident_active,
-                    claim_at: log_offset,
-                    position,
-                };
-                self.rows.carry(carried, claim_at, change)?;
+                self.rows.carry(self.row_of(&claim, claimed_at_us, happened), claim_at, change)?;
                 None
             }
             Entry::RetentionDrop { dropped } => {
@@ -141,6 +119,21 @@ impl Shard {
             self.keep(record, position, log_offset, effect);
         }
         Ok(())
+    }
+
+    /// The row that an entry with a claim makes.
+    fn row_of(&self, claim: &ClaimEntry<'_>, claim_timestamp_us: i64, happened: Happened) -> rows::Claimed {
+        rows::Claimed {
+            event_id: claim.event_id,
+            claim_timestamp_us,
+            claim_sequence: claim.claim_sequence,
+            occurred_at_us: claim.occurred_at_us,
+            key_hash: self.key_hash(claim.event_key),
+            over_budget: claim.over_budget,
+            incident_active: claim.incident_active,
+            claim_at: happened.log_offset,
+            position: happened.position,
+        }
     }
 
     /// A record in another segment than the one before it ends that one.
@@ -394,7 +387,7 @@ impl Shard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::entry::{ClaimEntry, Principal};
+    use crate::log::entry::Principal;
     use crate::log::layout::Geometry;
     use crate::log::superblock::{ClockMode, FORMAT_VERSION, Superblock};
     use uuid::Uuid;

@@ -160,7 +160,7 @@ fn a_failed_write_stops_the_shard_and_nothing_is_acknowledged() {
 #[test]
 fn a_full_disk_refuses_writes_until_there_is_room() {
     let mut bench = Bench::new();
-    let full = |segment| IoDone::Prepare { segment, result: Err(io::Error::from(io::ErrorKind::StorageFull)) };
+    let full = |segment| IoDone::Prepare { segment, to: 0, result: Err(io::Error::from(io::ErrorKind::StorageFull)) };
     let mut accepted = 0;
     loop {
         bench.claim(2, None);

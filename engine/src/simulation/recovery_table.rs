@@ -4,12 +4,13 @@ use crate::corpus::Prefix;
 use crate::entropy::Entropy;
 use crate::id::EventId;
 use crate::log::batch::{BatchHeader, Found, find, seal};
+use crate::log::end::LogEnd;
 use crate::log::entry::{ClaimEntry, Entry, Meta, Principal, Record};
 use crate::log::io::{Io, IoDone, perform};
 use crate::log::layout::{BLOCK_BYTES, Geometry, INCARNATIONS_MAX};
 use crate::log::recovery::{Beyond, Here, RecoveryError, RecoveryOptions, VERDICTS, Verdict, walk};
 use crate::log::superblock::{ClockMode, FORMAT_VERSION, Superblock};
-use crate::log::writer::{self, LogEnd, LogWriter};
+use crate::log::writer::{self, LogWriter};
 use crate::mutant::Mutation;
 use crate::storage::sim::SimDisk;
 use std::collections::BTreeSet;
@@ -69,6 +70,7 @@ impl Log {
         log.write(1);
         log.land_all();
         while log.writer.segments().1 < SEGMENTS {
+            log.writer.tick(0);
             let Some(io @ Io::Prepare { .. }) = log.writer.next_io() else { panic!("a segment is due") };
             let work = perform(&log.disk, io);
             let done = log.disk.run(&mut log.entropy, u64::MAX, work).unwrap();

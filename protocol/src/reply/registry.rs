@@ -3,7 +3,7 @@
 use crate::{AlarmKind, Role};
 
 /// A corpus of the registry.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct CorpusInfo {
     pub name: String,
     pub shard_prefix: u16,

@@ -19,9 +19,9 @@ pub use globals::{GlobalCopy, compare_globals};
 pub use start::state_at_start;
 pub use walker::{WalkOptions, Walked, walk};
 
+use super::end::LogEnd;
 use super::entry::Entry;
 use super::recovery::{BatchPlace, Here};
-use super::writer::LogEnd;
 use crate::id::EventId;
 use bytes::Bytes;
 use std::io;

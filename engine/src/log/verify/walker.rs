@@ -2,10 +2,10 @@
 
 use super::{Finding, Hole, Source, Step, Structure};
 use crate::log::batch::{self, BatchHeader, Found, is_zero};
+use crate::log::end::LogEnd;
 use crate::log::layout::{BATCHES_IN_FLIGHT_MAX, BLOCK_BYTES, Geometry, RECORD_BYTES_MAX, SEGMENT_HEADER_BYTES};
 use crate::log::recovery::{self, BatchPlace, Beyond, Here, Verdict, verdict};
 use crate::log::superblock::{Superblock, is_segment_header};
-use crate::log::writer::LogEnd;
 use crate::mutant::Mutation;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};

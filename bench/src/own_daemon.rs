@@ -1,0 +1,49 @@
+//! What a command needs to know that starts a daemon of its own, on a scratch ledger, and claims there.
+
+use crate::claims::Shape;
+use crate::load::Timing;
+use crate::load_arguments::seconds;
+use clap::Args;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The daemon, its place, and that of the load beside it.
+#[derive(Debug, Args)]
+pub struct OwnDaemonArguments {
+    /// The daemon's binary; a release build, for figures that mean something.
+    #[arg(long)]
+    pub claimd: PathBuf,
+    /// A directory on the device. A scratch ledger is made in it and removed again; a fast daemon fills some GiB a minute.
+    #[arg(long, default_value = ".")]
+    pub dir: PathBuf,
+    /// Opaque bytes in each claim.
+    #[arg(long, default_value = "128")]
+    pub metadata_bytes: usize,
+    /// The core that serves, and that the floor is measured from.
+    #[arg(long, default_value = "0")]
+    pub daemon_core: usize,
+    /// Microseconds for which what serves looks for work before it sleeps; see `claimd start --help`.
+    #[arg(long, default_value = "0")]
+    pub poll_us: u64,
+    /// The core that the load comes from.
+    #[arg(long, default_value = "1")]
+    pub core: usize,
+    /// Poll the sockets without sleeping: waking the generator up then costs no latency.
+    #[arg(long)]
+    pub spin: bool,
+    /// Load before each measured time, in seconds.
+    #[arg(long, default_value = "1", value_parser = seconds)]
+    pub warmup: Duration,
+}
+
+impl OwnDaemonArguments {
+    /// A closed loop, measured for so long.
+    pub fn timing(&self, measured: Duration) -> Timing {
+        Timing { warm_up: self.warmup, measured, spin: self.spin, rate: None }
+    }
+
+    /// Of claims.
+    pub fn shape(&self, batch: usize) -> Shape {
+        Shape { batch, metadata_bytes: self.metadata_bytes }
+    }
+}
