@@ -25,7 +25,9 @@ impl Subject {
             let workload = Box::new(Workload::find(name)?);
             let target = Target::find_named(&load.socket, &workload.corpora(), load.shard_socket)?;
             let seed = load.seed();
-            eprintln!("requests are drawn with --seed {seed}");
+            if workload.is_drawn() {
+                eprintln!("requests are drawn with --seed {seed}");
+            }
             return Ok(Subject::Workload { target, workload, random: Random::new(seed), seed });
         }
         match load.operation.reads() {

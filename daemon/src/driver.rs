@@ -137,10 +137,9 @@ impl Driver {
             let io = self.engine.borrow_mut().next_io();
             let Some(io) = io else { break };
             let this = Rc::clone(self);
-            let queue = if matches!(io, Io::Write { .. } | Io::Prepare { .. }) {
-                TaskQueueHandle::default()
-            } else {
-                self.reads_queue
+            let queue = match io {
+                Io::Read { .. } | Io::Pause { .. } => self.reads_queue,
+                _ => TaskQueueHandle::default(),
             };
             let work = async move {
                 let done = match io {

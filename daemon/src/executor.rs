@@ -209,8 +209,10 @@ async fn serve(plan: &Plan, drivers: Drivers, mesh: Mesh<Message>, stages: Rc<St
     let handler = Rc::new(Rc::clone(&service));
     let serving = glommio::spawn_local(Rc::clone(&sockets).run(plan.accepted.clone(), handler)).detach();
     let ticking = glommio::spawn_local(tick(Rc::clone(&service)));
-    let drivers = service.local_drivers().cloned().collect();
-    let scrubbing = glommio::spawn_local(scrub::run(drivers, plan.scrub_bytes_per_s));
+    let drivers: Vec<_> = service.local_drivers().cloned().collect();
+    let reads_queue = drivers.first().map(|driver| driver.reads_queue()).unwrap_or_default();
+    let scrubbing = glommio::spawn_local_into(scrub::run(drivers, plan.scrub_bytes_per_s), reads_queue);
+    let scrubbing = scrubbing.expect("queues stay as long as their executor");
 
     loop {
         match next_order(&plan.control, &mut orders).await {

@@ -464,25 +464,23 @@ fn a_backup_that_is_killed_leaves_the_one_before_or_is_whole() {
     // Beside a daemon that has gone on: there is a whole one at every moment.
     let daemon = Daemon::start(&data);
     work(&daemon.client(), "second");
-    let over = Arc::new(AtomicBool::new(false));
-    let loads = load(&daemon, &over);
-    let began_with = backup_bytes(&to);
+    let restored_to = scratch.path().join("restored");
     for kilobytes in [0, 1, 16, 256, 1024, 4096, 16384] {
-        killed(&data, &to, began_with + kilobytes * 1024);
+        let over = Arc::new(AtomicBool::new(false));
+        let loads = load(&daemon, &over);
+        killed(&data, &to, backup_bytes(&to) + kilobytes * 1024);
+        over.store(true, Ordering::Relaxed);
+        loads.into_iter().for_each(|load| drop(load.join().expect("a load")));
         let (code, lines) = run_json("verify", &to, &[]);
         assert_eq!(code, 0, "{kilobytes} KiB: {lines:?}");
-        let restored_to = scratch.path().join(format!("second-{kilobytes}"));
         restored(&to, &restored_to, &[]);
-        let found = rows_of(&restored_to);
-        assert!(found.is_superset(&before), "{kilobytes} KiB");
+        assert!(rows_of(&restored_to).is_superset(&before), "{kilobytes} KiB");
+        fs::remove_dir_all(&restored_to).expect("our directory");
     }
-    over.store(true, Ordering::Relaxed);
-    loads.into_iter().for_each(|load| drop(load.join().expect("a load")));
     daemon.stop();
     let after = rows_of(&data);
     assert!(after.len() > before.len());
     backup(&data, &to);
-    let restored_to = scratch.path().join("last");
     restored(&to, &restored_to, &[]);
     assert_eq!(rows_of(&restored_to), after);
 }

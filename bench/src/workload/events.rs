@@ -1,12 +1,15 @@
 //! Events that were recorded, in the form that `claimctl import` plays.
 
-use claim_protocol::METADATA_BYTES_MAX;
-use flate2::read::GzDecoder;
+use claim_protocol::{EVENT_KEY_BYTES_MAX, METADATA_BYTES_MAX};
+use flate2::read::MultiGzDecoder;
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read};
 
 const GZIP: [u8; 2] = [0x1f, 0x8b];
+
+/// What is left of an event key's bytes for saying which time it is played.
+const LAP_BYTES: usize = 8;
 
 /// A line of a file.
 #[derive(Debug, Deserialize)]
@@ -80,7 +83,7 @@ impl Events {
     /// From a file; the error says what is wrong with it.
     pub fn parse(bytes: &[u8]) -> Result<Events, String> {
         let reader: Box<dyn Read + '_> =
-            if bytes.starts_with(&GZIP) { Box::new(GzDecoder::new(bytes)) } else { Box::new(bytes) };
+            if bytes.starts_with(&GZIP) { Box::new(MultiGzDecoder::new(bytes)) } else { Box::new(bytes) };
         let (mut events, mut corpora, mut numbers) = (Vec::new(), Vec::new(), HashMap::new());
         let mut number_of = |name: String| {
             *numbers.entry(name).or_insert_with_key(|name| {
@@ -91,7 +94,14 @@ impl Events {
         for (number, line) in BufReader::new(reader).lines().enumerate() {
             let at = |error: &dyn std::fmt::Display| format!("line {}: {error}", number + 1);
             let line = line.map_err(|error| at(&error))?;
+            if line.trim().is_empty() {
+                continue;
+            }
             match serde_json::from_str(&line).map_err(|error| at(&error))? {
+                Line::Claim { event_key, .. } if event_key.len() > EVENT_KEY_BYTES_MAX - LAP_BYTES => {
+                    let most = EVENT_KEY_BYTES_MAX - LAP_BYTES;
+                    return Err(at(&format_args!("an event key to be played has at most {most} bytes")));
+                }
                 Line::Claim { corpus, occurred_at, event_key, category, owning_corpus, hosting_corpus, size } => {
                     events.push(Event::Claim(Claim {
                         corpus: number_of(corpus),

@@ -53,8 +53,7 @@ pub struct Part {
 }
 
 impl Workload {
-    /// The embedded workload of this name, or the one in this file: a description, or, if it is called so, `.ndjson` or
-    /// `.ndjson.gz`.
+    /// The embedded workload of this name, or the one in this file: a description, or events.
     pub fn find(name: &str) -> Result<Self, BenchError> {
         if let Some((name, bytes)) = EMBEDDED.iter().find(|(embedded, _)| *embedded == name) {
             return Workload::parse(name, bytes);
@@ -86,6 +85,11 @@ impl Workload {
             Asks::Drawn(drawn) => (0..drawn.corpora.len()).map(bench_corpus).collect(),
             Asks::Played(events) => events.corpora().to_vec(),
         }
+    }
+
+    /// Whether chance has a part in it.
+    pub fn is_drawn(&self) -> bool {
+        matches!(self.asks, Asks::Drawn(_))
     }
 
     /// Claims of each request.

@@ -155,6 +155,8 @@ pub fn measure(scratch: &Scratch, trial: Trial, bounds: Bounds) -> Result<Measur
     assert!((1..=IN_FLIGHT_MAX).contains(&trial.in_flight), "{} writes in flight", trial.in_flight);
     assert!(trial.block_bytes.is_multiple_of(4096) && trial.block_bytes > 0, "{} bytes a write", trial.block_bytes);
     assert!(u64::from(trial.block_bytes) <= scratch.bytes(), "a block is longer than the scratch file");
+    let goes_round = scratch.extents() == Extents::Written;
+    assert!(trial.every.is_none() || goes_round, "writes that are due need a file that does not end");
     Flight::new(scratch, trial)?.run(bounds)
 }
 

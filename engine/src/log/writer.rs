@@ -536,7 +536,9 @@ impl LogWriter {
             return None;
         }
         // Small segments may not hold what a request takes, however many are ahead.
-        let is_urgent = self.segments_prepared + 1 < wanted || self.prepared_bytes() < REQUEST_LOG_BYTES_MAX;
+        let is_small = self.prepared_bytes() < REQUEST_LOG_BYTES_MAX;
+        // What was refused for want of space is to be told soon that there is some.
+        let is_urgent = self.segments_prepared + 1 < wanted || is_small || self.cannot_grow;
         if !is_urgent && !self.zeroing.is_due && self.next_batch_at < self.zeroing.due_at {
             return None;
         }
@@ -554,9 +556,11 @@ impl LogWriter {
         let piece_bytes = bytes.min(ZEROING_BYTES as u64);
         let from = self.zeroing.zeroed;
         let to = bytes.min(from + piece_bytes);
+        // A batch that is larger than a step makes several pieces due.
+        let was_due = std::mem::take(&mut self.zeroing.is_due);
+        let last_due_at = if from == 0 || was_due { self.next_batch_at } else { self.zeroing.due_at };
+        self.zeroing.due_at = last_due_at + piece_bytes / ZEROED_PER_WRITTEN;
         self.zeroing.is_under_way = true;
-        self.zeroing.is_due = false;
-        self.zeroing.due_at = self.next_batch_at + piece_bytes / ZEROED_PER_WRITTEN;
         Io::Prepare {
             segment,
             file_offset: geometry.file_offset(geometry.segment_start(segment)),
@@ -591,7 +595,8 @@ impl LogWriter {
                     Ok(()) if to < self.geometry().segment_bytes => self.zeroing.zeroed = to,
                     Ok(()) => {
                         self.cannot_grow = false;
-                        (self.zeroing.segment, self.zeroing.zeroed) = (None, 0);
+                        let due_at = self.next_batch_at + ZEROING_BYTES as u64 / ZEROED_PER_WRITTEN;
+                        self.zeroing = Zeroing { due_at, ..Zeroing::default() };
                         self.segments_prepared = self.segments_prepared.max(segment + 1);
                     }
                     Err(error) => {
