@@ -1,6 +1,6 @@
 //! What leaves the engines: to connections, to other executors, to gatherings; and what is read for it from the ledger.
 
-use crate::driver::{Driver, spawn_into};
+use crate::driver::Driver;
 use crate::gather::Part;
 use crate::log_reader;
 use crate::message::Message;
@@ -202,14 +202,15 @@ impl Service {
         let Some(driver) = self.drivers[usize::from(asked.shard)].clone() else { return };
         self.reads.set(self.reads.get() + weight);
         self.pulse.work_add(1);
-        let (this, queue) = (Rc::clone(self), driver.reads_queue());
+        let this = Rc::clone(self);
         let work = work(Rc::clone(self), driver);
-        spawn_into(queue, async move {
+        glommio::spawn_local(async move {
             work.await;
             this.pulse.work_sub(1);
             this.pulse.beat();
             this.reads.set(this.reads.get() - weight);
-        });
+        })
+        .detach();
     }
 
     /// Reads from the ledger what an answer needs, and then answers.

@@ -14,11 +14,9 @@ use claim_engine::log::record::{self, RECORD_HEADER_BYTES};
 use claim_engine::peer::PeerMessage;
 use claim_engine::storage::{RealStorage, Storage};
 use claim_engine::time::Now;
-use glommio::TaskQueueHandle;
 use nix::fcntl::{Flock, FlockArg};
 use std::cell::{Cell, RefCell};
 use std::fs::File;
-use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -48,7 +46,6 @@ pub struct Driver {
     path: PathBuf,
     pulse: Arc<Pulse>,
     stages: Rc<Stages>,
-    reads_queue: TaskQueueHandle,
     /// The last write of the log that ended.
     written: Cell<Option<Written>>,
     outlet: RefCell<Option<Outlet>>,
@@ -83,10 +80,8 @@ impl Driver {
         path: PathBuf,
         (pulse, stages): (Arc<Pulse>, Rc<Stages>),
         entropy: Entropy,
-        reads_queue: TaskQueueHandle,
     ) -> Rc<Driver> {
         Rc::new(Driver {
-            reads_queue,
             engine: RefCell::new(engine),
             entropy: RefCell::new(entropy),
             storage: Rc::new(storage),
@@ -99,11 +94,6 @@ impl Driver {
             is_delivering: Cell::new(false),
             scrubbed: RefCell::new(Scrubbed::default()),
         })
-    }
-
-    /// Where reads have their turns, behind what the log and the connections have to do.
-    pub fn reads_queue(&self) -> TaskQueueHandle {
-        self.reads_queue
     }
 
     /// The shard's file.
@@ -137,11 +127,7 @@ impl Driver {
             let io = self.engine.borrow_mut().next_io();
             let Some(io) = io else { break };
             let this = Rc::clone(self);
-            let queue = match io {
-                Io::Read { .. } | Io::Pause { .. } => self.reads_queue,
-                _ => TaskQueueHandle::default(),
-            };
-            let work = async move {
+            glommio::spawn_local(async move {
                 let done = match io {
                     // In another thread: it takes milliseconds.
                     Io::Build(job) => {
@@ -176,8 +162,8 @@ impl Driver {
                 this.pulse.beat();
                 this.engine.borrow_mut().complete(clock::now(), &mut this.entropy.borrow_mut(), done);
                 this.pump();
-            };
-            spawn_into(queue, work);
+            })
+            .detach();
         }
         self.deliver();
     }
@@ -293,15 +279,6 @@ impl Driver {
         let file_offset = self.engine.borrow().superblock().geometry.file_offset(log_offset);
         let result = self.storage.read_at(file_offset, bytes as usize).await;
         result.map_err(|e| format!("reading {bytes} bytes at file offset {file_offset} failed: {e}"))
-    }
-}
-
-/// Has a task run in this queue. In the queue that is running it begins at once.
-pub fn spawn_into(queue: TaskQueueHandle, work: impl Future<Output = ()> + 'static) {
-    if glommio::executor().current_task_queue() == queue {
-        glommio::spawn_local(work).detach();
-    } else {
-        glommio::spawn_local_into(work, queue).expect("queues stay as long as their executor").detach();
     }
 }
 

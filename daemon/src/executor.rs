@@ -18,7 +18,6 @@ use claim_engine::engine::{Engine, OpenOptions};
 use claim_engine::entropy::Entropy;
 use claim_engine::log::superblock::Superblock;
 use claim_engine::storage::{DirectIo, OpenError, RealStorage};
-use glommio::{Latency, Shares};
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -32,10 +31,6 @@ pub const IO_MEMORY_BYTES: usize = 1 << 20;
 /// How long a start waits for another daemon's lock: writes that outlive a killed process hold it a little longer.
 const LOCK_PATIENCE_MS: u64 = 5_000;
 const LOCK_RETRY_MS: u64 = 50;
-/// What reads may have of the processor while everything else wants it, which has 1,000.
-const READS_SHARES: usize = 250;
-/// Whoever runs for longer is asked to let others have a turn, and the rings are looked at.
-pub const TURN_MAX: Duration = Duration::from_micros(250);
 /// How often engines look at the time.
 const TICK_MS: u64 = 10;
 /// How long a shutdown waits for what is under way, in all.
@@ -146,8 +141,6 @@ pub async fn run(plan: Plan) {
 type Drivers = Vec<Option<Rc<Driver>>>;
 
 async fn open_shards(plan: &Plan, stages: &Rc<Stages>) -> Result<(Drivers, Vec<ShardOpened>), String> {
-    let shares = Shares::Static(READS_SHARES);
-    let reads_queue = glommio::executor().create_task_queue(shares, Latency::NotImportant, "reads");
     let mut drivers: Drivers = vec![None; plan.shared.executor_of_shard.len()];
     let mut opened = Vec::new();
     for superblock in &plan.superblocks {
@@ -165,8 +158,7 @@ async fn open_shards(plan: &Plan, stages: &Rc<Stages>) -> Result<(Drivers, Vec<S
             globals: engine.shard().globals_applied(),
         });
         let watched = (Arc::clone(&plan.pulse), Rc::clone(stages));
-        let entropy = plan.entropy(superblock.shard);
-        let driver = Driver::new(engine, storage, path, watched, entropy, reads_queue);
+        let driver = Driver::new(engine, storage, path, watched, plan.entropy(superblock.shard));
         drivers[usize::from(superblock.shard)] = Some(driver);
     }
     Ok((drivers, opened))
@@ -209,10 +201,8 @@ async fn serve(plan: &Plan, drivers: Drivers, mesh: Mesh<Message>, stages: Rc<St
     let handler = Rc::new(Rc::clone(&service));
     let serving = glommio::spawn_local(Rc::clone(&sockets).run(plan.accepted.clone(), handler)).detach();
     let ticking = glommio::spawn_local(tick(Rc::clone(&service)));
-    let drivers: Vec<_> = service.local_drivers().cloned().collect();
-    let reads_queue = drivers.first().map(|driver| driver.reads_queue()).unwrap_or_default();
-    let scrubbing = glommio::spawn_local_into(scrub::run(drivers, plan.scrub_bytes_per_s), reads_queue);
-    let scrubbing = scrubbing.expect("queues stay as long as their executor");
+    let drivers = service.local_drivers().cloned().collect();
+    let scrubbing = glommio::spawn_local(scrub::run(drivers, plan.scrub_bytes_per_s));
 
     loop {
         match next_order(&plan.control, &mut orders).await {

@@ -91,7 +91,6 @@ async fn read_entries(
     let (mut entries, mut taken, mut bytes) = (Vec::new(), 0, 0);
     for chunk in entries_at.chunks(ENTRIES_READ) {
         for stored in &driver.read_records(chunk).await.map_err(unreadable)? {
-            glommio::yield_if_needed().await;
             let mut record = decode(stored)?;
             if within.takes(record.meta.timestamp_us) {
                 let own_merges;
@@ -167,7 +166,6 @@ async fn read_rows(driver: &Driver, views: &[RowView], names: &impl Names) -> Re
     let records = driver.read_records(&claims_at).await.map_err(unreadable)?;
     let mut rows = Vec::with_capacity(views.len());
     for (view, stored) in views.iter().zip(&records) {
-        glommio::yield_if_needed().await;
         let record = decode(stored)?;
         let reason = match view.tombstone {
             Some(tombstone) => Some(reason(driver, tombstone.entry_at).await?),

@@ -4,7 +4,7 @@ use crate::archive::{Archive, ArchiveOptions};
 use crate::config;
 use crate::doctor;
 use crate::drill::Drills;
-use crate::executor::{self, Control, IO_MEMORY_BYTES, Plan, Ready, TURN_MAX};
+use crate::executor::{self, Control, IO_MEMORY_BYTES, Plan, Ready};
 use crate::inbox::Inbox;
 use crate::ledger;
 use crate::mesh::{MeshBuilder, MeshLimits};
@@ -277,7 +277,6 @@ fn spawn(core: usize, poll: Duration, plan: Plan) -> Result<ExecutorJoinHandle<(
     LocalExecutorBuilder::new(Placement::Fixed(core))
         .name(&format!("claimd-{core}"))
         .io_memory(IO_MEMORY_BYTES)
-        .preempt_timer(TURN_MAX)
         .spin_before_park(poll)
         .blocking_thread_pool_placement(beside)
         .spawn(move || executor::run(plan))
