@@ -9,6 +9,7 @@ use crate::read_floor::{self, Pattern, ReadFile, ReadFloorRow, ReadMeasured, Rea
 use crate::record::{FloorRecord, curve};
 use claim_engine::device::probe::{self, Bounds, FlushMode, IN_FLIGHT_MAX, Measured, Trial};
 use claim_engine::device::scratch::{Caching, Extents, Scratch};
+use claim_engine::log::layout::Geometry;
 use clap::{Args, ValueEnum};
 use comfy_table::Table;
 use serde::Serialize;
@@ -21,8 +22,8 @@ pub const LEDGER_MODE: FlushMode = FlushMode::FileDsync;
 /// Rows are measured in this many rounds, all of them in turn, so that a drift of the machine meets all alike.
 const ROUNDS: u32 = 4;
 
-/// Length of the scratch file, in MiB: a segment's.
-const FILE_MIB: u64 = 64;
+/// Length of the scratch file: a segment's.
+pub const FILE_BYTES: u64 = Geometry::DEFAULT.segment_bytes;
 
 /// Writes that a round counts at most; no device comes near in the time it has.
 const OPS_MAX: u64 = 10_000_000;
@@ -170,7 +171,7 @@ impl Floor {
         time: Duration,
     ) -> Result<Self, BenchError> {
         let bounds = Bounds { ops_max: OPS_MAX, time_max: time / ROUNDS };
-        let make = || Scratch::create(directory, FILE_MIB << 20, extents, caching);
+        let make = || Scratch::create(directory, FILE_BYTES, extents, caching);
         let mut scratch = make()?;
         let mut floor = Floor { extents, measured: Vec::new() };
         for _ in 0..ROUNDS {
@@ -220,7 +221,7 @@ impl Floor {
     }
 
     fn describe(&self, measured: &Measured) -> FloorRow {
-        let quantile_us = |quantile| rounded(measured.quantile_ns(quantile) as f64 / 1e3);
+        let latencies = latencies(measured);
         FloorRow {
             system: "floor",
             mode: measured.trial.mode.name(),
@@ -231,11 +232,11 @@ impl Floor {
             block_bytes: measured.trial.block_bytes,
             in_flight: measured.trial.in_flight,
             writes_per_second: rounded(measured.ops_per_second()),
-            p50_us: quantile_us(0.5),
-            p90_us: quantile_us(0.9),
-            p99_us: quantile_us(0.99),
-            p999_us: quantile_us(0.999),
-            max_us: quantile_us(1.0),
+            p50_us: latencies.p50_us,
+            p90_us: latencies.p90_us,
+            p99_us: latencies.p99_us,
+            p999_us: latencies.p999_us,
+            max_us: latencies.max_us,
             writes: measured.ops(),
             seconds: rounded(measured.elapsed.as_secs_f64()),
         }

@@ -2,7 +2,6 @@
 
 use crate::affinity;
 use crate::daemon_process::DaemonProcess;
-use crate::environment::Environment;
 use crate::error::BenchError;
 use crate::floor::{self, Floor, FloorRow, LEDGER_MODE};
 use crate::load_arguments::{positive, seconds};
@@ -10,7 +9,6 @@ use crate::outcome::{Figures, Latencies, Row, hundredths, number_table, thousand
 use crate::own_daemon::OwnDaemonArguments;
 use crate::record::Recorder;
 use crate::scratch_directory::ScratchDirectory;
-use crate::session::Session;
 use crate::target::Target;
 use claim_engine::device::probe::FlushMode;
 use claim_engine::device::scratch::{Caching, Extents};
@@ -65,7 +63,7 @@ pub fn ladder(arguments: &LadderArguments) -> Result<(), BenchError> {
     // Pinned only now, for a child inherits the cores of its parent.
     let mut floor = measure_floor(arguments)?;
     affinity::pin_to(*core)?;
-    let mut recorder = recorder(arguments, daemon.socket())?;
+    let mut recorder = arguments.own.recorder(arguments.record.as_deref(), daemon.socket())?;
     let rows = climb(arguments, daemon.socket(), &mut recorder).map_err(|error| daemon.explain(error))?;
     floor.merge(measure_floor(arguments)?);
     daemon.stop()?;
@@ -86,13 +84,6 @@ fn measure_floor(arguments: &LadderArguments) -> Result<Floor, BenchError> {
     let modes = [LEDGER_MODE, FlushMode::LinkedFdatasync];
     let trials = floor::trials(&modes, &floor::BLOCKS_KIB, &floor::IN_FLIGHT);
     Floor::measure(&arguments.own.dir, &trials, Extents::Written, Caching::Direct, arguments.floor_seconds)
-}
-
-/// What keeps the run, if it is to be kept.
-fn recorder(arguments: &LadderArguments, socket: &Path) -> Result<Option<Recorder>, BenchError> {
-    let Some(directory) = &arguments.record else { return Ok(None) };
-    let (_, welcome) = Session::open(socket)?;
-    Recorder::start(directory, Environment::of(&arguments.own.dir, Some(&welcome)), None).map(Some)
 }
 
 fn climb(arguments: &LadderArguments, socket: &Path, recorder: &mut Option<Recorder>) -> Result<Vec<Row>, BenchError> {

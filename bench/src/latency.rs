@@ -9,13 +9,13 @@ use crate::daemon_process::{DaemonProcess, EchoProcess};
 use crate::error::BenchError;
 use crate::floor::{self, Floor, LEDGER_MODE};
 use crate::load_arguments::{positive, seconds};
-use crate::outcome::{Latencies, Row, hundredths, number_table};
+use crate::outcome::{Latencies, Row, hundredths, latencies_table};
 use crate::own_daemon::OwnDaemonArguments;
 use crate::scratch_directory::ScratchDirectory;
 use crate::target::Target;
 use claim_engine::device::scratch::{Caching, Extents};
 use clap::Args;
-use comfy_table::{CellAlignment, Table};
+use comfy_table::Table;
 use serde::Serialize;
 use std::time::Duration;
 
@@ -106,17 +106,9 @@ impl Compared {
     }
 
     fn table(&self) -> Table {
-        let mut header = vec!["one at a time"];
-        header.extend(Latencies::HEADER);
-        let mut table = number_table(&header);
-        if let Some(column) = table.column_mut(0) {
-            column.set_cell_alignment(CellAlignment::Left);
-        }
         let floor = format!("floor: {LEDGER_MODE}, 4 KiB");
-        for (name, latencies) in [(floor.as_str(), &self.floor), ("echo", &self.echo), ("claimd", &self.claimd)] {
-            table.add_row([name.to_owned()].into_iter().chain(latencies.cells()));
-        }
-        table
+        let rows = [(floor.as_str(), &self.floor), ("echo", &self.echo), ("claimd", &self.claimd)];
+        latencies_table("one at a time", &rows)
     }
 }
 

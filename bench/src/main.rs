@@ -44,6 +44,7 @@ mod subject;
 mod svg;
 mod sweep;
 mod target;
+mod verdict;
 mod work;
 mod workload;
 

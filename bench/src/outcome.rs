@@ -377,6 +377,20 @@ pub fn thousands(value: f64) -> String {
     text
 }
 
+/// Latencies of several systems, one a line.
+pub fn latencies_table(first: &str, rows: &[(&str, &Latencies)]) -> Table {
+    let mut header = vec![first];
+    header.extend(Latencies::HEADER);
+    let mut table = number_table(&header);
+    if let Some(column) = table.column_mut(0) {
+        column.set_cell_alignment(CellAlignment::Left);
+    }
+    for (name, latencies) in rows {
+        table.add_row([(*name).to_owned()].into_iter().chain(latencies.cells()));
+    }
+    table
+}
+
 /// The table of some rows.
 pub fn table(rows: &[Row]) -> Table {
     let mut header = vec!["connections", "outstanding", "batch", "rate", "claims/s"];

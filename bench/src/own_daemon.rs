@@ -1,10 +1,14 @@
 //! What a command needs to know that starts a daemon of its own, on a scratch ledger, and claims there.
 
 use crate::claims::Shape;
+use crate::environment::Environment;
+use crate::error::BenchError;
 use crate::load::Timing;
 use crate::load_arguments::seconds;
+use crate::record::Recorder;
+use crate::session::Session;
 use clap::Args;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The daemon, its place, and that of the load beside it.
@@ -40,6 +44,13 @@ impl OwnDaemonArguments {
     /// A closed loop, measured for so long.
     pub fn timing(&self, measured: Duration) -> Timing {
         Timing { warm_up: self.warmup, measured, spin: self.spin, rate: None }
+    }
+
+    /// What keeps the run of the daemon at `socket` in `directory`, if it is to be kept.
+    pub fn recorder(&self, directory: Option<&Path>, socket: &Path) -> Result<Option<Recorder>, BenchError> {
+        let Some(directory) = directory else { return Ok(None) };
+        let (_, welcome) = Session::open(socket)?;
+        Recorder::start(directory, Environment::of(&self.dir, Some(&welcome)), None).map(Some)
     }
 
     /// Of claims.

@@ -6,32 +6,26 @@
 
 use crate::affinity;
 use crate::daemon_process::DaemonProcess;
-use crate::environment::Environment;
 use crate::error::BenchError;
 use crate::floor::{self, LEDGER_MODE};
+use crate::load::Timing;
 use crate::load_arguments::{positive, seconds};
-use crate::outcome::{Latencies, Row, hundredths, number_table, rounded, thousands};
+use crate::outcome::{Latencies, Row, hundredths, latencies_table, rounded, thousands};
 use crate::own_daemon::OwnDaemonArguments;
 use crate::pace;
-use crate::record::Recorder;
 use crate::scratch_directory::ScratchDirectory;
 use crate::session::Session;
 use crate::target::Target;
+use crate::verdict::Verdict;
 use claim_engine::device::probe::{self, Bounds, Measured, Trial};
 use claim_engine::device::scratch::{Caching, Extents, Scratch};
+use claim_engine::log::layout::{BATCHES_IN_FLIGHT_MAX, BLOCK_BYTES, Geometry};
 use clap::Args;
-use comfy_table::{CellAlignment, Table};
+use comfy_table::Table;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Writes that the log keeps in flight at most.
-const IN_FLIGHT: u32 = 4;
-/// Length of the floor's file: a segment's.
-const FILE_BYTES: u64 = 64 << 20;
-/// Writes are whole blocks of this, and at most the log's largest batch.
-const BLOCK_BYTES: u64 = 4096;
-const BLOCK_BYTES_MAX: u64 = 1 << 20;
 /// Requests that may be outstanding; those that find no place are counted.
 const OUTSTANDING: usize = 4096;
 /// What is a stall.
@@ -67,25 +61,16 @@ pub fn steady(arguments: &SteadyArguments) -> Result<(), BenchError> {
     let OwnDaemonArguments { claimd, dir, daemon_core, poll_us, core, .. } = &arguments.own;
     let scratch = ScratchDirectory::make(dir, false)?;
     let mut daemon = DaemonProcess::start(claimd, &scratch.path().join("ledger"), *daemon_core, *poll_us)?;
-    let file = Scratch::create(dir, FILE_BYTES, Extents::Written, Caching::Direct)?;
-    let mut recorder = match &arguments.record {
-        Some(directory) => {
-            let (_, welcome) = Session::open(daemon.socket())?;
-            Some(Recorder::start(directory, Environment::of(dir, Some(&welcome)), None)?)
-        }
-        None => None,
-    };
-    let (mut rounds, mut errors, mut failed_rows) = (Vec::new(), 0, 0);
+    let file = Scratch::create(dir, floor::FILE_BYTES, Extents::Written, Caching::Direct)?;
+    let mut recorder = arguments.own.recorder(arguments.record.as_deref(), daemon.socket())?;
+    let (mut rounds, mut verdict) = (Vec::new(), Verdict::default());
     for number in 1..=arguments.rounds {
         affinity::pin_to(*core)?;
         let (row, writes) = measure(arguments, daemon.socket()).map_err(|error| daemon.explain(error))?;
         // The daemon is idle then, and the floor is measured from its core: a device does not answer every core alike.
         affinity::pin_to(*daemon_core)?;
         let floor = writes.floor(&file, arguments.seconds)?;
-        let warnings = row.figures.warnings();
-        warnings.iter().for_each(|line| eprintln!("round {number}: {line}"));
-        errors += row.figures.errors;
-        failed_rows += usize::from(row.figures.failed);
+        verdict.add(&row.setting(), &row.figures);
         if let Some(recorder) = &mut recorder {
             recorder.row(&row.measured())?;
             recorder.floor(floor::record(&floor))?;
@@ -100,11 +85,7 @@ pub fn steady(arguments: &SteadyArguments) -> Result<(), BenchError> {
     }
     daemon.stop()?;
     Steady::of(&rounds).print(arguments.json);
-    match (errors, failed_rows) {
-        (0, 0) => Ok(()),
-        (0, rows) => Err(BenchError::RateMissed { rows }),
-        (errors, _) => Err(BenchError::Errors { errors }),
-    }
+    verdict.result()
 }
 
 /// One row, and what the daemon wrote for it and for its warm-up.
@@ -112,7 +93,7 @@ fn measure(arguments: &SteadyArguments, socket: &Path) -> Result<(Row, Writes), 
     let target = Target::find(socket, 1, false)?;
     let (mut session, _) = Session::open(socket)?;
     let before = session.written()?;
-    let timing = crate::load::Timing { rate: Some(arguments.rate), ..arguments.own.timing(arguments.seconds) };
+    let timing = Timing { rate: Some(arguments.rate), ..arguments.own.timing(arguments.seconds) };
     let row = target.measure(OUTSTANDING, arguments.connections, arguments.own.shape(1), timing)?;
     let (batches, bytes) = session.written()?;
     let seconds = (arguments.seconds + arguments.own.warmup).as_secs_f64();
@@ -129,7 +110,9 @@ struct Writes {
 
 impl Writes {
     fn of(batches: u64, bytes: u64, seconds: f64) -> Writes {
-        let write_bytes = (bytes / batches.max(1)).next_multiple_of(BLOCK_BYTES).clamp(BLOCK_BYTES, BLOCK_BYTES_MAX);
+        let write_bytes = (bytes / batches.max(1))
+            .next_multiple_of(BLOCK_BYTES)
+            .clamp(BLOCK_BYTES, Geometry::DEFAULT.batch_bytes_max);
         Writes { writes_per_second: rounded(batches as f64 / seconds), write_bytes }
     }
 
@@ -138,7 +121,7 @@ impl Writes {
         let trial = Trial {
             mode: LEDGER_MODE,
             block_bytes: self.write_bytes as u32,
-            in_flight: IN_FLIGHT,
+            in_flight: BATCHES_IN_FLIGHT_MAX as u32,
             every: Some(Duration::from_secs_f64(1.0 / self.writes_per_second.max(1.0))),
         };
         Ok(probe::measure(file, trial, Bounds { ops_max: u64::MAX, time_max: time })?)
@@ -218,16 +201,7 @@ impl Steady {
     }
 
     fn table(&self) -> Table {
-        let mut header = vec!["medians"];
-        header.extend(Latencies::HEADER);
-        let mut table = number_table(&header);
-        if let Some(column) = table.column_mut(0) {
-            column.set_cell_alignment(CellAlignment::Left);
-        }
-        for (name, latencies) in [("floor", &self.floor), ("claimd", &self.claimd)] {
-            table.add_row([name.to_owned()].into_iter().chain(latencies.cells()));
-        }
-        table
+        latencies_table("medians", &[("floor", &self.floor), ("claimd", &self.claimd)])
     }
 }
 

@@ -3,7 +3,7 @@
 
 use claim_engine::log::layout::{BLOCK_BYTES, Geometry};
 use claim_engine::log::superblock::{COPIES, COPY_STRIDE_BYTES, Superblock, SuperblockError};
-use claim_engine::log::writer::SEGMENTS_AHEAD;
+use claim_engine::log::zeroing::SEGMENTS_AHEAD;
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};

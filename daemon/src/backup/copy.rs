@@ -13,7 +13,7 @@ use claim_engine::log::record;
 use claim_engine::log::recovery::BatchPlace;
 use claim_engine::log::superblock::{Superblock, is_segment_header};
 use claim_engine::log::verify::Source;
-use claim_engine::log::writer::SEGMENTS_AHEAD;
+use claim_engine::log::zeroing::SEGMENTS_AHEAD;
 use claim_engine::mutant::Mutation;
 use claim_engine::storage::ReadAhead;
 use std::collections::VecDeque;

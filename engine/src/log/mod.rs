@@ -1,6 +1,6 @@
 //! The log is the database: bytes ([`layout`], [`superblock`], [`batch`], [`record`], [`entry`]), then order ([`writer`], with its
-//! [`io`], what it remembers of segments that are not sealed ([`unsealed`]), and its [`end`]), then the proof of it after a crash
-//! ([`recovery`]) or at an operator's wish ([`verify`]). Each can be tested alone.
+//! [`io`], what it remembers of segments that are not sealed ([`unsealed`]), the [`zeroing`] of segments ahead of it, and its
+//! [`end`]), then the proof of it after a crash ([`recovery`]) or at an operator's wish ([`verify`]). Each can be tested alone.
 
 pub mod batch;
 pub mod end;
@@ -13,3 +13,4 @@ pub mod superblock;
 pub mod unsealed;
 pub mod verify;
 pub mod writer;
+pub mod zeroing;

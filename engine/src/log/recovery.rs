@@ -16,7 +16,7 @@ use std::io;
 /// Sequential reads go in pieces of this size, or of a segment if that is less, or of the largest batch if that is more.
 const READ_AHEAD_BYTES: u64 = 4 << 20;
 /// Later segments whose first batch is looked for beyond the end of the log. A file ends with its last segment, of which at
-/// most [`SEGMENTS_AHEAD`](super::writer::SEGMENTS_AHEAD) are ahead; a device goes on, and is not read to its end at every
+/// most [`SEGMENTS_AHEAD`](super::zeroing::SEGMENTS_AHEAD) are ahead; a device goes on, and is not read to its end at every
 /// start. Only damage to that many segments on end would go unseen.
 pub const LATER_SEGMENTS_MAX: u64 = 1024;
 

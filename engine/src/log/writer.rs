@@ -7,11 +7,12 @@
 use super::batch::{self, BATCH_HEADER_BYTES, BatchHeader, Hash};
 use super::end::{Durable, Head, LogEnd};
 use super::entry::Record;
-use super::io::{Io, IoDone, ZEROING_BYTES, prepare};
+use super::io::{Io, IoDone, prepare};
 use super::layout::{BATCHES_IN_FLIGHT_MAX, Geometry, RECORD_BYTES_MAX, SEGMENT_HEADER_BYTES, pad_to_block};
 use super::record;
 use super::superblock::{Superblock, encode_segment_header};
 use super::unsealed::Unsealed;
+use super::zeroing::Zeroing;
 use crate::mutant::{Mutant, Mutation};
 use crate::sealed::Checkpoint;
 use crate::sealed::summary::BatchStart;
@@ -28,17 +29,10 @@ pub const BATCH_BUFFERS_RANGE: std::ops::RangeInclusive<u64> = 16..=256;
 /// Batches' worth of prepared log that requests leave alone: room for marks, for the recovery batches of many restarts,
 /// and for what shard 0 makes every shard log.
 const RESERVED_BATCHES: u64 = 1;
-/// Segments zeroed ahead of the one that is written.
-pub const SEGMENTS_AHEAD: u64 = 3;
-/// The last of them is zeroed piece by piece, so many bytes for each that the log fills: every piece delays the writes beside
-/// it a little, and a whole segment at once would delay them for as long as it takes.
-const ZEROED_PER_WRITTEN: u64 = 2;
 /// Room that there must be before the daemon adds entries of its own.
 const OWN_ENTRIES_BYTES: u64 = 32 << 10;
 /// An idle log writes a mark after this long, so that what is durable is also known to be.
 pub const MARK_IDLE_US: i64 = 50_000;
-/// Growing is tried again this long after it failed.
-pub const GROW_RETRY_US: i64 = 1_000_000;
 
 /// Counts of what the writer has done in this run.
 #[derive(Debug, Clone, Copy, Default)]
@@ -104,11 +98,7 @@ pub struct LogWriter {
     /// The last batch is a mark, or nothing has been written: the log need not be marked.
     is_marked: bool,
     last_activity_us: i64,
-    segments_prepared: u64,
     zeroing: Zeroing,
-    /// The last attempt to grow failed, and none has succeeded since.
-    cannot_grow: bool,
-    prepare_again_at_us: Option<i64>,
     failed: Option<String>,
     counts: WriterCounts,
     /// A batch that waits is written beside others in flight once it has this many bytes.
@@ -118,21 +108,6 @@ pub struct LogWriter {
     mutation: Mutation,
     /// The last batch as it was written, for [`Mutant::ReuseOfAckedBlock`].
     last: Option<Last>,
-}
-
-/// How far the next segment is prepared, and when that goes on.
-#[derive(Debug, Default)]
-struct Zeroing {
-    /// A piece is on its way.
-    is_under_way: bool,
-    /// Which segment was begun.
-    segment: Option<u64>,
-    /// Bytes of it that are zeroed.
-    zeroed: u64,
-    /// The log offset that the next piece waits for, …
-    due_at: u64,
-    /// … unless the log is idle.
-    is_due: bool,
 }
 
 #[derive(Debug)]
@@ -168,10 +143,7 @@ impl LogWriter {
             sealing: None,
             is_marked: true,
             last_activity_us: 0,
-            segments_prepared: end.segments_prepared,
-            zeroing: Zeroing::default(),
-            cannot_grow: false,
-            prepare_again_at_us: None,
+            zeroing: Zeroing::new(end.segments_prepared),
             failed: None,
             counts: WriterCounts::default(),
             fill_bytes: fill_bytes.unwrap_or(geometry.batch_bytes_max),
@@ -199,11 +171,11 @@ impl LogWriter {
         // The open batch is taken as full. Every batch may leave a record's worth empty, every segment a batch's worth.
         let next = geometry.next_batch(self.next_batch_at, batch_bytes_max);
         let segment = geometry.segment_of(next);
-        if segment >= self.segments_prepared {
+        if segment >= self.zeroing.segments_prepared() {
             return 0;
         }
         let here = geometry.segment_start(segment + 1) - next;
-        let batches = here / batch_bytes_max + self.batches_in(self.segments_prepared - segment - 1);
+        let batches = here / batch_bytes_max + self.batches_in(self.zeroing.segments_prepared() - segment - 1);
         batches.saturating_sub(RESERVED_BATCHES) * usable_bytes(geometry)
     }
 
@@ -230,7 +202,7 @@ impl LogWriter {
 
     /// Whether the last attempt to grow failed, and none has succeeded since.
     pub fn cannot_grow(&self) -> bool {
-        self.cannot_grow
+        self.zeroing.cannot_grow()
     }
 
     /// What is durable.
@@ -299,7 +271,7 @@ impl LogWriter {
 
     /// Segments used so far, and prepared.
     pub fn segments(&self) -> (u64, u64) {
-        (self.geometry().segment_of(self.next_batch_at) + 1, self.segments_prepared)
+        (self.geometry().segment_of(self.next_batch_at) + 1, self.zeroing.segments_prepared())
     }
 
     /// Whether nothing waits and nothing is out but zeroing.
@@ -380,7 +352,7 @@ impl LogWriter {
         let geometry = self.geometry();
         let is_fresh = self.open.is_none() && geometry.is_first(self.next_batch_at);
         let segment = geometry.segment_of(self.open.as_ref().map_or(self.next_batch_at, |batch| batch.log_offset));
-        let ahead = self.segments_prepared.saturating_sub(segment + 1);
+        let ahead = self.zeroing.segments_prepared().saturating_sub(segment + 1);
         let room_bytes = self.batches_in(ahead).saturating_sub(RESERVED_BATCHES) * usable_bytes(geometry);
         if is_fresh || self.failed.is_some() || room_bytes < self.expected_bytes {
             return;
@@ -391,10 +363,7 @@ impl LogWriter {
 
     /// Looks at the time: marks a log that has been idle, and tries again to grow one that could not.
     pub fn tick(&mut self, boot_us: i64) {
-        if self.prepare_again_at_us.is_some_and(|at| boot_us >= at) {
-            self.prepare_again_at_us = None;
-        }
-        self.zeroing.is_due |= self.is_idle();
+        self.zeroing.tick(boot_us, self.is_idle());
         if !self.is_idle() {
             self.last_activity_us = boot_us;
         } else if !self.is_marked && boot_us - self.last_activity_us >= MARK_IDLE_US {
@@ -432,7 +401,7 @@ impl LogWriter {
             self.close_batch();
         }
         let segment = self.geometry().segment_of(self.full.front()?.log_offset);
-        if segment >= self.segments_prepared {
+        if segment >= self.zeroing.segments_prepared() {
             return None;
         }
         let mut batch = self.full.pop_front()?;
@@ -528,46 +497,8 @@ impl LogWriter {
     }
 
     fn next_prepare(&mut self) -> Option<Io> {
-        let wanted = self.geometry().segment_of(self.next_batch_at) + 1 + SEGMENTS_AHEAD;
-        let is_late = self.mutation.is(Mutant::SegmentBeforeZeroed);
-        let has_begun = self.zeroing.segment.is_some();
-        let is_wanted = self.segments_prepared < wanted || (is_late && has_begun);
-        if self.zeroing.is_under_way || self.prepare_again_at_us.is_some() || !is_wanted {
-            return None;
-        }
-        // Small segments may not hold what a request takes, however many are ahead.
-        let is_small = self.prepared_bytes() < REQUEST_LOG_BYTES_MAX;
-        // What was refused for want of space is to be told soon that there is some.
-        let is_urgent = self.segments_prepared + 1 < wanted || is_small || self.cannot_grow;
-        if !is_urgent && !self.zeroing.is_due && self.next_batch_at < self.zeroing.due_at {
-            return None;
-        }
-        if is_late && !has_begun && self.prepared_bytes() > 2 * self.geometry().batch_bytes_max {
-            return None;
-        }
-        let segment = *self.zeroing.segment.get_or_insert(self.segments_prepared);
-        self.segments_prepared = self.segments_prepared.max(segment + u64::from(is_late));
-        Some(self.prepare_io(segment))
-    }
-
-    fn prepare_io(&mut self, segment: u64) -> Io {
-        let geometry = self.geometry();
-        let bytes = geometry.segment_bytes;
-        let piece_bytes = bytes.min(ZEROING_BYTES as u64);
-        let from = self.zeroing.zeroed;
-        let to = bytes.min(from + piece_bytes);
-        // A batch that is larger than a step makes several pieces due.
-        let was_due = std::mem::take(&mut self.zeroing.is_due);
-        let last_due_at = if from == 0 || was_due { self.next_batch_at } else { self.zeroing.due_at };
-        self.zeroing.due_at = last_due_at + piece_bytes / ZEROED_PER_WRITTEN;
-        self.zeroing.is_under_way = true;
-        Io::Prepare {
-            segment,
-            file_offset: geometry.file_offset(geometry.segment_start(segment)),
-            bytes,
-            piece: from..to,
-            header: (to == bytes).then(|| encode_segment_header(&self.superblock, segment)),
-        }
+        let prepared_bytes = self.prepared_bytes();
+        self.zeroing.next(&self.superblock, self.next_batch_at, prepared_bytes, self.mutation)
     }
 
     /// Takes the result of a piece of work. Durability advances in log order, whatever the order of completion.
@@ -590,22 +521,7 @@ impl LogWriter {
                 }
             }
             IoDone::Prepare { segment, to, result } => {
-                self.zeroing.is_under_way = false;
-                match result {
-                    Ok(()) if to < self.geometry().segment_bytes => self.zeroing.zeroed = to,
-                    Ok(()) => {
-                        self.cannot_grow = false;
-                        let due_at = self.next_batch_at + ZEROING_BYTES as u64 / ZEROED_PER_WRITTEN;
-                        self.zeroing = Zeroing { due_at, ..Zeroing::default() };
-                        self.segments_prepared = self.segments_prepared.max(segment + 1);
-                    }
-                    Err(error) => {
-                        (self.zeroing.segment, self.zeroing.zeroed) = (None, 0);
-                        tracing::error!(segment, %error, "the ledger cannot grow; it is tried again every second");
-                        self.cannot_grow = true;
-                        self.prepare_again_at_us = Some(boot_us + GROW_RETRY_US);
-                    }
-                }
+                self.zeroing.complete((segment, to), result, self.geometry(), self.next_batch_at, boot_us);
             }
             // Not the log's.
             IoDone::Read { .. }
@@ -665,107 +581,4 @@ pub async fn format(storage: &impl Storage, superblock: &Superblock) -> io::Resu
     prepare(storage, geometry.file_offset(0), bytes, 0..bytes, Some(&header)).await?;
     debug_assert_eq!(header.len() as u64, SEGMENT_HEADER_BYTES);
     superblock.write(storage).await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::log::entry::{Entry, Meta, Principal};
-    use crate::log::superblock::{ClockMode, FORMAT_VERSION};
-    use uuid::Uuid;
-
-    const PIECE_BYTES: u64 = ZEROING_BYTES as u64;
-
-    /// A log of the default geometry, which nothing is written to.
-    fn writer() -> LogWriter {
-        let superblock = Superblock {
-            generation: 1,
-            ledger: Uuid::from_u128(1),
-            key: [1; 32],
-            shard: 0,
-            shard_count: 1,
-            clock: ClockMode::Wall,
-            geometry: Geometry::DEFAULT,
-            formatted_at_us: 0,
-            origin: None,
-            checkpoint: None,
-            version: FORMAT_VERSION,
-        };
-        LogWriter::new(&superblock, LogEnd::at_start(&superblock, 1, Mutation::NONE), None, Mutation::NONE)
-    }
-
-    /// Does what there is to do, and says how many bytes were zeroed.
-    fn settle(log: &mut LogWriter) -> u64 {
-        let mut zeroed = 0;
-        while let Some(io) = log.next_io() {
-            let done = match io {
-                Io::Write { number, batch, .. } => IoDone::Write { number, batch, result: Ok(()) },
-                Io::Prepare { segment, piece, bytes, header, .. } => {
-                    assert_eq!((piece.end - piece.start, header.is_some()), (PIECE_BYTES, piece.end == bytes));
-                    zeroed += PIECE_BYTES;
-                    IoDone::Prepare { segment, to: piece.end, result: Ok(()) }
-                }
-                other => panic!("{other:?}"),
-            };
-            log.complete(done, 0);
-        }
-        zeroed
-    }
-
-    fn append(log: &mut LogWriter) {
-        let rationale = "x".repeat(4_000);
-        let principal = Principal::default();
-        let (timestamp_us, idempotency_key, correlation_id, fingerprint, item, corpus) = (1, 0, 0, 0, 0, None);
-        let rationale = rationale.as_str();
-        let meta =
-            Meta { timestamp_us, idempotency_key, correlation_id, fingerprint, principal, item, corpus, rationale };
-        log.append(&Record { meta, entry: Entry::Recovery { incarnation: 1, cut_at: 4096 } });
-    }
-
-    #[test]
-    fn the_last_segment_ahead_is_zeroed_as_the_log_fills() {
-        let mut log = writer();
-        let segment_bytes = Geometry::DEFAULT.segment_bytes;
-        // Two segments at once.
-        assert_eq!(settle(&mut log), 2 * segment_bytes);
-        assert_eq!(log.segments(), (1, 3));
-        let (mut written, mut zeroed) = (0, 0);
-        while log.segments().1 < 4 {
-            append(&mut log);
-            let before = log.written_bytes();
-            zeroed += settle(&mut log);
-            written += log.written_bytes() - before;
-            assert!(zeroed <= ZEROED_PER_WRITTEN * written + 2 * PIECE_BYTES, "{zeroed} for {written}");
-            assert!(zeroed + PIECE_BYTES >= ZEROED_PER_WRITTEN * written, "{zeroed} for {written}");
-        }
-        assert_eq!(settle(&mut log), 0, "there are as many as there should be");
-    }
-
-    #[test]
-    fn an_idle_log_is_prepared_a_piece_a_tick() {
-        let mut log = writer();
-        settle(&mut log);
-        let pieces = Geometry::DEFAULT.segment_bytes / PIECE_BYTES;
-        for _ in 0..pieces {
-            assert_eq!(log.segments().1, 3);
-            log.tick(0);
-            assert_eq!(settle(&mut log), PIECE_BYTES);
-        }
-        assert_eq!(log.segments().1, 4);
-    }
-
-    #[test]
-    fn a_segment_whose_zeroing_failed_is_begun_again() {
-        let mut log = writer();
-        let Some(Io::Prepare { segment, piece, .. }) = log.next_io() else { panic!("nothing is prepared yet") };
-        log.complete(IoDone::Prepare { segment, to: piece.end, result: Ok(()) }, 0);
-        let Some(Io::Prepare { segment, piece, .. }) = log.next_io() else { panic!("the next piece") };
-        assert_eq!(piece.start, PIECE_BYTES);
-        let full = io::Error::from(io::ErrorKind::StorageFull);
-        log.complete(IoDone::Prepare { segment, to: piece.end, result: Err(full) }, 0);
-        assert!(log.cannot_grow() && log.next_io().is_none());
-        log.tick(GROW_RETRY_US);
-        let Some(Io::Prepare { piece, .. }) = log.next_io() else { panic!("it is tried again") };
-        assert_eq!(piece.start, 0);
-    }
 }

@@ -7,7 +7,7 @@ use crate::load::Weight;
 use crate::session::FORMAT;
 use crate::trace::Event;
 use claim_client::{ClientError, ErrorCode, UnknownCause, Uuid};
-use claim_engine::log::writer::SEGMENTS_AHEAD;
+use claim_engine::log::zeroing::SEGMENTS_AHEAD;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
