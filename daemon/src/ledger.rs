@@ -6,6 +6,7 @@ use claim_engine::log::superblock::{ClockMode, FORMAT_VERSION, Superblock, Super
 use claim_engine::log::writer;
 use claim_engine::storage::{DirectIo, OpenError, RealStorage};
 use glommio::LocalExecutor;
+use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, symlink};
@@ -37,6 +38,12 @@ pub struct FormatOptions {
     pub devices: Vec<PathBuf>,
     /// Whether devices may hold something.
     pub overwrite: bool,
+}
+
+/// Keeps a daemon from freeing dropped segments for as long as it is held: who reads a ledger beside it reads what was there when
+/// it began.
+pub fn keep_dropped(data: &Path) -> io::Result<Flock<File>> {
+    Flock::lock(File::open(data)?, FlockArg::LockShared).map_err(|(_, error)| error.into())
 }
 
 /// Why a ledger could not be made or read.

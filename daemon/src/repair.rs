@@ -170,7 +170,9 @@ fn repair(options: &RepairOptions) -> Result<ExitCode, String> {
     let mut shards = Vec::new();
     let mut seen = Vec::new();
     for ((path, expected), shard) in files.iter().zip(0..) {
-        let mut found = Seen { next_position: 1, ..Seen::default() };
+        let begin = expected.as_ref().map(|superblock| LogEnd::at_start(superblock, 0, Mutation::NONE));
+        let next_position = begin.map_or(1, |begin| begin.next_position);
+        let mut found = Seen { next_position, ..Seen::default() };
         let each = Box::new(|raw: &RawRecord<'_>, _: u64, standing: Standing| found.record(raw, standing));
         let report = verify::verify_shard(path, shard, expected.as_ref(), false, &bar, Some(each));
         shards.push(report.map_err(|e| verify::place(path, &e))?);
@@ -304,6 +306,11 @@ fn restore_globals(plans: &mut [Plan]) -> Result<(), String> {
         if let Ok(Record { entry: Entry::Onboard { prefix, .. }, .. }) = Record::decode(copy.kind, &copy.body) {
             corpora.insert(prefix);
         }
+    }
+    // What was dropped stands in no copy, and the state behind it tells of it.
+    for plan in plans.iter().filter(|plan| plan.report.globals_before > 0) {
+        let (shard, _) = state_at(plan)?;
+        corpora.extend(shard.registry().corpora().iter().map(|corpus| corpus.prefix));
     }
     // With one shard there is no other copy, and what can't be read may have been onboardings: their prefixes come next.
     let last = corpora.last().map_or(0, |prefix| prefix.get());

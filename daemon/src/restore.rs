@@ -132,6 +132,10 @@ struct Seen {
     cut: u64,
     cut_us: i64,
     incarnation_max: u64,
+    /// Entries of the global order before the log's beginning.
+    globals_before: u64,
+    /// Where a log begins whose first segments were dropped: the small state of then stands behind this position, of this time.
+    earliest: Option<(u64, i64)>,
 }
 
 impl Seen {
@@ -346,8 +350,16 @@ fn plan(backup: &Backup, to: Option<&To>, bar: &ProgressBar) -> Result<Vec<Seen>
         }
         let limit = own.unwrap_or(limit);
         let mut seen = Seen::default();
-        let each = Box::new(|raw: &RawRecord<'_>, _: u64, _: Standing| seen.record(raw, limit));
+        let origin = backup.superblocks[usize::from(shard)].as_ref().and_then(|superblock| superblock.origin);
+        seen.earliest = origin.map(|origin| (origin.start.next_position - 1, origin.gone_before_us));
+        let each = Box::new(|raw: &RawRecord<'_>, log_offset: u64, _: Standing| {
+            seen.record(raw, limit);
+            if origin.is_some_and(|origin| log_offset < origin.seal.log_offset) {
+                seen.earliest = Some((raw.position, seen.last_us));
+            }
+        });
         let report = backup.verify_shard(shard, bar, Some(each))?;
+        seen.globals_before = report.globals_before;
         seen.incarnation_max = report.walked.as_ref().map_or(0, |walked| walked.incarnation_max);
         if own.is_some() {
             named_us = named_us.max(Some(seen.cut_us));
@@ -368,6 +380,15 @@ fn plan(backup: &Backup, to: Option<&To>, bar: &ProgressBar) -> Result<Vec<Seen>
         )));
     }
     close(&mut seen);
+    for (shard, seen) in seen.iter().enumerate() {
+        if let Some((position, at_us)) = seen.earliest.filter(|(position, _)| seen.cut < *position) {
+            return Err(usage(format!(
+                "the backup has shard {shard} from position {position} on, of {}: what stood before was dropped before it was \
+                 made. Name a later time or position with --to, or an older backup with --from",
+                rfc3339(at_us)
+            )));
+        }
+    }
     if seen.first().is_none_or(|first| first.cut == 0) {
         return Err(usage("nothing of shard 0 is as old as that; name a later time or position with --to".to_owned()));
     }
@@ -408,7 +429,8 @@ fn close(seen: &mut [Seen]) {
     let kept =
         first.globals.iter().filter(|(_, position)| **position <= first.cut).map(|(sequence, _)| *sequence).max();
     for other in others {
-        let ahead = other.globals.range(kept.unwrap_or(0) + 1..).next().map(|(_, position)| *position);
+        let ahead =
+            other.globals.range(kept.unwrap_or(first.globals_before) + 1..).next().map(|(_, position)| *position);
         if let Some(position) = ahead.filter(|position| *position <= other.cut) {
             other.cut = position - 1;
         }
@@ -456,7 +478,7 @@ fn write_shard(
     let zeroes = vec![0; ZEROES_BYTES];
     file.write_all_at(&zeroes[..geometry.file_offset(0) as usize], 0).map_err(io)?;
     let mut source = BackupSource::new(&backup.dir, &superblock, part);
-    let kept = copy(&mut source, &superblock, seen.cut, &file, bar).map_err(io)?;
+    let kept = copy(&mut source, &superblock, seen, &file, bar).map_err(io)?;
     let last_segment = geometry.segment_of(kept.end.next_batch_at);
     for segment in superblock.first_segment()..=last_segment {
         let header = encode_segment_header(&superblock, segment);
@@ -491,13 +513,13 @@ fn write_shard(
 fn copy(
     source: &mut BackupSource,
     superblock: &Superblock,
-    cut: u64,
+    seen: &Seen,
     file: &File,
     bar: &ProgressBar,
 ) -> io::Result<Kept> {
     let geometry: Geometry = superblock.geometry;
-    let end = LogEnd::at_start(superblock, 0, Mutation::NONE);
-    let mut kept = Kept { end, cut: None, global_sequence: 0, last_us: 0 };
+    let (end, cut) = (LogEnd::at_start(superblock, 0, Mutation::NONE), seen.cut);
+    let mut kept = Kept { end, cut: None, global_sequence: seen.globals_before, last_us: seen.cut_us };
     let (mut is_over, mut failed) = (false, None);
     let mut each = |step: Step| {
         let Step::Batch(place, bytes) = step else { return };

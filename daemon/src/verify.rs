@@ -61,6 +61,8 @@ pub struct ShardReport {
     pub stopped_at: Option<u64>,
     /// Seals of dropped quarters, as the state at the end has them.
     pub seals: Vec<QuarterSeal>,
+    /// Entries of the global order before the log's beginning.
+    pub globals_before: u64,
     /// The entries that every shard keeps.
     pub globals: BTreeMap<u64, GlobalCopy>,
     /// What is not as it must be.
@@ -80,6 +82,7 @@ impl ShardReport {
             walked: None,
             stopped_at: None,
             seals: Vec::new(),
+            globals_before: 0,
             globals: BTreeMap::new(),
             findings: Vec::new(),
             file_bytes: 0,
@@ -176,6 +179,7 @@ pub fn expected(data: &Path) -> Result<Vec<(PathBuf, Option<Superblock>)>, Strin
 
 /// Verifies a ledger, or one shard of it. The error is a sentence: something could not be read at all.
 pub fn verify(data: &Path, only: Option<u16>, bar: &ProgressBar) -> Result<Report, String> {
+    let _reading = ledger::keep_dropped(data).map_err(|e| place(data, &e))?;
     let files = expected(data)?;
     if let Some(shard) = only.filter(|shard| usize::from(*shard) >= files.len()) {
         return Err(format!("there is no shard {shard}: the ledger has {}, from 0", files.len()));
@@ -202,7 +206,8 @@ pub fn verify(data: &Path, only: Option<u16>, bar: &ProgressBar) -> Result<Repor
 pub fn compare(shards: &mut [ShardReport]) {
     let globals: Vec<_> = shards.iter().map(|shard| &shard.globals).collect();
     let whole: Vec<_> = shards.iter().map(ShardReport::is_whole).collect();
-    let mut findings = verify::compare_globals(&globals, &whole);
+    let dropped = shards.first().map_or(0, |first| first.globals_before);
+    let mut findings = verify::compare_globals(&globals, dropped, &whole);
     // Before shard 0 decides anything, every shard has written the recovery batch of its first start.
     let has_decided = shards.first().is_some_and(|first| !first.globals.is_empty());
     for shard in shards.iter().filter(|shard| has_decided && shard.walked.as_ref().is_some_and(|w| w.batches == 0)) {
@@ -277,6 +282,7 @@ pub fn verify_source(
             return Ok(report);
         }
     };
+    report.globals_before = start.globals_applied();
     let mut content = Content::new(&superblock, start);
     if let Some(each) = each_record {
         content = content.on_record(each);

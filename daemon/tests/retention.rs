@@ -279,3 +279,49 @@ fn the_archive_has_what_is_dropped() {
     assert_eq!(row.event_id, first.event_id);
     restored.stop();
 }
+
+/// With the first quarter shard 0 has dropped all that it ever decided, and goes on counting from there.
+#[test]
+fn what_dropped_its_last_global_entry_is_backed_up_and_restored() {
+    for shards in [1, 2] {
+        let mut ledger = Ledger::new(shards, None);
+        let client = ledger.client();
+        onboard(&client, &["alpha"], FIRST_US);
+        claim(&client, "alpha", "first", FIRST_US, FIRST_US);
+        let later_us = FIRST_US + 5 * YEAR_US;
+        wait_until_prepared(&client);
+        let second = claim(&client, "alpha", "second", later_us, later_us);
+        let until = Instant::now() + PATIENCE;
+        // Time goes by where somebody asks for something, and that is the shard of alpha.
+        while !self::shards(&client).iter().any(|shard| shard.first_segment > 0) {
+            assert!(Instant::now() < until, "nothing is dropped");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        drop(client);
+        ledger.stop();
+        let (code, found) = run_json("verify", &ledger.data(), &[]);
+        assert_eq!(code, 0, "{found:?}");
+        let run = |command: &str, from: &str, from_path: &Path, to: &str, to_path: &Path| {
+            let made = claimd().arg(command).arg(from).arg(from_path).arg(to).arg(to_path).output().expect("it runs");
+            assert!(made.status.success(), "{command}: {}", String::from_utf8_lossy(&made.stderr));
+        };
+        let (backup, again) = (ledger.dir.path().join("backup"), ledger.dir.path().join("again"));
+        run("backup", "--data", &ledger.data(), "--to", &backup);
+        let mut to_before = claimd();
+        to_before.args(["restore", "--to", "2015-06-01T00:00:00Z", "--from"]).arg(&backup).arg("--data").arg(&again);
+        let made = to_before.output().expect("it runs");
+        let said = String::from_utf8_lossy(&made.stderr);
+        assert!(!made.status.success() && said.contains("was dropped before it was made"), "{said}");
+        run("restore", "--from", &backup, "--data", &again);
+        let (code, found) = run_json("verify", &again, &[]);
+        assert_eq!(code, 0, "{found:?}");
+        let restored = harness::Daemon::start(&again);
+        let client = restored.client();
+        let row = client.lookup(second.event_id, &options()).wait().expect("it is there").value;
+        assert_eq!(row.event_id, second.event_id);
+        onboard(&client, &["beta"], later_us);
+        claim(&client, "beta", "third", later_us, later_us);
+        drop(client);
+        restored.stop();
+    }
+}

@@ -520,7 +520,7 @@ fn flip_all(known: &[Known], globals: &[BTreeMap<u64, GlobalCopy>], seed: u64, f
         all[shard] = &verified.globals;
         let mut whole = vec![true; all.len()];
         whole[shard] = verified.is_whole;
-        let differing = verify::compare_globals(&all, &whole);
+        let differing = verify::compare_globals(&all, 0, &whole);
         named.extend(&differing);
         let is_named = named.iter().any(|finding| finding.is_damage);
         tally.flips += 1;

@@ -12,7 +12,7 @@ use claim_engine::log::layout::{BATCH_BYTES_RANGE, BATCHES_IN_FLIGHT_MAX, BLOCK_
 use claim_engine::log::record;
 use claim_engine::log::recovery::BatchPlace;
 use claim_engine::log::superblock::{Superblock, is_segment_header};
-use claim_engine::log::verify::Source;
+use claim_engine::log::verify::{Source, state_at_start};
 use claim_engine::log::zeroing::SEGMENTS_AHEAD;
 use claim_engine::mutant::Mutation;
 use claim_engine::storage::ReadAhead;
@@ -53,10 +53,16 @@ pub struct ShardCopy<'a> {
     /// The backup.
     backup: &'a Path,
     is_online: bool,
+    /// What the log begins behind.
+    begin: End,
     /// What has been copied, and what was there.
     segments: Vec<SegmentPart>,
     /// Bytes written by this copy.
     pub bytes_copied: u64,
+}
+
+fn open(path: &Path) -> Result<ReadAhead, Failure> {
+    ReadAhead::open(path, *BATCH_BYTES_RANGE.end() as usize).map_err(|e| Failure::io(path, &e))
 }
 
 /// A file that grows.
@@ -99,7 +105,18 @@ impl<'a> ShardCopy<'a> {
         before: Vec<SegmentPart>,
         is_online: bool,
     ) -> Result<ShardCopy<'a>, Failure> {
-        let copy = ShardCopy { superblock, path, backup, is_online, segments: before, bytes_copied: 0 };
+        // Behind what was dropped, the small state says what the records there said.
+        let (at_us, globals) = match superblock.origin {
+            None => (0, 0),
+            Some(_) => {
+                let mut source = open(path)?;
+                let start = state_at_start(&mut source, superblock);
+                let start = start.map_err(|what| Failure::damaged(format!("{}: {what}", path.display())))?;
+                (start.last_us(), start.globals_applied())
+            }
+        };
+        let begin = End::of(&LogEnd::at_start(superblock, 0, Mutation::NONE), 0, at_us, globals);
+        let copy = ShardCopy { superblock, path, backup, is_online, begin, segments: before, bytes_copied: 0 };
         copy.check_reaches_log()?;
         let begins_at = superblock.geometry.segment_start(superblock.first_segment());
         let known = copy.segments.iter().rev().find(|part| part.end.batch > 0);
@@ -149,7 +166,7 @@ impl<'a> ShardCopy<'a> {
     }
 
     fn open(&self) -> Result<ReadAhead, Failure> {
-        ReadAhead::open(self.path, *BATCH_BYTES_RANGE.end() as usize).map_err(|e| Failure::io(self.path, &e))
+        open(self.path)
     }
 
     fn log_end(&self, end: &End) -> Result<LogEnd, Failure> {
@@ -158,10 +175,7 @@ impl<'a> ShardCopy<'a> {
 
     /// How far what was copied goes.
     pub fn end(&self) -> End {
-        self.segments.last().map_or_else(
-            || End::of(&LogEnd::at_start(self.superblock, 0, Mutation::NONE), 0, 0, 0),
-            |part| part.end.clone(),
-        )
+        self.segments.last().map_or_else(|| self.begin.clone(), |part| part.end.clone())
     }
 
     /// The parts, full and open.

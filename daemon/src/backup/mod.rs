@@ -185,7 +185,7 @@ pub fn backup(data: &Path, to: &Path, pace: &mut Pace<'_>) -> Result<Made, Failu
         return Err(Failure::unreadable(format!("{} holds no ledger; name its directory with --data", data.display())));
     }
     // As long as somebody has this lock the daemon frees nothing that was dropped.
-    let _reading = lock_ledger(data)?;
+    let _reading = ledger::keep_dropped(data).map_err(|e| Failure::io(data, &e))?;
     let (superblock, _) = copy::superblock(&first, 0)?;
     let paths: Vec<_> = (0..superblock.shard_count).map(|shard| ledger::shard_path(data, shard)).collect();
     let mut superblocks = Vec::new();
@@ -254,12 +254,6 @@ pub fn backup(data: &Path, to: &Path, pace: &mut Pace<'_>) -> Result<Made, Failu
     manifest.write(to)?;
     remove_others(to, &manifest)?;
     Ok(Made { manifest, bytes_copied, is_online })
-}
-
-/// Keeps the daemon from freeing dropped segments for as long as it is held.
-fn lock_ledger(data: &Path) -> Result<Flock<File>, Failure> {
-    let directory = File::open(data).map_err(|e| Failure::io(data, &e))?;
-    Flock::lock(directory, FlockArg::LockShared).map_err(|(_, error)| Failure::io(data, &error.into()))
 }
 
 /// About so many bytes are read for what is not there yet.

@@ -35,14 +35,13 @@ pub(super) fn global_copy(kind: u16, record: &Record<'_>) -> GlobalCopy {
 }
 
 /// Compares the global orders of a ledger's shards, in shard order. A shard may be behind shard 0, never ahead of it or
-/// different from it. `whole` says of each shard whether it was read without a hole.
-pub fn compare_globals(globals: &[&BTreeMap<u64, GlobalCopy>], whole: &[bool]) -> Vec<Finding> {
+/// different from it. `dropped` entries stood before shard 0's log began, and others may still have them; `whole` says of each
+/// shard whether it was read without a hole.
+pub fn compare_globals(globals: &[&BTreeMap<u64, GlobalCopy>], dropped: u64, whole: &[bool]) -> Vec<Finding> {
     let mut findings = Vec::new();
     let Some((first, others)) = globals.split_first() else { return findings };
-    // Shard 0 may have dropped what others still have.
-    let from = first.keys().next().copied().unwrap_or(0);
     for (shard, other) in (1u16..).zip(others) {
-        for (sequence, entry) in other.range(from..) {
+        for (sequence, entry) in other.range(dropped + 1..) {
             let what = match first.get(sequence) {
                 Some(same) if same == entry => continue,
                 Some(_) => format!("entry {sequence} of the global order differs from that of shard 0"),
