@@ -132,6 +132,7 @@ check memlock.md 'ring 1' "$EXAMPLES/memlock"
 doctor memlock.md 'below the 512 KiB' prlimit --memlock=65536 "$CLAIMD" doctor --data "$directory"
 check kernel-versions.md io_uring "$EXAMPLES/kernel_features" "$directory"
 check lock-outlives-process.md 'the last write is there' "$EXAMPLES/lock_outlives_process" "$directory"
+check socket-readiness.md 'one epoll' "$EXAMPLES/socket_readiness" 0.5
 check peer-credentials.md 'on accept' "$EXAMPLES/peer_credentials"
 
 check ring-permission.md 'EPERM: DeniedBySeccomp' "$EXAMPLES/ring_permission"

@@ -5,6 +5,7 @@ use crate::gather::Part;
 use crate::log_reader;
 use crate::message::Message;
 use crate::reading;
+use crate::rounds::Work;
 use crate::service::{OVERLOADED_RETRY_MS, PAGE_READ_WEIGHT, Pending, READS_MAX, ReplyTo, Service, Then};
 use crate::shared::Tried;
 use claim_engine::command::Outcome;
@@ -228,11 +229,14 @@ impl Service {
         let also = asked.clone();
         self.spawn_read(&also, weight, |this, driver| async move {
             let of = (asked.shard, this.drivers.len() as u16);
-            let result = reading::read(&driver, of, outcome, &within, &*this).await;
+            let reader = reading::Reader { driver: &driver, rounds: &this.rounds };
+            let result = reading::read(reader, of, outcome, &within, &*this).await;
             if let Err(refusal) = &result {
                 tracing::error!(shard = asked.shard, message = refusal.message, "a read of the ledger failed");
             }
+            let began = Instant::now();
             this.finish_asked(&asked, result);
+            this.rounds.spend_since(began, Work::Reads);
         });
     }
 

@@ -8,6 +8,7 @@ use crate::service::{DAEMON, busy_frame};
 use crate::socket::connection::{CloseReason, Connection, FrameHandler, Verdict};
 use crate::socket::limits::Limits;
 use crate::socket::listener::{Acceptor, Routes, SocketPaths, bind_all};
+use crate::socket::readiness::Readiness;
 use crate::socket::sockets::Sockets;
 use crate::stall_guard::{GuardTimes, Pulse, StallGuard};
 use claim_engine::corpus::Prefix;
@@ -49,13 +50,14 @@ pub fn echo(options: &EchoOptions) -> Result<(), String> {
     let paths = SocketPaths::beside(&options.socket, 0);
     let listeners = bind_all(&paths).map_err(|e| e.to_string())?;
     let routes = Routes { inboxes: vec![accepted.clone()], executor_of_shard: Vec::new() };
+    let readiness = Readiness::new().map_err(|e| format!("connections can't be watched: {e}"))?;
     let (socket, acceptor_limits) = (options.socket.clone(), limits.clone());
     let executor = LocalExecutorBuilder::new(Placement::Fixed(options.core))
         .name("claimd-echo")
         .spin_before_park(options.poll)
         .spawn(move || async move {
             let heartbeat = glommio::spawn_local(Arc::clone(&pulse).heartbeat());
-            let sockets = Sockets::new(limits, Arc::clone(&pulse), Rc::default());
+            let sockets = Sockets::new(limits, readiness, Rc::default(), (Arc::clone(&pulse), Rc::default()));
             let handler = Rc::new(NoLedger::new(&socket.display().to_string()));
             let watched = Rc::clone(&sockets);
             let inbox = accepted.clone();

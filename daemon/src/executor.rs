@@ -6,11 +6,13 @@ use crate::inbox::Inbox;
 use crate::ledger;
 use crate::mesh::{Mesh, MeshBuilder};
 use crate::message::Message;
+use crate::rounds::Rounds;
 use crate::scrub;
 use crate::service::Service;
 use crate::shared::Shared;
 use crate::socket::limits::Limits;
 use crate::socket::listener::Accepted;
+use crate::socket::readiness::Readiness;
 use crate::socket::sockets::Sockets;
 use crate::stages::Stages;
 use crate::stall_guard::Pulse;
@@ -125,10 +127,15 @@ pub async fn run(plan: Plan) {
     let stages = Rc::new(Stages::default());
     let heartbeat = glommio::spawn_local(Arc::clone(&plan.pulse).heartbeat()).detach();
     let mesh = plan.mesh.join(plan.executor);
-    match open_shards(&plan, &stages).await {
-        Ok((drivers, opened)) => {
+    let readiness = Readiness::new().map_err(|e| format!("connections can't be watched: {e}"));
+    let opened = match readiness {
+        Ok(readiness) => open_shards(&plan, &stages).await.map(|opened| (opened, readiness)),
+        Err(message) => Err(message),
+    };
+    match opened {
+        Ok(((drivers, opened), readiness)) => {
             let _ = plan.ready.send(Ready { shards: Ok(opened) });
-            serve(&plan, drivers, mesh, stages).await;
+            serve(&plan, drivers, mesh, (readiness, stages)).await;
         }
         Err(message) => {
             let _ = plan.ready.send(Ready { shards: Err(message) });
@@ -187,17 +194,19 @@ async fn next_order(control: &Inbox<Control>, orders: &mut VecDeque<Control>) ->
     orders.pop_front().unwrap_or(Control::Stop)
 }
 
-async fn serve(plan: &Plan, drivers: Drivers, mesh: Mesh<Message>, stages: Rc<Stages>) {
+async fn serve(plan: &Plan, drivers: Drivers, mesh: Mesh<Message>, (readiness, stages): (Readiness, Rc<Stages>)) {
     let mut orders = VecDeque::new();
     let Control::Serve { ledger_last_us } = next_order(&plan.control, &mut orders).await else { return };
-    let watched = (Arc::clone(&plan.pulse), Rc::clone(&stages));
-    let service = Service::new(Arc::clone(&plan.shared), plan.executor, drivers, mesh, watched);
+    let watched = (Arc::clone(&plan.pulse), stages);
+    let rounds = Rc::<Rounds>::default();
+    let service =
+        Service::new(Arc::clone(&plan.shared), plan.executor, drivers, mesh, watched.clone(), Rc::clone(&rounds));
     for driver in service.local_drivers() {
         driver.engine.borrow_mut().start(clock::now(), ledger_last_us);
         driver.pump();
     }
     let receiving = glommio::spawn_local(Rc::clone(&service).receive()).detach();
-    let sockets = Sockets::new(plan.limits.clone(), Arc::clone(&plan.pulse), stages);
+    let sockets = Sockets::new(plan.limits.clone(), readiness, rounds, watched);
     let handler = Rc::new(Rc::clone(&service));
     let serving = glommio::spawn_local(Rc::clone(&sockets).run(plan.accepted.clone(), handler)).detach();
     let ticking = glommio::spawn_local(tick(Rc::clone(&service)));

@@ -42,6 +42,7 @@ pub mod reading;
 pub mod repair;
 pub mod reshard;
 pub mod restore;
+pub mod rounds;
 pub mod scrub;
 pub mod service;
 pub mod shared;

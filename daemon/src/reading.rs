@@ -1,6 +1,7 @@
 //! Answers that need the ledger's bytes: a row, a page of rows, a history.
 
 use crate::driver::{Driver, StoredRecord};
+use crate::rounds::{Rounds, Work};
 use claim_engine::command::Outcome;
 use claim_engine::error::{Code, Refusal};
 use claim_engine::id::EventId;
@@ -9,6 +10,8 @@ use claim_engine::row::RowView;
 use claim_protocol::reply::{ReplyResult, Row};
 use claim_protocol::{self as wire, FRAME_BYTES_MAX, LogPosition, entry_frame_bytes, row_frame_bytes};
 use claim_translate::{self as translate, Names, pages};
+use std::rc::Rc;
+use std::time::Instant;
 
 /// A page of rows ends when its reply has grown to this, so that the next row still fits the frame.
 const PAGE_BYTES_MAX: usize = FRAME_BYTES_MAX - (256 << 10);
@@ -17,6 +20,17 @@ const ROWS_READ: usize = 256;
 
 /// Entries whose records are read at once.
 const ENTRIES_READ: usize = 64;
+/// Rows that are made of their records at once; then others have their turn, if reads have used up theirs.
+const ROWS_MADE: usize = 32;
+
+/// Who reads: the shard, and the rounds that its reads take turns in.
+#[derive(Clone, Copy)]
+pub struct Reader<'a> {
+    /// Where the records are.
+    pub driver: &'a Driver,
+    /// Of its executor.
+    pub rounds: &'a Rc<Rounds>,
+}
 
 /// What an answer is narrowed to.
 #[derive(Debug, Clone, Default)]
@@ -43,7 +57,7 @@ impl Within {
 ///
 /// A record that can't be read or does not verify is an error of this answer, never a wrong row.
 pub async fn read(
-    driver: &Driver,
+    reader: Reader<'_>,
     (shard, shards): (u16, u16),
     outcome: Outcome,
     within: &Within,
@@ -51,20 +65,20 @@ pub async fn read(
 ) -> Result<ReplyResult, Refusal> {
     match outcome {
         Outcome::Row(view) => {
-            let mut rows = read_rows(driver, &[*view], names).await?;
+            let mut rows = read_rows(reader, &[*view], names).await?;
             let row = rows.pop().ok_or_else(|| unreadable("the row's record is not there".into()))?;
             Ok(ReplyResult::Row(Box::new(row)))
         }
-        Outcome::Rows { rows: views, more } => page(driver, &views, more, names).await,
-        Outcome::Found { rows, next } => found(driver, (shard, shards), &rows, next, within, names).await,
+        Outcome::Rows { rows: views, more } => page(reader, &views, more, names).await,
+        Outcome::Found { rows, next } => found(reader, (shard, shards), &rows, next, within, names).await,
         Outcome::History { entries_at, more, related } => {
-            let (entries, taken) = read_entries(driver, shard, &entries_at, within, names).await?;
+            let (entries, taken) = read_entries(reader, shard, &entries_at, within, names).await?;
             let next = (more || taken < entries_at.len()).then_some(within.from + taken as u64);
             let related = related.into_iter().map(|id| id.as_uuid()).collect();
             Ok(ReplyResult::History { entries, next, related })
         }
         Outcome::Correlated { entries_at, more } => {
-            let (entries, taken) = read_entries(driver, shard, &entries_at, within, names).await?;
+            let (entries, taken) = read_entries(reader, shard, &entries_at, within, names).await?;
             let next = (more || taken < entries_at.len()).then_some(pages::place_of(within.from) + taken as u64);
             let next = pages::next(shard, shards, next);
             Ok(ReplyResult::History { entries, next, related: Vec::new() })
@@ -82,7 +96,7 @@ pub fn row_at_hand(driver: &Driver, view: &RowView, names: &impl Names) -> Optio
 
 /// The entries that fit a page, and how many of the places they were looked for at are behind them.
 async fn read_entries(
-    driver: &Driver,
+    reader: Reader<'_>,
     shard: u16,
     entries_at: &[u64],
     within: &Within,
@@ -90,7 +104,10 @@ async fn read_entries(
 ) -> Result<(Vec<wire::reply::Entry>, usize), Refusal> {
     let (mut entries, mut taken, mut bytes) = (Vec::new(), 0, 0);
     for chunk in entries_at.chunks(ENTRIES_READ) {
-        for stored in &driver.read_records(chunk).await.map_err(unreadable)? {
+        let records = reader.driver.read_records(chunk).await.map_err(unreadable)?;
+        reader.rounds.time_for(Work::Reads).await;
+        let began = Instant::now();
+        for stored in &records {
             let mut record = decode(stored)?;
             if within.takes(record.meta.timestamp_us) {
                 let own_merges;
@@ -107,13 +124,14 @@ async fn read_entries(
             }
             taken += 1;
         }
+        reader.rounds.spend_since(began, Work::Reads);
     }
     Ok((entries, taken))
 }
 
 /// A page of the rows with an event key; of those that only have its hash, nothing.
 async fn found(
-    driver: &Driver,
+    reader: Reader<'_>,
     (shard, shards): (u16, u16),
     found: &[RowView],
     next: Option<u64>,
@@ -124,7 +142,7 @@ async fn found(
     for chunk in found.chunks(ROWS_READ) {
         // The last claimed stand behind the others in the log, and neighbours are read together in its order.
         let views: Vec<_> = chunk.iter().rev().copied().collect();
-        let rows_read = read_rows(driver, &views, names).await?;
+        let rows_read = read_rows(reader, &views, names).await?;
         for (view, row) in chunk.iter().zip(rows_read.into_iter().rev()) {
             if within.event_key.as_ref().is_some_and(|key| *key != row.event_key) {
                 continue;
@@ -145,10 +163,10 @@ fn merges_of(row: EventId, all: &[u8]) -> Vec<u8> {
     encode_merges(&own)
 }
 
-async fn page(driver: &Driver, views: &[RowView], more: bool, names: &impl Names) -> Result<ReplyResult, Refusal> {
+async fn page(reader: Reader<'_>, views: &[RowView], more: bool, names: &impl Names) -> Result<ReplyResult, Refusal> {
     let (mut rows, mut bytes): (Vec<Row>, _) = (Vec::new(), 0);
     for chunk in views.chunks(ROWS_READ) {
-        for row in read_rows(driver, chunk, names).await? {
+        for row in read_rows(reader, chunk, names).await? {
             bytes += row_frame_bytes(&row);
             if bytes > PAGE_BYTES_MAX && !rows.is_empty() {
                 let next = rows.last().map(|row| row.event_id);
@@ -161,21 +179,28 @@ async fn page(driver: &Driver, views: &[RowView], more: bool, names: &impl Names
     Ok(ReplyResult::ScanPage { rows, next })
 }
 
-async fn read_rows(driver: &Driver, views: &[RowView], names: &impl Names) -> Result<Vec<Row>, Refusal> {
+async fn read_rows(reader: Reader<'_>, views: &[RowView], names: &impl Names) -> Result<Vec<Row>, Refusal> {
     let claims_at: Vec<_> = views.iter().map(|view| view.claim_at).collect();
-    let records = driver.read_records(&claims_at).await.map_err(unreadable)?;
+    let records = reader.driver.read_records(&claims_at).await.map_err(unreadable)?;
     let mut rows = Vec::with_capacity(views.len());
-    for (view, stored) in views.iter().zip(&records) {
-        let record = decode(stored)?;
-        let reason = match view.tombstone {
-            Some(tombstone) => Some(reason(driver, tombstone.entry_at).await?),
-            None => None,
-        };
-        let name = names.corpus(Some(view.event_id.prefix()));
-        let row = translate::row(view, &name, &record, reason);
-        rows.push(row.ok_or_else(|| {
-            unreadable(format!("log offset {} is not the claim of {}", view.claim_at, view.event_id))
-        })?);
+    for (views, records) in views.chunks(ROWS_MADE).zip(records.chunks(ROWS_MADE)) {
+        let mut reasons = Vec::with_capacity(views.len());
+        for view in views {
+            reasons.push(match view.tombstone {
+                Some(tombstone) => Some(reason(reader.driver, tombstone.entry_at).await?),
+                None => None,
+            });
+        }
+        reader.rounds.time_for(Work::Reads).await;
+        let began = Instant::now();
+        for ((view, stored), reason) in views.iter().zip(records).zip(reasons) {
+            let name = names.corpus(Some(view.event_id.prefix()));
+            let row = translate::row(view, &name, &decode(stored)?, reason);
+            rows.push(row.ok_or_else(|| {
+                unreadable(format!("log offset {} is not the claim of {}", view.claim_at, view.event_id))
+            })?);
+        }
+        reader.rounds.spend_since(began, Work::Reads);
     }
     Ok(rows)
 }

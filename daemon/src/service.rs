@@ -8,6 +8,7 @@ use crate::gather::Part;
 use crate::mesh::Mesh;
 use crate::message::Message;
 use crate::reading;
+use crate::rounds::Rounds;
 use crate::shared::{Shared, Tried};
 use crate::socket::connection::{CloseReason, Connection, FrameHandler, Peer, Verdict};
 use crate::space;
@@ -98,6 +99,7 @@ pub struct Service {
     pub(crate) mesh: Mesh<Message>,
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) stages: Rc<Stages>,
+    pub(crate) rounds: Rc<Rounds>,
     pub(crate) users: Users,
     pub(crate) pending: RefCell<Slab<Pending>>,
     tickets: RefCell<Slab<Ticket>>,
@@ -120,6 +122,7 @@ impl Service {
         drivers: Vec<Option<Rc<Driver>>>,
         mesh: Mesh<Message>,
         (pulse, stages): (Arc<Pulse>, Rc<Stages>),
+        rounds: Rc<Rounds>,
     ) -> Rc<Service> {
         let service = Rc::new(Service {
             shared,
@@ -128,6 +131,7 @@ impl Service {
             mesh,
             pulse,
             stages,
+            rounds,
             users: Users::default(),
             pending: RefCell::default(),
             tickets: RefCell::default(),
@@ -549,7 +553,12 @@ impl FrameHandler for Rc<Service> {
             return Verdict::CloseAfterReply;
         }
         self.request(conn, &request, frame);
-        Verdict::Continue
+        match request.operation {
+            Operation::Lookup { .. } | Operation::Find { .. } | Operation::History { .. } | Operation::Scan { .. } => {
+                Verdict::ContinueAfterRead
+            }
+            _ => Verdict::Continue,
+        }
     }
 
     fn end_of_read(&self, _conn: &Rc<Connection>) {

@@ -254,7 +254,7 @@ impl Stream {
         let missing = globals.get(self.copies.len()..).unwrap_or_default();
         let Some(walked) = self.report.walked.as_ref().filter(|_| !missing.is_empty()) else { return Ok(0) };
         // Nothing of this is written: the writer gives each record its place, and takes it for durable.
-        let end = LogEnd { segments_prepared: u64::MAX >> 1, ..walked.end };
+        let end = LogEnd { segments_prepared: u32::MAX.into(), ..walked.end };
         let mut writer = LogWriter::new(superblock, end, None, Mutation::NONE);
         for global in missing {
             let mut record = Record::decode(global.kind, &global.body).map_err(|e| e.to_string())?;

@@ -4,7 +4,7 @@
 //! how many requests are open, and whether it is coming to its end. The serve task ([`super::serve`]) owns the socket
 //! itself. Everything here is synchronous, and no borrow leaves a method.
 
-use super::{limits::Limits, sockets::Sockets};
+use super::{limits::Limits, readiness::Ready, sockets::Sockets};
 use std::{
     cell::{Cell, RefCell},
     fmt, io,
@@ -39,6 +39,8 @@ pub enum Door {
 pub enum Verdict {
     /// Read on.
     Continue,
+    /// Read on when reads of the ledger have a share of the executor's time again.
+    ContinueAfterRead,
     /// Read nothing more; send what was written, wait for the requests that are open, then close.
     CloseAfterReply,
 }
@@ -101,10 +103,12 @@ pub struct Connection {
     output: RefCell<Output>,
     outstanding: Cell<u32>,
     end: Cell<End>,
-    /// The serve task; the only holder of a waker besides glommio's own I/O source.
+    /// The serve task.
     task: RefCell<Option<Waker>>,
     /// Whether the serve task was woken and has not run since.
     woken: Cell<bool>,
+    /// What is new of the socket since the serve task ran.
+    ready: Cell<Ready>,
     pub(super) counters: Cell<ConnectionCounters>,
     pub(super) watch: Watch,
     /// Input that was read and not yet handed over, because reading paused in the middle of it.
@@ -200,6 +204,7 @@ impl Connection {
             end: Cell::new(End::Open),
             task: RefCell::new(None),
             woken: Cell::new(false),
+            ready: Cell::new(Ready::NOTHING),
             counters: Cell::default(),
             watch: Watch::default(),
             held_bytes: Cell::new(0),
@@ -346,14 +351,21 @@ impl Connection {
         }
     }
 
-    /// Called at the start of each turn of the serve task. What happens during a turn needs no wake: the turn looks at
-    /// everything again before it ends.
-    pub(super) fn turn_begins(&self, task: &Waker) {
+    /// Something is new of the socket.
+    pub(super) fn ready(&self, ready: Ready) {
+        self.ready.set(self.ready.get().and(ready));
+        self.wake();
+    }
+
+    /// Called at the start of each turn of the serve task; what is new of the socket. What happens during a turn needs no wake:
+    /// the turn looks at everything again before it ends.
+    pub(super) fn turn_begins(&self, task: &Waker) -> Ready {
         self.woken.set(true);
         let mut slot = self.task.borrow_mut();
         if slot.as_ref().is_none_or(|waker| !waker.will_wake(task)) {
             *slot = Some(task.clone());
         }
+        self.ready.replace(Ready::NOTHING)
     }
 
     /// Called before the serve task waits: from here on, changes must wake it.

@@ -16,6 +16,7 @@
 //! - [`sockets`]: what the connections of one executor share: scratch buffer, budgets, counters, the sweep.
 //! - [`connection`]: one connection's state, as handlers see it.
 //! - [`serve`]: the loop that reads, calls the handler, and writes.
+//! - [`readiness`]: which connections have something to read or room to write, and their sockets.
 //! - [`large_frames`]: the budget for frames that do not fit the small buffers.
 //! - [`echo`]: a handler that sends every frame back.
 
@@ -24,6 +25,7 @@ pub mod echo;
 pub mod large_frames;
 pub mod limits;
 pub mod listener;
+pub mod readiness;
 pub mod serve;
 pub mod sockets;
 

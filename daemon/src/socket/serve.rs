@@ -9,15 +9,12 @@ use super::{
     connection::{CloseReason, Connection, End, FrameHandler, Verdict},
     large_frames::Reservation,
     limits::PREFIX_BYTES,
+    readiness::Socket,
 };
-use crate::stages::Stage;
-use futures_lite::io::{AsyncRead, AsyncWrite};
-use glommio::net::UnixStream;
+use crate::{rounds::Work, stages::Stage};
 use std::{
     future::poll_fn,
     io,
-    net::Shutdown,
-    pin::Pin,
     rc::Rc,
     task::{Context, Poll},
     time::Instant,
@@ -27,14 +24,17 @@ use std::{
 /// not keep the others waiting.
 const STEPS_PER_TURN: usize = 4;
 
+/// Frames after which the time is looked at.
+const FRAMES_AT_ONCE: u64 = 16;
+
 /// Serves a connection until it ends, and says why it did. The caller tells the handler.
-pub async fn serve<H: FrameHandler>(mut stream: UnixStream, conn: &Rc<Connection>, handler: &H) -> CloseReason {
-    let mut intake = Intake { bytes: Vec::new(), large: None, blocked: false };
+pub async fn serve<H: FrameHandler>(socket: Socket, conn: &Rc<Connection>, handler: &H) -> CloseReason {
+    let mut intake = Intake { bytes: Vec::new(), large: None, blocked: false, work: Work::Requests };
     // The time of the first frame begins now: a peer that never says anything does not keep its place.
     watch_new_partial(conn);
     let reason = poll_fn(|cx| {
-        conn.turn_begins(cx.waker());
-        let outcome = turn(&mut stream, conn, handler, &mut intake, cx);
+        socket.ready(conn.turn_begins(cx.waker()));
+        let outcome = turn(&socket, conn, handler, &mut intake, cx);
         conn.turn_ends();
         if outcome == Poll::Ready(Turn::Again) {
             conn.wake();
@@ -45,8 +45,7 @@ pub async fn serve<H: FrameHandler>(mut stream: UnixStream, conn: &Rc<Connection
         }
     })
     .await;
-    // The stream's drop leaves the descriptor to the ring for a while; the peer should see the end now.
-    let _ = stream.shutdown(Shutdown::Both).await;
+    socket.end(&mut conn.sockets().scratch().borrow_mut());
     reason
 }
 
@@ -60,14 +59,14 @@ enum Turn {
 }
 
 fn turn<H: FrameHandler>(
-    stream: &mut UnixStream,
+    socket: &Socket,
     conn: &Rc<Connection>,
     handler: &H,
     intake: &mut Intake,
-    cx: &mut Context<'_>,
+    cx: &Context<'_>,
 ) -> Poll<Turn> {
     for _ in 0..STEPS_PER_TURN {
-        let sent = match flush(stream, conn, cx) {
+        let sent = match flush(socket, conn) {
             Ok(sent) => sent,
             Err(error) => return Poll::Ready(Turn::Over(CloseReason::Io(error.kind()))),
         };
@@ -78,7 +77,10 @@ fn turn<H: FrameHandler>(
             End::Now(reason) => return Poll::Ready(Turn::Over(reason)),
             End::Over => unreachable!("only the end of this task makes a connection over"),
         }
-        match intake.step(stream, conn, handler, cx) {
+        if conn.sockets().rounds().poll_time(intake.work, cx).is_pending() {
+            return Poll::Pending;
+        }
+        match intake.step(socket, conn, handler) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(error)) => return Poll::Ready(Turn::Over(CloseReason::Io(error.kind()))),
@@ -88,16 +90,15 @@ fn turn<H: FrameHandler>(
 }
 
 /// Sends what waits. True if nothing is left; if something is, the task is woken when the socket takes more.
-fn flush(stream: &mut UnixStream, conn: &Connection, cx: &mut Context<'_>) -> io::Result<bool> {
+fn flush(socket: &Socket, conn: &Connection) -> io::Result<bool> {
     conn.flush(|bytes| {
         let began = Instant::now();
-        let written = Pin::new(&mut *stream).poll_write(cx, bytes);
+        let written = socket.write(bytes);
         conn.sockets().stages().record(Stage::SocketWrite, began.elapsed());
         match written {
-            Poll::Ready(Ok(0)) => Err(io::ErrorKind::WriteZero.into()),
-            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
-            Poll::Ready(result) => result,
-            Poll::Pending => Ok(0),
+            Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            result => result,
         }
     })
 }
@@ -110,6 +111,8 @@ struct Intake {
     large: Option<LargeFrame>,
     /// `bytes` has to be looked at again before anything is read.
     blocked: bool,
+    /// What the last frames were, and the next ones will be.
+    work: Work,
 }
 
 /// A large frame whose bytes are still coming in.
@@ -128,6 +131,8 @@ enum Stop {
     Large(usize),
     /// A bound is reached.
     NoRoom,
+    /// Enough at once.
+    Time,
     /// The connection reads nothing more.
     End,
 }
@@ -135,13 +140,7 @@ enum Stop {
 impl Intake {
     /// Makes one step: hands over what was held back, or reads. Pending if neither is possible now; the task is then
     /// woken by the socket, by the bound that gives way, or by the sweep.
-    fn step<H: FrameHandler>(
-        &mut self,
-        stream: &mut UnixStream,
-        conn: &Rc<Connection>,
-        handler: &H,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn step<H: FrameHandler>(&mut self, socket: &Socket, conn: &Rc<Connection>, handler: &H) -> Poll<io::Result<()>> {
         if !conn.has_room() {
             conn.pause();
             return Poll::Pending;
@@ -157,19 +156,19 @@ impl Intake {
         }
         let began = Instant::now();
         let read = match &mut self.large {
-            Some(large) => Pin::new(stream).poll_read(cx, &mut large.bytes[large.filled..]),
+            Some(large) => socket.read(&mut large.bytes[large.filled..]),
             None => {
                 let mut scratch = conn.sockets().scratch().borrow_mut();
                 let front = conn.limits().small_frame_bytes_max + PREFIX_BYTES;
-                Pin::new(stream).poll_read(cx, &mut scratch[front..])
+                socket.read(&mut scratch[front..])
             }
         };
         match read {
-            Poll::Pending => return Poll::Pending,
-            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => return Poll::Ready(Ok(())),
-            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-            Poll::Ready(Ok(0)) => conn.drain_for(CloseReason::PeerClosed),
-            Poll::Ready(Ok(count)) => {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Poll::Ready(Err(error)),
+            Ok(0) => conn.drain_for(CloseReason::PeerClosed),
+            Ok(count) => {
                 conn.sockets().stages().read(began);
                 self.received(count, conn, handler);
             }
@@ -202,8 +201,8 @@ impl Intake {
         let start = front.checked_sub(self.bytes.len()).expect("an incomplete small frame fits before the read");
         scratch[start..front].copy_from_slice(&self.bytes);
         let bytes = &scratch[start..front + count];
-        let (used, frames, stop) = hand_over(bytes, conn, handler);
-        self.keep(&bytes[used..], frames, stop, conn);
+        let handed = hand_over(bytes, conn, handler);
+        self.keep(bytes, handed, conn);
     }
 
     /// Hands over what was held back when a bound was reached.
@@ -211,23 +210,27 @@ impl Intake {
         let bytes = std::mem::take(&mut self.bytes);
         self.blocked = false;
         conn.hold(0);
-        let (used, frames, stop) = hand_over(&bytes, conn, handler);
-        self.keep(&bytes[used..], frames, stop, conn);
+        let handed = hand_over(&bytes, conn, handler);
+        let has_moved = handed.used > 0;
+        self.keep(&bytes, handed, conn);
         // Still blocked without having moved means that the budget for large frames is used up: its return wakes us.
-        if self.blocked && used == 0 { Poll::Pending } else { Poll::Ready(Ok(())) }
+        if self.blocked && !has_moved { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 
     fn hand_over_large<H: FrameHandler>(&mut self, conn: &Rc<Connection>, handler: &H) {
         let large = self.large.take().expect("the caller has seen it");
         conn.watch.partial.set(false);
-        let (used, frames, _) = hand_over(&large.bytes, conn, handler);
-        assert!(used == large.bytes.len() && frames == 1, "a large frame is read only while there is room for it");
+        let handed = hand_over(&large.bytes, conn, handler);
+        let is_whole = handed.used == large.bytes.len() && handed.frames == 1;
+        assert!(is_whole, "a large frame is read only while there is room for it");
     }
 
     /// Keeps what handing over has left, as the reason demands.
-    fn keep(&mut self, rest: &[u8], frames: u64, stop: Stop, conn: &Rc<Connection>) {
-        let was_partial = !self.bytes.is_empty() && frames == 0;
-        match stop {
+    fn keep(&mut self, bytes: &[u8], handed: Handed, conn: &Rc<Connection>) {
+        let rest = &bytes[handed.used..];
+        self.work = handed.work;
+        let was_partial = !self.bytes.is_empty() && handed.frames == 0;
+        match handed.stop {
             Stop::Incomplete if rest.is_empty() => {
                 self.bytes = Vec::new();
                 conn.watch.partial.set(false);
@@ -249,24 +252,42 @@ impl Intake {
                 None => self.block(rest, conn),
             },
             Stop::NoRoom => self.block(rest, conn),
+            Stop::Time => {
+                self.hold(rest, conn);
+                conn.watch.partial.set(false);
+            }
             Stop::End => self.bytes = Vec::new(),
         }
     }
 
     fn block(&mut self, rest: &[u8], conn: &Connection) {
-        self.bytes = rest.to_vec();
-        self.blocked = true;
-        conn.hold(rest.len());
+        self.hold(rest, conn);
         conn.pause();
+    }
+
+    /// Keeps what has to be looked at again.
+    fn hold(&mut self, rest: &[u8], conn: &Connection) {
+        self.bytes = rest.to_vec();
+        self.blocked = !rest.is_empty();
+        conn.hold(rest.len());
     }
 }
 
-/// Hands over the whole frames at the front of `bytes` while the bounds allow it. Returns the bytes and the frames that
-/// were handed over, and why it stopped.
-fn hand_over<H: FrameHandler>(bytes: &[u8], conn: &Rc<Connection>, handler: &H) -> (usize, u64, Stop) {
+/// What was handed over, and why no more.
+struct Handed {
+    /// Bytes.
+    used: usize,
+    frames: u64,
+    /// What the frames were.
+    work: Work,
+    stop: Stop,
+}
+
+/// Hands over the whole frames at the front of `bytes` while the bounds allow it.
+fn hand_over<H: FrameHandler>(bytes: &[u8], conn: &Rc<Connection>, handler: &H) -> Handed {
     let limits = conn.limits();
-    let mut used = 0;
-    let mut frames = 0;
+    let rounds = conn.sockets().rounds();
+    let (mut used, mut frames, mut work, mut counted) = (0, 0, Work::Requests, Instant::now());
     let stop = loop {
         let rest = &bytes[used..];
         let Some(prefix) = rest.first_chunk::<PREFIX_BYTES>() else {
@@ -288,9 +309,19 @@ fn hand_over<H: FrameHandler>(bytes: &[u8], conn: &Rc<Connection>, handler: &H) 
         }
         used += whole_bytes;
         frames += 1;
-        if handler.frame(conn, frame) == Verdict::CloseAfterReply {
-            conn.drain_for(CloseReason::Drained);
-            break Stop::End;
+        match handler.frame(conn, frame) {
+            Verdict::Continue => {}
+            Verdict::ContinueAfterRead => work = Work::Reads,
+            Verdict::CloseAfterReply => {
+                conn.drain_for(CloseReason::Drained);
+                break Stop::End;
+            }
+        }
+        if frames % FRAMES_AT_ONCE == 0 {
+            counted = rounds.spend_since(counted, work);
+            if rounds.is_spent(work) && used < bytes.len() {
+                break Stop::Time;
+            }
         }
     };
     if frames > 0 {
@@ -298,7 +329,8 @@ fn hand_over<H: FrameHandler>(bytes: &[u8], conn: &Rc<Connection>, handler: &H) 
         conn.sockets().count(|counters| counters.frames += frames);
         handler.end_of_read(conn);
     }
-    (used, frames, stop)
+    rounds.spend_since(counted, work);
+    Handed { used, frames, work, stop }
 }
 
 fn watch_new_partial(conn: &Connection) {

@@ -5,16 +5,15 @@ use super::{
     large_frames::LargeFrames,
     limits::{Limits, PREFIX_BYTES},
     listener::Accepted,
+    readiness::{Readiness, Socket},
     serve::serve,
 };
-use crate::{inbox::Inbox, stages::Stages, stall_guard::Pulse};
-use glommio::net::UnixStream;
+use crate::{inbox::Inbox, rounds::Rounds, stages::Stages, stall_guard::Pulse};
 use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
     fmt,
     future::poll_fn,
-    os::fd::{FromRawFd, IntoRawFd},
     rc::Rc,
     sync::Arc,
     task::{Poll, Waker},
@@ -43,6 +42,8 @@ pub struct SocketCounters {
 /// The socket side of one executor.
 pub struct Sockets {
     limits: Limits,
+    readiness: Rc<Readiness>,
+    rounds: Rc<Rounds>,
     /// One buffer for the reads of all connections: a read is handed over before the next one begins, so a connection
     /// that waits needs no buffer at all. The front holds the beginning of a frame that an earlier read left behind.
     scratch: RefCell<Box<[u8]>>,
@@ -73,13 +74,20 @@ impl Sockets {
     ///
     /// # Panics
     /// If the limits contradict each other.
-    pub fn new(limits: Limits, pulse: Arc<Pulse>, stages: Rc<Stages>) -> Rc<Self> {
+    pub fn new(
+        limits: Limits,
+        readiness: Readiness,
+        rounds: Rc<Rounds>,
+        (pulse, stages): (Arc<Pulse>, Rc<Stages>),
+    ) -> Rc<Self> {
         limits.check();
         let scratch_bytes = limits.small_frame_bytes_max + PREFIX_BYTES + limits.read_bytes_max;
         Rc::new(Self {
             scratch: RefCell::new(vec![0; scratch_bytes].into_boxed_slice()),
             large_frames: Rc::new(LargeFrames::new(limits.large_frame_bytes)),
             limits,
+            readiness: Rc::new(readiness),
+            rounds,
             connections: RefCell::default(),
             buffered_bytes: Cell::new(0),
             counters: Cell::default(),
@@ -95,6 +103,7 @@ impl Sockets {
     pub async fn run<H: FrameHandler>(self: Rc<Self>, inbox: Inbox<Accepted>, handler: Rc<H>) {
         // Dropping the task at the end of this function cancels it.
         let _sweep = glommio::spawn_local(Rc::clone(&self).sweep_for_ever());
+        let _wake = glommio::spawn_local(Rc::clone(&self).wake_for_ever());
         let mut accepted = VecDeque::new();
         while inbox.take(&mut accepted).await {
             for connection in accepted.drain(..) {
@@ -149,6 +158,10 @@ impl Sockets {
         &self.large_frames
     }
 
+    pub(super) fn rounds(&self) -> &Rc<Rounds> {
+        &self.rounds
+    }
+
     pub(super) fn pulse(&self) -> &Pulse {
         &self.pulse
     }
@@ -176,6 +189,10 @@ impl Sockets {
     /// Makes a task of an accepted connection.
     fn adopt<H: FrameHandler>(self: &Rc<Self>, accepted: Accepted, handler: &Rc<H>) {
         let Accepted { fd, peer, door, permit } = accepted;
+        let socket = match Socket::new(fd, peer.connection, &self.readiness) {
+            Ok(socket) => socket,
+            Err(error) => return tracing::warn!(?peer, %error, "a connection can't be watched and is closed"),
+        };
         let conn = Connection::new(peer, door, Rc::clone(self));
         let before = self.connections.borrow_mut().insert(conn.id(), Rc::clone(&conn));
         assert!(before.is_none(), "connection {} was given twice", conn.id());
@@ -183,12 +200,10 @@ impl Sockets {
         if self.draining.get() {
             conn.drain();
         }
-        // SAFETY: the descriptor is an open stream socket that nobody else owns; the stream takes it over.
-        let stream = unsafe { UnixStream::from_raw_fd(fd.into_raw_fd()) };
         let handler = Rc::clone(handler);
         let sockets = Rc::clone(self);
         glommio::spawn_local(async move {
-            let reason = serve(stream, &conn, &*handler).await;
+            let reason = serve(socket, &conn, &*handler).await;
             sockets.forget(&conn, reason);
             handler.closed(&conn, &reason);
             // The place is free only now: the limit counts connections that hold something.
@@ -229,6 +244,25 @@ impl Sockets {
         // The list is copied, because what is done to a connection may reach the map.
         let connections: Vec<_> = self.connections.borrow().values().cloned().collect();
         connections.iter().for_each(|conn| act(conn));
+    }
+
+    /// Wakes the connections that are ready, again and again.
+    async fn wake_for_ever(self: Rc<Self>) {
+        let mut ready = Vec::new();
+        loop {
+            if let Err(error) = self.readiness.next(&mut ready).await {
+                // Without it no connection of this executor is heard any more.
+                tracing::error!(%error, "connections can't be watched; all are closed");
+                return self.close_all();
+            }
+            self.rounds.begin();
+            let connections = self.connections.borrow();
+            for (connection, ready) in ready.drain(..) {
+                if let Some(conn) = connections.get(&connection) {
+                    conn.ready(ready);
+                }
+            }
+        }
     }
 
     /// Looks at all connections again and again. Its clock is its own: it advances by at most two periods per look, so

@@ -5,6 +5,7 @@ use super::{
     echo::{Echo, append_frame},
     limits::Limits,
     listener::{Acceptor, BindError, Listener, PATH_BYTES_MAX, Routes, SocketPaths, bind_all},
+    readiness::Readiness,
     sockets::{SocketCounters, Sockets},
 };
 use crate::{
@@ -98,7 +99,8 @@ impl Server {
             let executor = LocalExecutorBuilder::new(Placement::Unbound).io_memory(1 << 20).make().unwrap();
             executor.run(async move {
                 let heartbeat = glommio::spawn_local(Arc::clone(&pulse).heartbeat());
-                let sockets = Sockets::new(limits, Arc::clone(&pulse), Rc::default());
+                let sockets =
+                    Sockets::new(limits, Readiness::new().unwrap(), Rc::default(), (Arc::clone(&pulse), Rc::default()));
                 let recorder = Rc::new(Recorder {
                     inner: handler(&sockets),
                     sockets: Rc::clone(&sockets),
@@ -449,6 +451,23 @@ fn a_half_closed_peer_still_gets_its_replies() {
     stream.shutdown(std::net::Shutdown::Write).unwrap();
     assert_eq!(read_to_end(&mut stream), bytes);
     assert_eq!(server.finish().reasons, [CloseReason::PeerClosed]);
+}
+
+/// The end may come with the last bytes, behind them, or long after.
+#[test]
+fn an_end_right_behind_a_request_is_seen() {
+    let server = Server::echo(Limits::default());
+    for round in 0..300 {
+        let mut stream = server.connect();
+        let request = content(200, round);
+        stream.write_all(&frame(&request)).unwrap();
+        assert_eq!(read_frame(&mut stream).unwrap(), request);
+        stream.write_all(&frame(&request)).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(read_to_end(&mut stream), frame(&request));
+    }
+    let reasons = server.finish().reasons;
+    assert!(reasons.len() == 300 && reasons.iter().all(|reason| *reason == CloseReason::PeerClosed), "{reasons:?}");
 }
 
 /// Requests that wait for their answers.
