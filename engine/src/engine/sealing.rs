@@ -113,10 +113,13 @@ impl Engine {
                 Some(Io::Build(Box::new(IndexJob { rows, geometry, secret, starts })))
             }
             Sealing::Naming(job, checkpoint, at_us) if at_us <= self.boot_us => {
+                // What is before the log's beginning may be free: it never moves back.
+                let origins = [job.origin, self.superblock.origin].into_iter().flatten();
+                let origin = origins.max_by_key(|origin| origin.start.next_batch_at);
                 let superblock = Superblock {
                     generation: self.superblock.generation.saturating_add(1),
                     checkpoint: Some(checkpoint),
-                    origin: job.origin.or(self.superblock.origin),
+                    origin,
                     version: FORMAT_VERSION,
                     ..self.superblock.clone()
                 };

@@ -197,8 +197,14 @@ impl Shard {
         if rows > self.last_position.saturating_mul(3) {
             return Err(format!("a retention drop that leaves {rows} rows, more than there are records"));
         }
-        self.rows.drop_before(end, dropped.seal.quarters.1, dropped.gone_before_us, &dropped.kept);
+        let unsealed = self.rows.drop_before(end, dropped.seal.quarters.1, dropped.gone_before_us, &dropped.kept);
         self.retention.dropped(&dropped);
+        if self.seals && unsealed > 0 {
+            // They never will be: the next seal has none before it, and holds in a log that begins with its segment.
+            self.snapshots.drain(..unsealed);
+            let origin = self.origin();
+            self.snapshots.iter_mut().for_each(|(_, of_snapshot)| *of_snapshot = origin);
+        }
         Ok(())
     }
 }
