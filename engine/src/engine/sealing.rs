@@ -144,6 +144,7 @@ impl Engine {
         let Ok(summary) = postcard::to_stdvec(&index.summary) else { return };
         let summary = append_bytes(&mut index.pages, segment, &summary);
         let snapshot = append_bytes(&mut index.pages, segment, snapshot);
+        let last = self.shard.rows().catalog().segments().back().map(|sealed| sealed.checkpoint);
         let seal = Seal {
             segment,
             parts: Vec::new(),
@@ -151,7 +152,8 @@ impl Engine {
             summary,
             snapshot,
             resume: LogEnd::into(resume),
-            previous: self.shard.rows().catalog().segments().back().map(|sealed| sealed.checkpoint),
+            // Of what was dropped the log has everything until the drop is sealed; the superblock names its last seal.
+            previous: last.or(self.superblock.checkpoint),
         };
         self.sealing = Sealing::Writing(Box::new(Job { index, seal, origin, written: 0 }));
     }
