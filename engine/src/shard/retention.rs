@@ -9,7 +9,7 @@ use super::rows::Found;
 use crate::id::EventId;
 use crate::log::entry::{ClaimEntry, Entry, Meta, Record};
 use crate::log::layout::BLOCK_BYTES;
-use crate::log::superblock::Origin;
+use crate::log::superblock::{Origin, Superblock};
 use crate::log::writer::LogWriter;
 use crate::retention::{Dropped, Due, Kept, QuarterSeal, QuarterTotal, Retention, RetentionPlan, TOTALS_MAX};
 use crate::sealed::{Fetch, Unread};
@@ -170,6 +170,13 @@ impl Shard {
             seal: origin.checkpoint,
             gone_before_us: origin.gone_before_us,
         })
+    }
+
+    /// Whether what was dropped last stays part of the log until the segment that is open now is sealed.
+    pub fn is_drop_open(&self, superblock: &Superblock) -> bool {
+        let by_full = self.snapshots.back().map_or(superblock.origin, |(_, origin)| *origin);
+        let begins_at = |origin: Option<Origin>| origin.map(|origin| origin.start.next_batch_at);
+        begins_at(self.origin()) > begins_at(by_full)
     }
 
     /// Whether a row that is not there was dropped with its quarter: which that was.
