@@ -198,7 +198,15 @@ impl Retention {
     pub fn dropped(&mut self, dropped: &Dropped) {
         let Dropped { seal, start, checkpoint, gone_before_us, .. } = dropped;
         let (start, checkpoint, gone_before_us) = (*start, *checkpoint, *gone_before_us);
-        self.origin = Some(OriginState { start, checkpoint, gone_before_us });
+        self.begin_with(OriginState { start, checkpoint, gone_before_us });
         self.seals.push(seal.clone());
+    }
+
+    /// Has the log begin here, unless it begins later: what is before its beginning never comes back.
+    pub fn begin_with(&mut self, origin: OriginState) {
+        let begins_at = |origin: OriginState| origin.start.next_batch_at;
+        if self.origin.is_none_or(|present| begins_at(present) < begins_at(origin)) {
+            self.origin = Some(origin);
+        }
     }
 }

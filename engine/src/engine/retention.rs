@@ -26,8 +26,6 @@ pub(super) struct Retaining {
     free: (u64, u64),
     is_freeing: bool,
     free_again_at_us: i64,
-    /// The segment that ends with a drop is ended early, so that it is sealed.
-    is_segment_to_end: bool,
 }
 
 impl Retaining {
@@ -40,7 +38,6 @@ impl Retaining {
             free: (0, first_segment),
             is_freeing: false,
             free_again_at_us: i64::MIN,
-            is_segment_to_end: false,
         }
     }
 
@@ -85,7 +82,8 @@ impl Engine {
         });
         let Some(due) = due else {
             self.retaining.again_at_us = now.boot_us + LOOK_AGAIN_US;
-            if std::mem::take(&mut self.retaining.is_segment_to_end) {
+            // The segment with a drop is ended early, so that it is sealed; where the log has no room for that, it is tried again.
+            if self.shard.is_drop_open(&self.superblock) {
                 self.log.end_segment();
                 self.shard.enter_segment(self.log.written_bytes());
             }
@@ -114,7 +112,6 @@ impl Engine {
             Ok(()) => {
                 let (first, last) = due.quarters;
                 tracing::info!(shard = self.shard.number(), %first, %last, before_segment = due.end_segment, "dropped");
-                self.retaining.is_segment_to_end = true;
                 if self.mutation.is(Mutant::FreeBeforeSealed) {
                     self.retaining.moved(due.end_segment);
                 }

@@ -113,10 +113,13 @@ impl Engine {
                 Some(Io::Build(Box::new(IndexJob { rows, geometry, secret, starts })))
             }
             Sealing::Naming(job, checkpoint, at_us) if at_us <= self.boot_us => {
+                // What is before the log's beginning may be free: it never moves back.
+                let origins = [job.origin, self.superblock.origin].into_iter().flatten();
+                let origin = origins.max_by_key(|origin| origin.start.next_batch_at);
                 let superblock = Superblock {
                     generation: self.superblock.generation.saturating_add(1),
                     checkpoint: Some(checkpoint),
-                    origin: job.origin.or(self.superblock.origin),
+                    origin,
                     version: FORMAT_VERSION,
                     ..self.superblock.clone()
                 };
@@ -141,6 +144,7 @@ impl Engine {
         let Ok(summary) = postcard::to_stdvec(&index.summary) else { return };
         let summary = append_bytes(&mut index.pages, segment, &summary);
         let snapshot = append_bytes(&mut index.pages, segment, snapshot);
+        let last = self.shard.rows().catalog().segments().back().map(|sealed| sealed.checkpoint);
         let seal = Seal {
             segment,
             parts: Vec::new(),
@@ -148,7 +152,8 @@ impl Engine {
             summary,
             snapshot,
             resume: LogEnd::into(resume),
-            previous: self.shard.rows().catalog().segments().back().map(|sealed| sealed.checkpoint),
+            // Of what was dropped the log has everything until the drop is sealed; the superblock names its last seal.
+            previous: last.or(self.superblock.checkpoint),
         };
         self.sealing = Sealing::Writing(Box::new(Job { index, seal, origin, written: 0 }));
     }

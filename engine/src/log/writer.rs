@@ -354,10 +354,16 @@ impl LogWriter {
         let segment = geometry.segment_of(self.open.as_ref().map_or(self.next_batch_at, |batch| batch.log_offset));
         let ahead = self.zeroing.segments_prepared().saturating_sub(segment + 1);
         let room_bytes = self.batches_in(ahead).saturating_sub(RESERVED_BATCHES) * usable_bytes(geometry);
-        if is_fresh || self.failed.is_some() || room_bytes < self.expected_bytes {
+        if is_fresh {
+            // A segment is sealed once the next one has begun: an idle log begins it with a mark.
+            self.is_marked = false;
             return;
         }
-        self.open_batch().is_last = true;
+        if self.failed.is_some() || room_bytes < self.expected_bytes {
+            return;
+        }
+        let batch = self.open_batch();
+        (batch.is_last, batch.is_mark) = (true, false);
         self.close_batch();
     }
 

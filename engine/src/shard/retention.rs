@@ -9,7 +9,7 @@ use super::rows::Found;
 use crate::id::EventId;
 use crate::log::entry::{ClaimEntry, Entry, Meta, Record};
 use crate::log::layout::BLOCK_BYTES;
-use crate::log::superblock::Origin;
+use crate::log::superblock::{Origin, Superblock};
 use crate::log::writer::LogWriter;
 use crate::retention::{Dropped, Due, Kept, QuarterSeal, QuarterTotal, Retention, RetentionPlan, TOTALS_MAX};
 use crate::sealed::{Fetch, Unread};
@@ -172,6 +172,13 @@ impl Shard {
         })
     }
 
+    /// Whether what was dropped last stays part of the log until the segment that is open now is sealed.
+    pub fn is_drop_open(&self, superblock: &Superblock) -> bool {
+        let by_full = self.snapshots.back().map_or(superblock.origin, |(_, origin)| *origin);
+        let begins_at = |origin: Option<Origin>| origin.map(|origin| origin.start.next_batch_at);
+        begins_at(self.origin()) > begins_at(by_full)
+    }
+
     /// Whether a row that is not there was dropped with its quarter: which that was.
     pub fn quarter_of_gone(&self, event_id: EventId) -> Option<Quarter> {
         let at_us = event_id.ms() as i64 * 1_000;
@@ -197,8 +204,14 @@ impl Shard {
         if rows > self.last_position.saturating_mul(3) {
             return Err(format!("a retention drop that leaves {rows} rows, more than there are records"));
         }
-        self.rows.drop_before(end, dropped.seal.quarters.1, dropped.gone_before_us, &dropped.kept);
+        let unsealed = self.rows.drop_before(end, dropped.seal.quarters.1, dropped.gone_before_us, &dropped.kept);
         self.retention.dropped(&dropped);
+        if self.seals && unsealed > 0 {
+            // They never will be: the next seal has none before it, and holds in a log that begins with its segment.
+            self.snapshots.drain(..unsealed);
+            let origin = self.origin();
+            self.snapshots.iter_mut().for_each(|(_, of_snapshot)| *of_snapshot = origin);
+        }
         Ok(())
     }
 }

@@ -9,9 +9,9 @@ use super::rows::{Carried, Rows, Tallies};
 use super::{GlobalEntry, InForce, Refusals, Shard, quarter_of};
 use crate::dispute::Dispute;
 use crate::id::EventId;
-use crate::log::superblock::Superblock;
+use crate::log::superblock::{Origin, Superblock};
 use crate::policy::Policy;
-use crate::retention::Retention;
+use crate::retention::{OriginState, Retention};
 use crate::sealed::Catalog;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -91,9 +91,11 @@ impl Shard {
         shard.disputes = Disputes::restored(disputes, snapshot.disputes_moved_at_us, snapshot.unflagged);
         shard.passes = snapshot.passes.into_owned();
         shard.retention = snapshot.retention.into_owned();
+        if let Some(Origin { start, seal, gone_before_us }) = superblock.origin {
+            // The log may begin behind what the snapshot still knows of.
+            shard.retention.begin_with(OriginState { start: start.into(), checkpoint: seal, gone_before_us });
+        }
         let gone_before_us = shard.retention.origin.map_or(i64::MIN, |origin| origin.gone_before_us);
-        // The log may begin behind what the snapshot still knows of.
-        let gone_before_us = superblock.origin.map_or(i64::MIN, |o| o.gone_before_us).max(gone_before_us);
         shard.rows.restore_carried(snapshot.carried.into_owned(), snapshot.reactivated.into_owned(), gone_before_us);
         shard.users = snapshot.users.into_owned();
         shard.refusals = snapshot.refusals.into_owned();

@@ -5,7 +5,7 @@ use crate::command::{Reply, Request};
 use crate::engine::{Engine, OpenOptions, Output};
 use crate::entropy::Entropy;
 use crate::id::EventId;
-use crate::log::io::{IoDone, perform};
+use crate::log::io::{self, IoDone, perform};
 use crate::log::layout::{BLOCK_BYTES, Geometry};
 use crate::log::record;
 use crate::log::superblock::{ClockMode, FORMAT_VERSION, Superblock};
@@ -38,6 +38,8 @@ struct Node {
     superblock: Superblock,
     engine: Option<Engine>,
     ios: Vec<Io>,
+    /// Indexes that are to be made, while that waits.
+    builds: Vec<io::Io>,
 }
 
 /// See the module.
@@ -45,6 +47,8 @@ pub struct Machine {
     pub entropy: Entropy,
     /// The engines' own stream: a mutant that draws differently must not change the load.
     engine_entropy: Entropy,
+    /// No segment's index is made for the time being.
+    pub builds_wait: bool,
     mutant: Option<Mutant>,
     nodes: Vec<Node>,
     mesh: BTreeMap<(usize, u16), VecDeque<PeerMessage>>,
@@ -86,12 +90,13 @@ impl Machine {
                 disk.run(&mut entropy, u64::MAX, writer::format(&disk, &superblock))
                     .expect("unbounded")
                     .expect("no faults");
-                Node { disk, superblock, engine: None, ios: Vec::new() }
+                Node { disk, superblock, engine: None, ios: Vec::new(), builds: Vec::new() }
             })
             .collect();
         let mut machine = Machine {
             engine_entropy: Entropy::from_seed_u64(seed ^ 0xfeed),
             entropy,
+            builds_wait: false,
             mutant,
             nodes,
             mesh: BTreeMap::new(),
@@ -100,6 +105,27 @@ impl Machine {
         };
         machine.recover(None).expect("an empty ledger opens");
         machine
+    }
+
+    /// A ledger of files, each with its superblock, that is not open yet.
+    pub fn of_files(files: Vec<(Vec<u8>, Superblock)>, seed: u64, now: Now) -> Machine {
+        let mut entropy = Entropy::from_seed_u64(seed);
+        let nodes = files.into_iter().map(|(image, superblock)| {
+            let disk = SimDisk::of_image(image);
+            disk.run(&mut entropy, u64::MAX, superblock.write(&disk)).expect("unbounded").expect("no faults");
+            let superblock = superblock.as_formatted();
+            Node { disk, superblock, engine: None, ios: Vec::new(), builds: Vec::new() }
+        });
+        Machine {
+            nodes: nodes.collect(),
+            engine_entropy: Entropy::from_seed_u64(seed ^ 0xfeed),
+            entropy,
+            builds_wait: false,
+            mutant: None,
+            mesh: BTreeMap::new(),
+            now,
+            replies: Vec::new(),
+        }
     }
 
     pub fn shard_count(&self) -> usize {
@@ -164,7 +190,12 @@ impl Machine {
                     i += 1;
                 }
             }
-            while let Some(io) = engine.next_io() {
+            let builds = if self.builds_wait { Vec::new() } else { std::mem::take(&mut node.builds) };
+            for io in builds.into_iter().chain(std::iter::from_fn(|| engine.next_io())) {
+                if self.builds_wait && matches!(io, io::Io::Build(_)) {
+                    node.builds.push(io);
+                    continue;
+                }
                 let disk = node.disk.clone();
                 let mut future: Io = Box::pin(async move { perform(&disk, io).await });
                 // The first poll submits it. What has been read is taken later, like everything else.
@@ -213,6 +244,7 @@ impl Machine {
         for node in &mut self.nodes {
             node.engine = None;
             node.ios.clear();
+            node.builds.clear();
             if is_cut {
                 node.disk.cut_power(&mut self.entropy);
             } else {
@@ -227,6 +259,14 @@ impl Machine {
     /// Opens every shard, and lets them tell each other what they missed; with `ops`, the recovery itself is cut short after
     /// so many operations of a disk.
     pub fn recover(&mut self, ops: Option<u64>) -> Result<(), String> {
+        match self.open(ops)? {
+            true => self.settle(),
+            false => Ok(()),
+        }
+    }
+
+    /// Opens every shard, and no more; false where `ops` ran out before.
+    pub fn open(&mut self, ops: Option<u64>) -> Result<bool, String> {
         let options = OpenOptions { mutation: Mutation::new(self.mutant), ..OpenOptions::default() };
         for node in &mut self.nodes {
             let superblock = node
@@ -247,7 +287,7 @@ impl Machine {
                     node.engine = Some(engine);
                 }
                 Some(Err(error)) => return Err(format!("recovery refuses: {error}")),
-                None => return Ok(()),
+                None => return Ok(false),
             }
         }
         let last_us = self.engines().map(|e| e.shard().last_us()).max().unwrap_or(0);
@@ -256,12 +296,17 @@ impl Machine {
                 engine.start(self.now, last_us);
             }
         }
-        self.settle()
+        Ok(true)
     }
 
-    /// What a shard's file holds now, by its log offsets.
+    /// What a shard's file holds now.
+    pub fn image(&self, shard: usize) -> Vec<u8> {
+        self.nodes[shard].disk.image()
+    }
+
+    /// The same by its log offsets.
     pub fn log_image(&self, shard: usize) -> Vec<u8> {
-        self.nodes[shard].disk.image().split_off(GEOMETRY.file_offset(0) as usize)
+        self.image(shard).split_off(GEOMETRY.file_offset(0) as usize)
     }
 
     /// Opens a copy of a shard's file as a superblock without a seal has it: from where the log begins.

@@ -1,19 +1,24 @@
 //! Retention in a replay ledger over years: quarters leave with whole segments, rows that came back stay, and whatever instant a crash
-//! comes at, what is there afterwards is what a plain list of rows says.
+//! comes at, what is there afterwards is what a plain list of rows says. So it is in what an archive makes of it, which has the dropped
+//! segments still, and is sealed anew.
 
 use super::machine::Machine;
 use crate::command::{Claim, Claimed, Operation, Outcome, Request, Token};
+use crate::engine::Engine;
 use crate::entropy::Entropy;
 use crate::error::Code;
 use crate::id::EventId;
 use crate::log::entry::{Entry, Principal, Record};
 use crate::log::layout::BLOCK_BYTES;
-use crate::log::superblock::ClockMode;
+use crate::log::superblock::{ClockMode, Superblock};
+use crate::log::verify::{self, Content, Step, WalkOptions};
 use crate::mutant::Mutant;
 use crate::policy::Policy;
 use crate::retention::verify_seals;
 use crate::row::{Lifecycle, ReasonCode};
+use crate::shard::rows::Found;
 use crate::time::{DAY_US, HOUR_US, Now, Quarter};
+use bytes::Bytes;
 use std::collections::BTreeMap;
 
 const OWNER: Principal = Principal { uid: 1000, gid: 100, pid: 42 };
@@ -26,6 +31,10 @@ const METADATA_BYTES_MAX: u64 = 1_500;
 /// Its rows are kept for so many years.
 const YEARS: u16 = 1;
 const CORPORA: [&str; 3] = ["alpha", "beta", "gamma"];
+/// Ticks in which everything that is due is dropped, at least and at most.
+const TICKS_MIN: u32 = 8;
+/// See [`TICKS_MIN`].
+const TICKS_MAX: u32 = 60;
 /// Seeds of the ordinary test.
 const RUNS: u64 = 20;
 
@@ -54,6 +63,13 @@ struct Counts {
     carried: u64,
     freed: u64,
     replays: u64,
+    restored: u64,
+}
+
+/// What an archive has of a shard: its log since the archive was begun, whatever was dropped of it.
+struct Archive {
+    superblock: Superblock,
+    image: Vec<u8>,
 }
 
 struct Years {
@@ -62,6 +78,10 @@ struct Years {
     at_us: i64,
     next: u64,
     counts: Counts,
+    /// By shard; what was restored has none.
+    archives: Vec<Archive>,
+    /// Nothing crashes, and time does not go on by itself.
+    is_calm: bool,
 }
 
 impl Years {
@@ -69,13 +89,23 @@ impl Years {
         let mut entropy = Entropy::from_seed_u64(seed);
         let shards = 1 + entropy.below(2) as u16;
         let machine = Machine::with_clock(ClockMode::Replay, seed, entropy, shards, mutant, START_US);
-        let mut years = Years { machine, rows: BTreeMap::new(), at_us: START_US, next: 0, counts: Counts::default() };
+        let counts = Counts::default();
+        let rows = BTreeMap::new();
+        let mut years = Years { machine, rows, at_us: START_US, next: 0, counts, archives: Vec::new(), is_calm: true };
         let toml = Policy::of_owner(OWNER.uid).to_toml().replace("years = 4", &format!("years = {YEARS}"));
         years.ask(0, "", &Operation::Configure { toml: &toml }).expect("nothing crashes yet");
         for name in CORPORA {
             years.ask(0, "", &Operation::Onboard { name, notes: "" }).expect("nothing crashes yet");
         }
+        years.is_calm = false;
+        years.archives = (0..usize::from(shards)).map(|shard| years.archive_of(shard)).collect();
         years
+    }
+
+    /// What an archive has that is begun now.
+    fn archive_of(&self, shard: usize) -> Archive {
+        let superblock = self.machine.engine(shard).expect("it runs").superblock().clone();
+        Archive { superblock: Superblock { checkpoint: None, ..superblock }, image: self.machine.image(shard) }
     }
 
     fn below(&mut self, bound: u64) -> u64 {
@@ -113,7 +143,7 @@ impl Years {
                 operation: *operation,
             };
             self.machine.submit(shard as u16, &request);
-            if self.below(40) == 0 && self.next > 10 {
+            if !self.is_calm && self.below(40) == 0 {
                 for _ in 0..self.machine.entropy.below(30) {
                     self.machine.complete_one();
                     self.machine.pump();
@@ -122,7 +152,7 @@ impl Years {
                 continue;
             }
             self.machine.settle()?;
-            if self.below(8) == 0 {
+            if !self.is_calm && self.below(8) == 0 {
                 self.tick();
                 self.machine.settle()?;
             }
@@ -145,7 +175,14 @@ impl Years {
             self.machine.recover(Some(ops))?;
             self.machine.crash(is_cut, 0, 1_000_000);
         }
-        self.machine.recover(None)
+        self.machine.recover(None)?;
+        (0..self.machine.shard_count()).try_for_each(|shard| self.check_verifies(shard))
+    }
+
+    /// A shard's file verifies.
+    fn check_verifies(&self, shard: usize) -> Result<(), String> {
+        let superblock = self.machine.engine(shard).ok_or("a shard is down")?.superblock();
+        verifies(superblock, self.machine.image(shard))
     }
 
     fn claim(&mut self) -> Result<(), String> {
@@ -207,12 +244,18 @@ impl Years {
 
     /// Everything that is due has been dropped, and what is there is what the list says.
     fn check(&mut self) -> Result<(), String> {
-        for _ in 0..8 {
+        for ticks in 1..=TICKS_MAX {
             self.tick();
             self.machine.settle()?;
+            let is_done = |engine: &Engine| engine.superblock().first_segment() == dropped_before(engine);
+            if ticks >= TICKS_MIN && self.machine.engines().all(is_done) {
+                break;
+            }
         }
         for shard in 0..self.machine.shard_count() {
             self.check_shard(shard)?;
+            self.check_freed(shard)?;
+            self.check_verifies(shard)?;
         }
         for (event_id, row) in self.rows.clone() {
             let outcome = self.ask(self.shard_of(row.corpus), "", &Operation::Lookup { event_id })?;
@@ -227,7 +270,70 @@ impl Years {
                 return Err(format!("{event_id}, {row:?} at {}: looked up as {outcome:?}", self.at_us));
             }
         }
+        if self.archives.is_empty() { Ok(()) } else { self.check_archive() }
+    }
+
+    /// Brings the archive up to date. What it has verifies, and makes the same ledger again: at once, and after crashes while it is
+    /// sealed.
+    fn check_archive(&mut self) -> Result<(), String> {
+        for shard in 0..self.archives.len() {
+            let now = self.archive_of(shard);
+            let (geometry, first) = (now.superblock.geometry, now.superblock.first_segment());
+            let gone = geometry.file_offset(0) as usize..geometry.file_offset(geometry.segment_start(first)) as usize;
+            let archive = &mut self.archives[shard];
+            let before = std::mem::replace(&mut archive.image, now.image);
+            archive.image[gone.clone()].copy_from_slice(&before[gone]);
+        }
+        if self.below(3) != 0 {
+            return Ok(());
+        }
+        for archive in &self.archives {
+            verifies(&archive.superblock, archive.image.clone()).map_err(|what| format!("an archive: {what}"))?;
+        }
+        let files = self.archives.iter().map(|archive| (archive.image.clone(), archive.superblock.clone()));
+        let machine = Machine::of_files(files.collect(), self.machine.entropy.next_u64(), self.machine.now);
+        let mut restored = Years {
+            machine,
+            rows: self.rows.clone(),
+            at_us: self.at_us,
+            next: self.next,
+            counts: Counts::default(),
+            archives: Vec::new(),
+            is_calm: false,
+        };
+        restored.live_again().map_err(|what| format!("restored from an archive: {what}"))?;
+        self.counts.restored += 1;
+        for shard in 0..self.archives.len() {
+            if self.below(2) == 0 {
+                self.archives[shard] = self.archive_of(shard);
+            }
+        }
         Ok(())
+    }
+
+    /// Opens the ledger, again and again while its segments are sealed, and goes on with it.
+    fn live_again(&mut self) -> Result<(), String> {
+        for _ in 0..1 + self.below(5) {
+            self.machine.open(None)?;
+            for shard in 0..self.machine.shard_count() {
+                self.check_shard(shard)?;
+                self.check_verifies(shard)?;
+            }
+            for _ in 0..self.below(400) {
+                self.machine.complete_one();
+                self.machine.deliver_one();
+                self.machine.pump();
+            }
+            let is_cut = self.below(2) == 0;
+            self.machine.crash(is_cut, 0, 1_000_000);
+        }
+        self.machine.recover(None)?;
+        self.check()?;
+        for _ in 0..self.below(6) {
+            self.claim()?;
+            self.change()?;
+        }
+        self.check()
     }
 
     fn check_shard(&mut self, number: usize) -> Result<(), String> {
@@ -250,9 +356,20 @@ impl Years {
             })?;
             let of_corpus = self.rows.iter().filter(|(_, row)| CORPORA[row.corpus] == name);
             let stays = |row: &Plain| !is_gone(row) || row.expires_us() > last_us;
-            for (event_id, row) in of_corpus.clone().filter(|(_, row)| stays(row)) {
-                if !scanned.iter().any(|found| found.event_id == *event_id) {
+            for (event_id, row) in of_corpus {
+                let in_scan = scanned.iter().find(|found| found.event_id == *event_id);
+                if stays(row) && in_scan.is_none() {
                     return Err(format!("a scan of {name} lacks {event_id}, {row:?}"));
+                }
+                let got = self.machine.fetch(number, |engine| engine.shard().rows().get(*event_id))?;
+                // Of a row that is logged again and not gone yet they name different places.
+                let what = |found: &Found| (found.state, found.claim_timestamp_us, found.reactivated_at_us);
+                if got.as_ref().map(what) != in_scan.map(what) {
+                    return Err(format!("{event_id}, {row:?}, is {got:?}, and in a scan of {name} {in_scan:?}"));
+                }
+                let is_retracted = in_scan.map(|found| found.state.lifecycle() == Lifecycle::Tombstoned);
+                if stays(row) && is_retracted != Some(row.is_retracted) {
+                    return Err(format!("{event_id}, {row:?}, is {in_scan:?}"));
                 }
             }
             for found in &scanned {
@@ -276,16 +393,20 @@ impl Years {
         }
         self.counts.dropped = self.counts.dropped.max(retention.seals.len() as u64);
         self.counts.carried = self.counts.carried.max(carried);
-        self.check_freed(number, superblock.first_segment())?;
         if first < superblock.first_segment() {
             return Err("the superblock has dropped what the state has not".into());
         }
         self.check_replay(number)
     }
 
-    /// What no part of the log is any more is free.
-    fn check_freed(&mut self, shard: usize, first_segment: u64) -> Result<(), String> {
-        let geometry = self.machine.engine(shard).ok_or("a shard is down")?.superblock().geometry;
+    /// What was dropped is no part of the log any more, and that is free.
+    fn check_freed(&mut self, shard: usize) -> Result<(), String> {
+        let engine = self.machine.engine(shard).ok_or("a shard is down")?;
+        let (geometry, first_segment) = (engine.superblock().geometry, engine.superblock().first_segment());
+        let dropped_to = dropped_before(engine);
+        if first_segment != dropped_to {
+            return Err(format!("segments before {dropped_to} were dropped, and the log begins with {first_segment}"));
+        }
         let image = self.machine.log_image(shard);
         let gone = &image[..geometry.segment_start(first_segment) as usize];
         self.counts.freed = self.counts.freed.max(first_segment);
@@ -312,6 +433,13 @@ impl Years {
                     found.rows().totals(corpus.prefix),
                     corpus.name,
                     expected.rows().totals(corpus.prefix)
+                ));
+            }
+            let counted = found.rows().count_totals(corpus.prefix).map_err(|unread| unread.to_string())?;
+            if counted != found.rows().totals(corpus.prefix) {
+                return Err(format!(
+                    "a replay from the log's beginning has other rows of {}: {counted:?}",
+                    corpus.name
                 ));
             }
         }
@@ -342,6 +470,22 @@ impl Years {
         }
         Ok(())
     }
+}
+
+/// The first segment that was not dropped.
+fn dropped_before(engine: &Engine) -> u64 {
+    engine.shard().retention().seals.last().map_or(0, |seal| seal.segments.1)
+}
+
+/// Whether a file with this superblock is what it must be.
+fn verifies(superblock: &Superblock, image: Vec<u8>) -> Result<(), String> {
+    let mut source = Bytes::from(image);
+    let mut content = Content::new(superblock, verify::state_at_start(&mut source, superblock)?);
+    let mut each = |step: Step| content.step(step);
+    verify::walk(&mut source, superblock, WalkOptions::default(), &mut each, &mut |_| {}).map_err(|e| e.to_string())?;
+    content.finish();
+    let damage = content.findings().iter().find(|finding| finding.is_damage);
+    damage.map_or(Ok(()), |finding| Err(format!("verification finds {finding:?}")))
 }
 
 fn run(seed: u64, mutant: Option<Mutant>) -> Result<Counts, String> {
@@ -387,6 +531,7 @@ fn quarters_are_dropped_and_nothing_else_is_whatever_crashes() {
                         all.carried += counts.carried;
                         all.freed += counts.freed;
                         all.replays += counts.replays;
+                        all.restored += counts.restored;
                     }
                     all
                 })
@@ -400,6 +545,7 @@ fn quarters_are_dropped_and_nothing_else_is_whatever_crashes() {
                 carried: a.carried + b.carried,
                 freed: a.freed + b.freed,
                 replays: a.replays + b.replays,
+                restored: a.restored + b.restored,
             },
         )
     });
@@ -408,6 +554,55 @@ fn quarters_are_dropped_and_nothing_else_is_whatever_crashes() {
         totals.crashes > RUNS && totals.dropped > RUNS && totals.freed > RUNS && totals.carried > RUNS / 2,
         "{totals:?}"
     );
+}
+
+/// The segment behind those that are dropped may be sealed after the drop and before the segment with the drop: a start from there still
+/// finds what was dropped, which entries before the drop are about.
+#[test]
+fn what_is_dropped_is_known_until_the_drop_is_sealed() {
+    let mut years = Years::new(0, None);
+    let shard = years.shard_of(0);
+    years.is_calm = true;
+    let at = |years: &mut Years, at_us: i64| {
+        years.at_us = at_us;
+        years.machine.now.wall_us = at_us;
+    };
+    let first = Quarter::of(START_US);
+    let claim = |years: &mut Years| {
+        while !years.rows.values().any(|row| row.corpus == 0) {
+            years.claim().unwrap();
+        }
+    };
+    at(&mut years, START_US + DAY_US);
+    claim(&mut years);
+    let event_id = *years.rows.iter().find(|(_, row)| row.corpus == 0).expect("one was claimed").0;
+    let retract = Operation::Retract { corpus: CORPORA[0], event_id, reason_code: ReasonCode::FalseAlarm };
+    years.ask(shard, "simulated", &retract).unwrap();
+    at(&mut years, first.next().end_us() + DAY_US);
+    years.ask(shard, "simulated", &Operation::Reactivate { event_id }).unwrap();
+    let first_seal = years.machine.engine(shard).unwrap().superblock().checkpoint;
+    assert!(first_seal.is_some(), "the first quarter's segment is sealed");
+    years.machine.builds_wait = true;
+    at(&mut years, first.end_us_after_years(YEARS) + DAY_US);
+    years.ask(shard, "simulated", &retract).unwrap();
+    for _ in 0..8 {
+        years.tick();
+        years.machine.settle().unwrap();
+    }
+    let engine = years.machine.engine(shard).unwrap();
+    assert_eq!(engine.shard().retention().dropped_to(), Some(first));
+    assert!(engine.shard().rows().catalog().segments().is_empty() && engine.superblock().checkpoint == first_seal);
+    years.machine.builds_wait = false;
+    while years.machine.engine(shard).unwrap().superblock().checkpoint == first_seal {
+        years.machine.complete_one();
+        years.machine.pump();
+    }
+    assert_eq!(years.machine.engine(shard).unwrap().superblock().first_segment(), 0);
+    years.machine.crash(true, 0, 1_000_000);
+    years.machine.recover(None).unwrap();
+    let known = years.rows.get_mut(&event_id).expect("it was claimed");
+    (known.is_retracted, known.reactivated_us) = (true, Some(first.next().end_us() + DAY_US));
+    years.check_shard(shard).unwrap_or_else(|what| panic!("{what}"));
 }
 
 #[test]

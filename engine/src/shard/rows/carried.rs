@@ -151,13 +151,23 @@ impl Rows {
         Ok(kept.into_values().collect())
     }
 
-    /// Segments before one are dropped, and with them the quarters up to one.
-    pub(in super::super) fn drop_before(&mut self, end: u64, last: Quarter, gone_before_us: i64, kept: &[Kept]) {
+    /// Segments before one are dropped, and with them the quarters up to one. Says how many of them were not sealed: those that a
+    /// replay has read.
+    pub(in super::super) fn drop_before(
+        &mut self,
+        end: u64,
+        last: Quarter,
+        gone_before_us: i64,
+        kept: &[Kept],
+    ) -> usize {
         self.catalog.drop_before(end);
+        let full = self.frozen.len();
+        self.frozen.retain(|rows| rows.number >= end);
         let Outliving { carried, reactivated, gone_before_us: before_us } = &mut self.outliving;
         carried.retain(|_, row| self.geometry.segment_of(row.claimed.claim_at) >= end);
         *before_us = gone_before_us.max(*before_us);
         reactivated.retain(|id| id.ms() as i64 * 1_000 >= *before_us || carried.contains_key(id));
         self.tallies.drop_through(last, kept);
+        full - self.frozen.len()
     }
 }
