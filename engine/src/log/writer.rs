@@ -385,7 +385,9 @@ impl LogWriter {
         if is_fresh || self.failed.is_some() || room_bytes < self.expected_bytes {
             return;
         }
-        self.open_batch().is_last = true;
+        let batch = self.open_batch();
+        // What is durable is told by a mark behind it, with which the next segment begins.
+        (batch.is_last, batch.is_mark) = (true, false);
         self.close_batch();
     }
 
