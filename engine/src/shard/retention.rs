@@ -92,7 +92,8 @@ impl Shard {
         let gone = self.rows.catalog().segments().iter().take_while(|s| s.summary.segment < due.end_segment);
         let (segments, rows) =
             gone.fold((0, 0), |(n, rows), s| (n + 1, rows + s.summary.quarters.iter().map(|q| q.rows).sum::<u64>()));
-        let outliving = self.rows.reactivated().filter(|id| Quarter::of(id.ms() as i64 * 1_000) <= due.quarters.1);
+        let came_back = self.rows.reactivated_through(due.quarters.1, None);
+        let outliving = came_back.filter(|id| Quarter::of(id.ms() as i64 * 1_000) <= due.quarters.1);
         RetentionPlan {
             quarters: Some(due.quarters),
             segments,

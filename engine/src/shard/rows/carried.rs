@@ -64,12 +64,7 @@ impl Rows {
         &self.outliving.carried
     }
 
-    /// Rows that came back in a later quarter than their own.
-    pub fn reactivated(&self) -> impl Iterator<Item = EventId> + '_ {
-        self.outliving.reactivated.iter().copied()
-    }
-
-    /// Those after one whose claims may be of a quarter or of one before it.
+    /// Rows that came back in a later quarter than their own, after one, whose claims may be of a quarter or of one before it.
     pub fn reactivated_through(&self, quarter: Quarter, after: Option<EventId>) -> impl Iterator<Item = EventId> + '_ {
         let end_us = quarter.end_us() + ID_AHEAD_MAX_US;
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
