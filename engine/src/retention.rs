@@ -39,7 +39,7 @@ pub struct QuarterSeal {
     pub head: Hash,
     /// The control totals of those quarters, as they were.
     pub totals: Vec<QuarterTotal>,
-    /// Rows that outlive their quarter: they were logged again.
+    /// Rows of those quarters that outlive them: they were logged again.
     pub carried: u64,
     /// The hash of the seal before; zeroes in the first one.
     pub previous: Hash,
@@ -103,7 +103,7 @@ pub struct Dropped {
     pub checkpoint: Checkpoint,
     /// What was claimed before this is gone.
     pub gone_before_us: i64,
-    /// What is left of the dropped quarters.
+    /// What is left of the dropped quarters, as earlier builds counted it; else empty, and what is left follows from the rows.
     pub kept: Vec<Kept>,
 }
 

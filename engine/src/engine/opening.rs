@@ -174,8 +174,13 @@ async fn read_sealed(
         Ok(chain) => {
             let mut catalog = Catalog::at_start(superblock);
             chain.segments.into_iter().for_each(|segment| catalog.add(segment));
-            let shard = Shard::restore(superblock, &chain.snapshot, catalog);
-            shard.map(|shard| (shard, chain.last.resume.into()))
+            match Shard::restore(superblock, &chain.snapshot, catalog) {
+                Ok(mut shard) => {
+                    let completed = complete(storage, superblock, &mut shard).await;
+                    completed.map(|()| (shard, chain.last.resume.into()))
+                }
+                Err(reason) => Err(reason),
+            }
         }
         Err(error) => Err(error.to_string()),
     };
@@ -222,15 +227,35 @@ async fn apply(
         match shard.at_hand(&record.entry) {
             Ok(()) => return shard.apply(raw.position, log_offset, &record).map_err(error),
             Err(Unread::Damaged(what)) => return Err(error(what)),
+            Err(Unread::Missing(blocks)) => read_blocks(storage, superblock, shard, blocks).await?,
+        }
+    }
+}
+
+/// Has a shard's small state read what the snapshot of an earlier build lacks.
+async fn complete(storage: &impl Storage, superblock: &Superblock, shard: &mut Shard) -> Result<(), String> {
+    loop {
+        match shard.complete() {
+            Ok(()) => return Ok(()),
+            Err(Unread::Damaged(what)) => return Err(what),
             Err(Unread::Missing(blocks)) => {
-                for block in blocks {
-                    let at = block * BLOCK_BYTES;
-                    let file_offset = geometry.file_offset(at);
-                    let read = storage.read_at(file_offset, BLOCK_BYTES as usize).await;
-                    let bytes = read.map_err(|source| RecoveryError::Read { file_offset, source })?;
-                    shard.rows().catalog().put(at, &bytes);
-                }
+                read_blocks(storage, superblock, shard, blocks).await.map_err(|e| e.to_string())?;
             }
         }
     }
+}
+
+async fn read_blocks(
+    storage: &impl Storage,
+    superblock: &Superblock,
+    shard: &Shard,
+    blocks: Vec<u64>,
+) -> Result<(), RecoveryError> {
+    for at in blocks.into_iter().map(|block| block * BLOCK_BYTES) {
+        let file_offset = superblock.geometry.file_offset(at);
+        let read = storage.read_at(file_offset, BLOCK_BYTES as usize).await;
+        let bytes = read.map_err(|source| RecoveryError::Read { file_offset, source })?;
+        shard.rows().catalog().put(at, &bytes);
+    }
+    Ok(())
 }

@@ -6,6 +6,8 @@ use crate::debt::Level;
 use crate::log::io::Io;
 use crate::mutant::Mutant;
 use crate::retention::{Due, RetentionPlan};
+use crate::sealed::Unread;
+use crate::shard::{LookedTo, ToCarry};
 use crate::time::Now;
 
 /// Rows that are logged again in one go.
@@ -20,6 +22,9 @@ const FREE_AGAIN_US: i64 = 1_000_000;
 pub(super) struct Retaining {
     /// It is not looked at before this.
     again_at_us: i64,
+    /// Of what is due, how far the rows that outlive it were looked for, and what it waits for.
+    looked_to: LookedTo,
+    waits_for: Option<String>,
     /// Segments from here on are kept: they are not archived yet.
     limit_segment: u64,
     /// Segments that are no part of the log any more, and may still take space.
@@ -33,6 +38,8 @@ impl Retaining {
     pub fn new(first_segment: u64) -> Retaining {
         Retaining {
             again_at_us: i64::MIN,
+            looked_to: LookedTo::default(),
+            waits_for: None,
             limit_segment: u64::MAX,
             // What a run before did not come to is done once more; freeing what is free takes nothing.
             free: (0, first_segment),
@@ -59,7 +66,7 @@ impl Engine {
         let mut plan = self.shard.retention_plan(time_us);
         if plan.waits_for.is_none() && plan.quarters.is_some() {
             let end = self.shard.rows().catalog().first() + plan.segments;
-            plan.waits_for = self.archive_stands_against(end);
+            plan.waits_for = self.archive_stands_against(end).or_else(|| self.retaining.waits_for.clone());
         }
         plan
     }
@@ -82,6 +89,7 @@ impl Engine {
         });
         let Some(due) = due else {
             self.retaining.again_at_us = now.boot_us + LOOK_AGAIN_US;
+            self.retaining.waits_for = None;
             // The segment with a drop is ended early, so that it is sealed; where the log has no room for that, it is tried again.
             if self.shard.is_drop_open(&self.superblock) {
                 self.log.end_segment();
@@ -93,15 +101,19 @@ impl Engine {
             return self.drop_quarter(now, due);
         }
         for _ in 0..CARRIED_AT_ONCE {
-            let carried = match self.shard.to_carry(due, time_us) {
-                Ok(None) => return self.drop_quarter(now, due),
-                Ok(Some(row)) => self.shard.carry(now, &row, &mut self.log),
+            let carried = match self.shard.to_carry(due, time_us, &mut self.retaining.looked_to) {
+                Ok(ToCarry::None) => return self.drop_quarter(now, due),
+                Ok(ToCarry::More) => return,
+                Ok(ToCarry::Row(row)) => self.shard.carry(now, &row, &mut self.log),
                 Err(unread) => Err(unread),
             };
+            self.retaining.waits_for = match &carried {
+                Ok(Err(reason)) | Err(Unread::Damaged(reason)) => Some(reason.clone()),
+                Ok(Ok(())) | Err(Unread::Missing(_)) => None,
+            };
             match carried {
-                Ok(true) => {}
-                // The log has no room for it yet.
-                Ok(false) => return,
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return,
                 Err(unread) => return self.read_for_work(unread),
             }
         }
@@ -112,12 +124,14 @@ impl Engine {
             Ok(()) => {
                 let (first, last) = due.quarters;
                 tracing::info!(shard = self.shard.number(), %first, %last, before_segment = due.end_segment, "dropped");
+                self.retaining.waits_for = None;
                 if self.mutation.is(Mutant::FreeBeforeSealed) {
                     self.retaining.moved(due.end_segment);
                 }
             }
             Err(reason) => {
-                tracing::error!(shard = self.shard.number(), reason, "a quarter that is due can't be dropped");
+                tracing::warn!(shard = self.shard.number(), reason, "a quarter that is due waits");
+                self.retaining.waits_for = Some(reason);
                 self.retaining.again_at_us = now.boot_us + LOOK_AGAIN_US;
             }
         }

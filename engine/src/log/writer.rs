@@ -249,6 +249,19 @@ impl LogWriter {
         Some(place)
     }
 
+    /// Whether what is appended next is sure to go to a segment, if it has so many bytes at most.
+    pub fn goes_to(&self, segment: u64, bytes: u64) -> bool {
+        let geometry = self.geometry();
+        let goes_at = match &self.open {
+            Some(batch) if batch.buffer.len() as u64 + bytes <= geometry.batch_bytes_max => batch.log_offset,
+            Some(batch) => geometry.next_batch(batch.log_offset, pad_to_block(batch.buffer.len() as u64)),
+            None => self.next_batch_at,
+        };
+        // Fewer bytes may still fit the batch before.
+        let is_at = |log_offset| geometry.segment_of(log_offset) == segment;
+        is_at(goes_at) && self.open.as_ref().is_none_or(|batch| is_at(batch.log_offset))
+    }
+
     /// The last position handed out.
     pub fn last_position(&self) -> u64 {
         self.next_position - 1
@@ -363,6 +376,7 @@ impl LogWriter {
             return;
         }
         let batch = self.open_batch();
+        // What is durable is told by a mark behind it, with which the next segment begins.
         (batch.is_last, batch.is_mark) = (true, false);
         self.close_batch();
     }

@@ -25,6 +25,7 @@ pub mod rows;
 mod snapshot;
 
 pub use decide::ALIASES_FOLLOWED_MAX;
+pub use retention::{LookedTo, ToCarry};
 
 use crate::command::{Claimed, Fact, Outcome, Request};
 use crate::corpus::Prefix;

@@ -5,20 +5,47 @@
 //! freed when a seal behind that entry is named by the superblock, so that a start never needs them again.
 
 use super::Shard;
-use super::rows::Found;
+use super::rows::{Carried, Found};
 use crate::id::EventId;
 use crate::log::entry::{ClaimEntry, Entry, Meta, Record};
-use crate::log::layout::BLOCK_BYTES;
+use crate::log::layout::{BLOCK_BYTES, RECORD_BYTES_MAX};
+use crate::log::record::RECORD_HEADER_BYTES;
 use crate::log::superblock::{Origin, Superblock};
 use crate::log::writer::LogWriter;
-use crate::retention::{Dropped, Due, Kept, QuarterSeal, QuarterTotal, Retention, RetentionPlan, TOTALS_MAX};
+use crate::retention::{Dropped, Due, QuarterSeal, QuarterTotal, Retention, RetentionPlan, TOTALS_MAX};
 use crate::sealed::{Fetch, Unread};
 use crate::time::{Now, Quarter};
 
-/// A drop whose entry would be longer than this waits: a record must fit a batch.
-const DROPPED_BYTES_MAX: usize = 60 << 10;
+/// Bytes of a seal's totals, those of others apart: a record must fit a batch.
+const TOTALS_BYTES_MAX: usize = 56 << 10;
 /// Bytes of an entry beside what it holds, rounded up.
 const ENTRY_BYTES: u64 = 256;
+/// Entries of the open segment that a carry names; where there are more, the segment ends before.
+const ENTRIES_CARRIED_MAX: usize = 64;
+/// Rows that are looked at in one go for whether they outlive their quarter.
+const LOOKED_AT_ONCE: usize = 1_024;
+/// Rows that are looked at beside one of which something is to be read, to have it read at once.
+const LOOKED_AHEAD: usize = 32;
+
+/// How far the rows that came back were looked at.
+#[derive(Debug, Default)]
+pub struct LookedTo {
+    /// For what, with the years of retention.
+    of: Option<(Due, u16)>,
+    /// None up to this one is to be carried.
+    last: Option<EventId>,
+}
+
+/// What is to be carried next.
+#[derive(Debug)]
+pub enum ToCarry {
+    /// This row.
+    Row(Found),
+    /// There are more to be looked at.
+    More,
+    /// Nothing.
+    None,
+}
 
 impl Shard {
     /// Holds, and the seals of what was dropped.
@@ -65,7 +92,8 @@ impl Shard {
         let gone = self.rows.catalog().segments().iter().take_while(|s| s.summary.segment < due.end_segment);
         let (segments, rows) =
             gone.fold((0, 0), |(n, rows), s| (n + 1, rows + s.summary.quarters.iter().map(|q| q.rows).sum::<u64>()));
-        let outliving = self.rows.reactivated().filter(|id| Quarter::of(id.ms() as i64 * 1_000) <= due.quarters.1);
+        let came_back = self.rows.reactivated_through(due.quarters.1, None);
+        let outliving = came_back.filter(|id| Quarter::of(id.ms() as i64 * 1_000) <= due.quarters.1);
         RetentionPlan {
             quarters: Some(due.quarters),
             segments,
@@ -76,55 +104,130 @@ impl Shard {
         }
     }
 
-    /// A row whose claim would go and which outlives it, if there is one.
-    pub fn to_carry(&self, due: Due, time_us: i64) -> Fetch<Option<Found>> {
-        for event_id in self.rows.reactivated() {
-            let Some(row) = self.rows.get(event_id)? else { continue };
-            let goes = self.rows.segment_of(row.claim_at) < due.end_segment;
-            if goes && row.expires_at_us(self.policy.retention_years()) > time_us {
-                return Ok(Some(row));
+    /// A row whose claim would go and which outlives it, if there is one that was not looked at before.
+    pub fn to_carry(&mut self, due: Due, time_us: i64, looked_to: &mut LookedTo) -> Fetch<ToCarry> {
+        let of = Some((due, self.policy.retention_years()));
+        let came_back = self.rows.take_came_back();
+        if looked_to.of != of || came_back.is_some_and(|id| Some(id) <= looked_to.last) {
+            *looked_to = LookedTo { of, last: None };
+        }
+        let (mut missing, mut ahead) = (Vec::new(), 0);
+        let ids = self.rows.reactivated_through(due.quarters.1, looked_to.last);
+        for (n, event_id) in ids.enumerate() {
+            match self.outlives(event_id, due, time_us) {
+                Ok(found) if missing.is_empty() => match found {
+                    Some(row) => return Ok(ToCarry::Row(row)),
+                    None => looked_to.last = Some(event_id),
+                },
+                Err(Unread::Missing(blocks)) => missing.extend(blocks),
+                Err(damage) if missing.is_empty() => return Err(damage),
+                // They come to their turn.
+                Ok(_) | Err(_) => {}
+            }
+            ahead += usize::from(!missing.is_empty());
+            if ahead == LOOKED_AHEAD {
+                break;
+            }
+            if missing.is_empty() && n + 1 == LOOKED_AT_ONCE {
+                return Ok(ToCarry::More);
             }
         }
-        Ok(None)
+        if missing.is_empty() { Ok(ToCarry::None) } else { Err(Unread::Missing(missing)) }
     }
 
-    /// Logs a row again that outlives its quarter; false where the log has no room for it.
-    pub fn carry(&mut self, now: Now, row: &Found, log: &mut LogWriter) -> Fetch<bool> {
-        let record = self.rows.catalog().record_at(row.claim_at)?;
+    /// The row, if its claim would go and it outlives it.
+    fn outlives(&self, event_id: EventId, due: Due, time_us: i64) -> Fetch<Option<Found>> {
+        let years = self.policy.retention_years();
+        let is_over = |carried: &Carried| {
+            carried.standing.is_some_and(|standing| standing.effective.end_us_after_years(years) <= time_us)
+        };
+        let segment = match self.rows.carried().get(&event_id) {
+            Some(carried) if is_over(carried) => None,
+            Some(carried) => Some(self.rows.segment_of(carried.claimed.claim_at)),
+            None => self.rows.catalog().segment_of_row(event_id),
+        };
+        if segment.is_none_or(|segment| segment >= due.end_segment) {
+            return Ok(None);
+        }
+        Ok(self.rows.get(event_id)?.filter(|row| row.expires_at_us(years) > time_us))
+    }
+
+    /// Logs a row again that outlives its quarter; else says what that waits for.
+    pub fn carry(&mut self, now: Now, row: &Found, log: &mut LogWriter) -> Fetch<Result<(), String>> {
+        let event_id = row.event_id;
+        let claimed = self.rows.catalog().record_at(row.claim_at)?;
         let damaged = || Unread::Damaged(format!("the record at log offset {} is no claim", row.claim_at));
-        let decoded = Record::decode(record.kind, &record.body).map_err(|_| damaged())?;
+        let decoded = Record::decode(claimed.kind, &claimed.body).map_err(|_| damaged())?;
         let (claim, claimed_at_us, claim_at): (ClaimEntry<'_>, i64, u64) = match decoded.entry {
-            Entry::Claim(claim) => (claim, decoded.meta.timestamp_us, record.log_offset),
+            Entry::Claim(claim) => (claim, decoded.meta.timestamp_us, claimed.log_offset),
             Entry::Carry { claim, claimed_at_us, claim_at, .. } => (claim, claimed_at_us, claim_at),
             _ => return Err(damaged()),
         };
-        let change = self.rows.carried_change(row)?;
         let time_us = self.clock.time_us(now, self.last_us);
-        let bytes = (record.body.len() + change.len()) as u64 + ENTRY_BYTES;
+        let mut change = self.rows.carried_change(row)?;
+        // The carry goes to the segment of the entries that it names, or behind it.
+        if let Some(entries) = self.rows.entries_in_open(event_id) {
+            let bytes = (claimed.body.len() + change.len()) as u64 + ENTRY_BYTES;
+            log.expect(bytes);
+            let is_quarter = self.last_us == 0 || self.quarter.1.contains(&time_us);
+            let stays = is_quarter && entries <= ENTRIES_CARRIED_MAX && log.goes_to(self.rows.segment(), bytes);
+            if !stays {
+                log.end_segment();
+                self.enter_segment(log.written_bytes());
+                if self.rows.entries_in_open(event_id).is_some() {
+                    return Ok(Err("room in the log".to_owned()));
+                }
+                change = self.rows.carried_change(row)?;
+            }
+        }
+        let reason = match row.tombstone.map(|tombstone| self.rows.segment_of(tombstone.entry_at)) {
+            // It goes with the carry.
+            None => None,
+            Some(segment) if segment == self.rows.segment() => None,
+            Some(segment) if segment >= self.rows.catalog().end() => {
+                return Ok(Err(format!("the sealing of segment {segment}")));
+            }
+            Some(_) => row.tombstone.map(|tombstone| self.rows.catalog().record_at(tombstone.entry_at)).transpose()?,
+        };
+        let reason = reason.as_ref().map(|stored| Record::decode(stored.kind, &stored.body)).transpose();
+        let reason = reason.map_err(|e| Unread::Damaged(format!("the tombstone of {event_id}: {e}")))?;
+        let rationale = reason.map_or("", |reason| reason.meta.rationale);
+        let meta = Meta { timestamp_us: time_us, corpus: Some(event_id.prefix()), rationale, ..Meta::of_daemon() };
+        let record = Record { meta, entry: Entry::Carry { claim, claimed_at_us, claim_at, change: &change } };
+        let mut body = Vec::new();
+        record.encode(&mut body);
+        let bytes = (body.len() + RECORD_HEADER_BYTES) as u64;
+        if bytes > RECORD_BYTES_MAX {
+            let what = format!("{event_id} takes {bytes} bytes to be logged again, and a record {RECORD_BYTES_MAX}");
+            return Err(Unread::Damaged(what));
+        }
         if !log.takes_entry(bytes) {
-            return Ok(false);
+            return Ok(Err("room in the log".to_owned()));
         }
         log.expect(bytes);
-        let corpus = Some(row.event_id.prefix());
-        let meta = Meta { timestamp_us: time_us, corpus, ..Meta::of_daemon() };
-        let entry = Entry::Carry { claim, claimed_at_us, claim_at, change: &change };
-        self.append(&Record { meta, entry }, log);
-        Ok(true)
+        self.append(&record, log);
+        Ok(Ok(()))
     }
 
     /// Drops what is due. The caller has seen that every row which outlives it was carried, and that nothing stands against it.
     pub fn drop_quarter(&mut self, now: Now, due: Due, log: &mut LogWriter) -> Result<(), String> {
         let catalog = self.rows.catalog();
-        let Some(last) = catalog.segment(due.end_segment - 1) else { return Err("its segments are not sealed".into()) };
+        let Some(last) = catalog.segment(due.end_segment - 1) else { return Err("the sealing of its segments".into()) };
         let (start, checkpoint) = (last.resume, last.checkpoint);
         let first_segment = catalog.first();
         let mut totals: Vec<QuarterTotal> = Vec::new();
+        let mut totals_bytes = 0;
         let mut others = [0; 4];
         for corpus in self.registry.corpora().iter().filter(|corpus| corpus.shard == self.number) {
-            let gone = self.rows.totals(corpus.prefix).into_iter().filter(|(quarter, _)| *quarter <= due.quarters.1);
+            // What is left of quarters before them is in their own seals.
+            let quarters = due.quarters.0..=due.quarters.1;
+            let gone = self.rows.totals(corpus.prefix).into_iter().filter(|(quarter, _)| quarters.contains(quarter));
             for (quarter, rows) in gone {
-                if totals.len() < TOTALS_MAX {
-                    totals.push(QuarterTotal { prefix: corpus.prefix.get(), quarter, rows });
+                let total = QuarterTotal { prefix: corpus.prefix.get(), quarter, rows };
+                let bytes = postcard::to_stdvec(&total).expect("a total is encoded in memory").len();
+                if totals.len() < TOTALS_MAX && totals_bytes + bytes <= TOTALS_BYTES_MAX {
+                    totals_bytes += bytes;
+                    totals.push(total);
                 } else {
                     others.iter_mut().zip(rows).for_each(|(sum, n)| *sum += n);
                 }
@@ -133,7 +236,6 @@ impl Shard {
         if others != [0; 4] {
             totals.push(QuarterTotal { prefix: 0, quarter: due.quarters.1, rows: others });
         }
-        let kept = self.rows.kept_of(due).map_err(|unread| unread.to_string())?;
         let time_us = self.clock.time_us(now, self.last_us);
         let mut seal = QuarterSeal {
             quarters: due.quarters,
@@ -143,19 +245,16 @@ impl Shard {
             position: start.next_position - 1,
             head: start.previous_hash,
             totals,
-            carried: kept.iter().flat_map(|kept: &Kept| kept.rows).sum(),
+            carried: self.rows.carried_of(due),
             previous: self.retention.seals.last().map_or([0; 32], |seal| seal.hash),
             hash: [0; 32],
         };
         seal.hash = seal.hash_of(&self.key);
         let gone_before_us = due.quarters.1.end_us();
-        let dropped = Dropped { seal, start, checkpoint, gone_before_us, kept }.encode();
-        if dropped.len() > DROPPED_BYTES_MAX {
-            return Err(format!("what stays of it takes {} bytes, and an entry {DROPPED_BYTES_MAX}", dropped.len()));
-        }
+        let dropped = Dropped { seal, start, checkpoint, gone_before_us, kept: Vec::new() }.encode();
         let bytes = dropped.len() as u64 + ENTRY_BYTES;
         if !log.takes_entry(bytes) {
-            return Err("the log has no room for the entry yet".into());
+            return Err("room in the log".into());
         }
         log.expect(bytes);
         let meta = Meta { timestamp_us: time_us, ..Meta::of_daemon() };
@@ -204,7 +303,16 @@ impl Shard {
         if rows > self.last_position.saturating_mul(3) {
             return Err(format!("a retention drop that leaves {rows} rows, more than there are records"));
         }
-        let unsealed = self.rows.drop_before(end, dropped.seal.quarters.1, dropped.gone_before_us, &dropped.kept);
+        let last = dropped.seal.quarters.1;
+        let kept = match dropped.kept.is_empty() {
+            true => {
+                self.rows.expire_carried(last);
+                self.rows.kept_of(end, last)
+            }
+            // An earlier build's: every row stays that was logged again in what stays.
+            false => dropped.kept.clone(),
+        };
+        let unsealed = self.rows.drop_before(end, last, dropped.gone_before_us, &kept);
         self.retention.dropped(&dropped);
         if self.seals && unsealed > 0 {
             // They never will be: the next seal has none before it, and holds in a log that begins with its segment.

@@ -5,20 +5,22 @@ use super::budget::Budget;
 use super::disputes::Disputes;
 use super::passes::Passes;
 use super::registry::Registry;
-use super::rows::{Carried, Rows, Tallies};
+use super::rows::{Carried, Rows, Standing, Tallies};
 use super::{GlobalEntry, InForce, Refusals, Shard, quarter_of};
 use crate::dispute::Dispute;
 use crate::id::EventId;
 use crate::log::superblock::{Origin, Superblock};
 use crate::policy::Policy;
 use crate::retention::{OriginState, Retention};
-use crate::sealed::Catalog;
+use crate::sealed::{Catalog, Fetch};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The layout of a snapshot; another build's is not read, and the log is replayed instead.
-const SNAPSHOT_VERSION: u32 = 2;
+/// The layout of a snapshot; what comes after this build's is not read, and the log is replayed instead.
+const SNAPSHOT_VERSION: u32 = 3;
+/// The last one in which nothing follows the snapshot; in this build's, what drops go by does.
+const VERSION_WITHOUT_STANDINGS: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct Snapshot<'a> {
@@ -45,7 +47,7 @@ struct Snapshot<'a> {
 
 impl Shard {
     /// The small state as it is now.
-    pub(super) fn snapshot(&self) -> Vec<u8> {
+    pub(crate) fn snapshot(&self) -> Vec<u8> {
         let snapshot = Snapshot {
             version: SNAPSHOT_VERSION,
             registry: Cow::Borrowed(&self.registry),
@@ -67,16 +69,23 @@ impl Shard {
             last_us: self.last_us,
             last_position: self.last_position,
         };
-        postcard::to_stdvec(&snapshot).expect("the small state is encoded in memory")
+        let bytes = postcard::to_stdvec(&snapshot).expect("the small state is encoded in memory");
+        let standings: Vec<Option<Standing>> = self.rows.carried().values().map(|row| row.standing).collect();
+        postcard::to_extend(&standings, bytes).expect("the small state is encoded in memory")
     }
 
     /// A shard whose first segments are sealed, with the small state behind them.
     pub fn restore(superblock: &Superblock, snapshot: &[u8], catalog: Catalog) -> Result<Shard, String> {
         let version: u32 = postcard::take_from_bytes(snapshot).map_err(|e| e.to_string())?.0;
-        if version != SNAPSHOT_VERSION {
+        if ![SNAPSHOT_VERSION, VERSION_WITHOUT_STANDINGS].contains(&version) {
             return Err(format!("the snapshot has version {version}, this build reads {SNAPSHOT_VERSION}"));
         }
-        let snapshot: Snapshot<'_> = postcard::from_bytes(snapshot).map_err(|e| e.to_string())?;
+        let (snapshot, rest): (Snapshot<'_>, _) = postcard::take_from_bytes(snapshot).map_err(|e| e.to_string())?;
+        let mut carried = snapshot.carried.into_owned();
+        if version != VERSION_WITHOUT_STANDINGS {
+            let standings: Vec<Option<Standing>> = postcard::from_bytes(rest).map_err(|e| e.to_string())?;
+            carried.values_mut().zip(standings).for_each(|(row, standing)| row.standing = standing);
+        }
         let mut shard = Shard::new(superblock);
         shard.registry = snapshot.registry.into_owned();
         shard.registry.index();
@@ -96,7 +105,7 @@ impl Shard {
             shard.retention.begin_with(OriginState { start: start.into(), checkpoint: seal, gone_before_us });
         }
         let gone_before_us = shard.retention.origin.map_or(i64::MIN, |origin| origin.gone_before_us);
-        shard.rows.restore_carried(snapshot.carried.into_owned(), snapshot.reactivated.into_owned(), gone_before_us);
+        shard.rows.restore_carried(carried, snapshot.reactivated.into_owned(), gone_before_us);
         shard.users = snapshot.users.into_owned();
         shard.refusals = snapshot.refusals.into_owned();
         shard.globals_before = snapshot.globals_before;
@@ -106,5 +115,13 @@ impl Shard {
         shard.last_position = snapshot.last_position;
         shard.quarter = quarter_of(snapshot.last_us);
         Ok(shard)
+    }
+
+    /// Reads what a snapshot of an earlier build does not have, row by row.
+    pub fn complete(&mut self) -> Fetch<()> {
+        while let Some(event_id) = self.rows.without_standing() {
+            self.rows.restand(event_id)?;
+        }
+        Ok(())
     }
 }

@@ -66,6 +66,19 @@ impl Machine {
     pub fn with_clock(
         clock: ClockMode,
         seed: u64,
+        entropy: Entropy,
+        shard_count: u16,
+        mutant: Option<Mutant>,
+        start_us: i64,
+    ) -> Machine {
+        Machine::with_geometry(GEOMETRY, clock, seed, entropy, shard_count, mutant, start_us)
+    }
+
+    /// The same, with segments of another size.
+    pub fn with_geometry(
+        geometry: Geometry,
+        clock: ClockMode,
+        seed: u64,
         mut entropy: Entropy,
         shard_count: u16,
         mutant: Option<Mutant>,
@@ -80,7 +93,7 @@ impl Machine {
                     shard,
                     shard_count,
                     clock,
-                    geometry: GEOMETRY,
+                    geometry,
                     formatted_at_us: start_us,
                     origin: None,
                     checkpoint: None,
@@ -140,6 +153,13 @@ impl Machine {
     /// All that run.
     pub fn engines(&self) -> impl Iterator<Item = &Engine> {
         self.nodes.iter().filter_map(|node| node.engine.as_ref())
+    }
+
+    /// Nothing is kept for the archive's sake, until the next start.
+    pub fn archive_is_complete(&mut self) {
+        for node in &mut self.nodes {
+            node.engine.iter_mut().for_each(|engine| engine.keep_segments_from(u64::MAX));
+        }
     }
 
     pub fn submit(&mut self, shard: u16, request: &Request<'_>) {
@@ -306,7 +326,7 @@ impl Machine {
 
     /// The same by its log offsets.
     pub fn log_image(&self, shard: usize) -> Vec<u8> {
-        self.image(shard).split_off(GEOMETRY.file_offset(0) as usize)
+        self.image(shard).split_off(self.nodes[shard].superblock.geometry.file_offset(0) as usize)
     }
 
     /// Opens a copy of a shard's file as a superblock without a seal has it: from where the log begins.
@@ -338,8 +358,8 @@ impl Machine {
 
     fn read(&self, shard: usize, log_offset: u64, bytes: usize) -> Result<Vec<u8>, String> {
         let mut context = Context::from_waker(Waker::noop());
-        let disk = &self.nodes[shard].disk;
-        let read = std::pin::pin!(disk.read_at(GEOMETRY.file_offset(log_offset), bytes)).poll(&mut context);
+        let Node { disk, superblock, .. } = &self.nodes[shard];
+        let read = std::pin::pin!(disk.read_at(superblock.geometry.file_offset(log_offset), bytes)).poll(&mut context);
         let Poll::Ready(Ok(bytes)) = read else { return Err("a simulated read fails or waits".into()) };
         Ok(bytes)
     }

@@ -2,6 +2,7 @@
 //! repeats it exactly: `CLAIMD_SIM_SEED=17 cargo test -p claim-engine one_seed -- --nocapture`.
 
 mod asking;
+mod carrying;
 mod client;
 mod cluster;
 mod faults;

@@ -14,7 +14,7 @@ use crate::log::superblock::{ClockMode, Superblock};
 use crate::log::verify::{self, Content, Step, WalkOptions};
 use crate::mutant::Mutant;
 use crate::policy::Policy;
-use crate::retention::verify_seals;
+use crate::retention::{QuarterSeal, verify_seals};
 use crate::row::{Lifecycle, ReasonCode};
 use crate::shard::rows::Found;
 use crate::time::{DAY_US, HOUR_US, Now, Quarter};
@@ -48,10 +48,15 @@ struct Plain {
 }
 
 impl Plain {
-    fn expires_us(&self) -> i64 {
+    /// The quarter that it counts in.
+    fn effective(&self) -> Quarter {
         let own = Quarter::of(self.claimed_us);
         let back = self.reactivated_us.map(Quarter::of).filter(|quarter| *quarter != own);
-        back.map_or(own, Quarter::next).end_us_after_years(YEARS)
+        back.map_or(own, Quarter::next)
+    }
+
+    fn expires_us(&self) -> i64 {
+        self.effective().end_us_after_years(YEARS)
     }
 }
 
@@ -374,9 +379,16 @@ impl Years {
             }
             for found in &scanned {
                 let row = self.rows.get(&found.event_id).ok_or("a scan finds what nobody claimed")?;
-                let is_carried = row.reactivated_us.is_some();
+                let is_carried = gone_to.is_some_and(|gone| row.effective() > gone);
                 if is_gone(row) && !is_carried {
                     return Err(format!("a scan of {name} finds {}, {row:?}, of a dropped quarter", found.event_id));
+                }
+                if let Some(tombstone) = found.tombstone {
+                    let (_, kind, body) = self.machine.read_record(number, tombstone.entry_at)?;
+                    let record = Record::decode(kind, &body).map_err(|e| e.to_string())?;
+                    if record.meta.rationale != "simulated" {
+                        return Err(format!("{}, {row:?}, has no reason: {record:?}", found.event_id));
+                    }
                 }
             }
             let mut ids: Vec<_> = scanned.iter().map(|found| found.event_id).collect();
@@ -393,10 +405,35 @@ impl Years {
         }
         self.counts.dropped = self.counts.dropped.max(retention.seals.len() as u64);
         self.counts.carried = self.counts.carried.max(carried);
+        self.check_seals(number, &retention.seals)?;
         if first < superblock.first_segment() {
             return Err("the superblock has dropped what the state has not".into());
         }
         self.check_replay(number)
+    }
+
+    /// Each quarter is in one seal, with all rows that were claimed in it.
+    fn check_seals(&self, number: usize, seals: &[QuarterSeal]) -> Result<(), String> {
+        let registry = self.machine.engine(number).ok_or("a shard is down")?.shard().registry();
+        let mut sealed: BTreeMap<(String, Quarter), u64> = BTreeMap::new();
+        for total in seals.iter().flat_map(|seal| &seal.totals) {
+            let corpus = registry.corpora().iter().find(|corpus| corpus.prefix.get() == total.prefix);
+            let name = corpus.ok_or("a seal counts rows of no corpus")?.name.clone();
+            if sealed.insert((name, total.quarter), total.rows.iter().sum()).is_some() {
+                return Err(format!("two seals of shard {number} count {}", total.quarter));
+            }
+        }
+        let gone_to = seals.last().map(|seal| seal.quarters.1);
+        let mut claimed: BTreeMap<(String, Quarter), u64> = BTreeMap::new();
+        for row in self.rows.values().filter(|row| gone_to.is_some_and(|gone| Quarter::of(row.claimed_us) <= gone)) {
+            if self.shard_of(row.corpus) == number {
+                *claimed.entry((CORPORA[row.corpus].to_owned(), Quarter::of(row.claimed_us))).or_default() += 1;
+            }
+        }
+        match sealed == claimed {
+            true => Ok(()),
+            false => Err(format!("the seals of shard {number} count {sealed:?}, claimed were {claimed:?}")),
+        }
     }
 
     /// What was dropped is no part of the log any more, and that is free.
@@ -460,6 +497,7 @@ impl Years {
                     found.map_or(Ok((Vec::new(), false)), |found| rows.history(&found, 0, 1_000))
                 })?;
                 let first = entries.first().ok_or_else(|| format!("{event_id} was logged again and has no history"))?;
+                entries.iter().try_for_each(|at| self.machine.read_record(shard, *at).map(|_| ()))?;
                 let (_, kind, body) = self.machine.read_record(shard, *first)?;
                 let record = Record::decode(kind, &body).map_err(|e| e.to_string())?;
                 match record.entry {
@@ -504,6 +542,7 @@ fn run(seed: u64, mutant: Option<Mutant>) -> Result<Counts, String> {
             }
         }
         years.check()?;
+        years.check_histories()?;
         quarter = quarter.next();
         // Some quarters nothing happens in.
         if years.below(6) == 0 {

@@ -407,7 +407,8 @@ pub enum Entry<'a> {
         /// See [`encode_merges`].
         merges: &'a [u8],
     },
-    /// A row that outlives its quarter, logged again before that is dropped: everything that is known of it.
+    /// A row that outlives its quarter, logged again before that is dropped: everything that is known of it. The rationale is
+    /// that of its tombstone, whose own entry goes before the row.
     Carry {
         /// As it was claimed.
         claim: ClaimEntry<'a>,

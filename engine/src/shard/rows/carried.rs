@@ -1,15 +1,17 @@
 //! Rows that outlive their quarter, and what is left of quarters that were dropped.
 
 use super::{Change, Claimed, Found, Rows};
+use crate::corpus::Prefix;
 use crate::id::EventId;
 use crate::log::layout::Geometry;
 use crate::retention::{Due, Kept};
-use crate::row::RowState;
-use crate::sealed::{Fetch, Unread};
+use crate::row::{RowState, Tombstone};
+use crate::sealed::Fetch;
 use crate::shard::apply::ID_AHEAD_MAX_US;
 use crate::time::Quarter;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 /// A row that was logged again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +20,20 @@ pub struct Carried {
     pub claimed: Claimed,
     /// Log offset of the claim.
     pub first_at: u64,
+    /// What a drop goes by. Snapshots of version 2 lack it: then it is `None` until the ledger is open.
+    #[serde(skip)]
+    pub standing: Option<Standing>,
+}
+
+/// What a drop goes by, of a row that was logged again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// What its entries add up to.
+    pub state: RowState,
+    /// The corpus of the row that it refers to.
+    pub refers_to: Option<Prefix>,
+    /// The quarter that it counts in.
+    pub effective: Quarter,
 }
 
 /// See the module.
@@ -48,9 +64,23 @@ impl Rows {
         &self.outliving.carried
     }
 
-    /// Rows that came back in a later quarter than their own.
-    pub fn reactivated(&self) -> impl Iterator<Item = EventId> + '_ {
-        self.outliving.reactivated.iter().copied()
+    /// Rows that came back in a later quarter than their own, after one, whose claims may be of a quarter or of one before it.
+    pub fn reactivated_through(&self, quarter: Quarter, after: Option<EventId>) -> impl Iterator<Item = EventId> + '_ {
+        let end_us = quarter.end_us() + ID_AHEAD_MAX_US;
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let rows = self.outliving.reactivated.range((start, Bound::Unbounded)).copied();
+        rows.take_while(move |id| (id.ms() as i64).saturating_mul(1_000) < end_us)
+    }
+
+    /// The first row that came back since this was asked for.
+    pub(in super::super) fn take_came_back(&mut self) -> Option<EventId> {
+        self.came_back.take()
+    }
+
+    pub(super) fn came_back(&mut self, event_id: EventId) {
+        if self.outliving.reactivated.insert(event_id) {
+            self.came_back = Some(self.came_back.map_or(event_id, |first| first.min(event_id)));
+        }
     }
 
     pub(in super::super) fn reactivated_set(&self) -> &BTreeSet<EventId> {
@@ -101,6 +131,11 @@ impl Rows {
         sealed.chain(near.map(|rows| (rows.number, rows.times_us(), false)))
     }
 
+    /// How many entries of the open segment are about a row, if it changed there.
+    pub(in super::super) fn entries_in_open(&self, event_id: EventId) -> Option<usize> {
+        self.open.change(event_id).map(|change| change.entries_at.len())
+    }
+
     /// What became of a row, as a carry holds it.
     pub(in super::super) fn carried_change(&self, row: &Found) -> Fetch<Vec<u8>> {
         let change = match self.newest_change(row.event_id, row.claim_at)? {
@@ -120,35 +155,81 @@ impl Rows {
         if first_at >= claimed.claim_at {
             return Err(format!("a carry of {event_id} from behind itself"));
         }
-        self.outliving.carried.insert(event_id, Carried { claimed: Claimed { position: 0, ..claimed }, first_at });
+        let claimed = Claimed { position: 0, ..claimed };
+        self.outliving.carried.insert(event_id, Carried { claimed, first_at, standing: None });
         self.outliving.reactivated.insert(event_id);
         if self.open.change(event_id).is_none() {
+            // Earlier builds name entries of the segment that the carry has ended.
+            let before = change.entries_at.first().map(|at| self.segment_of(*at));
+            let change = match before.filter(|before| *before != self.open.number) {
+                Some(before) => change.gone_on_from(before),
+                None => change,
+            };
             self.open.noted_mut(event_id).change = Some(change);
+        }
+        self.restand(event_id).map_err(|unread| format!("{event_id}: {unread}"))
+    }
+
+    /// Keeps what a drop goes by of a row, if it was logged again. Of a row that has just changed everything is at hand.
+    pub(in super::super) fn restand(&mut self, event_id: EventId) -> Fetch<()> {
+        let Some(Carried { claimed, .. }) = self.outliving.carried.get(&event_id).copied() else { return Ok(()) };
+        let found = self.found((claimed, Quarter::of(claimed.claim_timestamp_us)))?;
+        let refers_to = found.canonical_id.filter(|_| found.state == RowState::Referenced).map(EventId::prefix);
+        let standing = Standing { state: found.state, refers_to, effective: found.effective_quarter() };
+        if let Some(carried) = self.outliving.carried.get_mut(&event_id) {
+            carried.standing = Some(standing);
         }
         Ok(())
     }
 
-    /// What stays in the control totals of what is dropped: the rows that were logged again.
-    pub(in super::super) fn kept_of(&self, due: Due) -> Fetch<Vec<Kept>> {
+    /// A row of which a snapshot of an earlier build does not say what a drop goes by.
+    pub(in super::super) fn without_standing(&self) -> Option<EventId> {
+        self.outliving.carried.iter().find(|(_, row)| row.standing.is_none()).map(|(id, _)| *id)
+    }
+
+    /// A tombstone of a row, where it is told why: when its own entry is gone, the carry has what that said.
+    pub(super) fn told_at(&self, tombstone: Tombstone, claim_at: u64) -> Tombstone {
+        let is_there = self.segment_of(tombstone.entry_at) >= self.catalog.first();
+        Tombstone { entry_at: if is_there { tombstone.entry_at } else { claim_at }, ..tombstone }
+    }
+
+    /// Rows that were logged again and outlive the quarters up to one, when what is before a segment goes.
+    fn staying(&self, end: u64, last: Quarter) -> impl Iterator<Item = (Quarter, &Carried, Standing)> {
+        self.outliving.carried.values().filter_map(move |row| {
+            let quarter = Quarter::of(row.claimed.claim_timestamp_us);
+            let standing = row.standing.filter(|standing| standing.effective > last)?;
+            (quarter <= last && self.segment_of(row.claimed.claim_at) >= end).then_some((quarter, row, standing))
+        })
+    }
+
+    /// How many rows of quarters that go were logged again.
+    pub(in super::super) fn carried_of(&self, due: Due) -> u64 {
+        let rows = self.staying(due.end_segment, due.quarters.1);
+        rows.filter(|(quarter, ..)| *quarter >= due.quarters.0).count() as u64
+    }
+
+    /// What stays in the control totals when what is before a segment goes: the rows that were logged again.
+    pub(in super::super) fn kept_of(&self, end: u64, last: Quarter) -> Vec<Kept> {
         let mut kept: BTreeMap<(u16, Quarter), Kept> = BTreeMap::new();
-        for (event_id, carried) in &self.outliving.carried {
-            let quarter = Quarter::of(carried.claimed.claim_timestamp_us);
-            let stays = self.geometry.segment_of(carried.claimed.claim_at) >= due.end_segment;
-            if quarter > due.quarters.1 || !stays {
-                continue;
-            }
-            let missing = || Unread::Damaged(format!("{event_id} was logged again, and is not there"));
-            let row = self.get(*event_id)?.ok_or_else(missing)?;
-            let prefix = event_id.prefix().get();
+        for (quarter, row, standing) in self.staying(end, last) {
+            let prefix = row.claimed.event_id.prefix().get();
             let empty = || Kept { prefix, quarter, rows: [0; 4], over_budget: 0, aliases: Vec::new() };
             let of_quarter = kept.entry((prefix, quarter)).or_insert_with(empty);
-            of_quarter.rows[row.state.lifecycle() as usize] += 1;
-            of_quarter.over_budget += u64::from(row.over_budget);
-            if let Some(canonical) = row.canonical_id.filter(|_| row.state == RowState::Referenced) {
-                of_quarter.aliases.push((canonical.prefix().get(), 1));
+            of_quarter.rows[standing.state.lifecycle() as usize] += 1;
+            of_quarter.over_budget += u64::from(row.claimed.over_budget);
+            if let Some(canonical) = standing.refers_to.map(Prefix::get) {
+                match of_quarter.aliases.iter_mut().find(|(prefix, _)| *prefix == canonical) {
+                    Some((_, count)) => *count += 1,
+                    None => of_quarter.aliases.push((canonical, 1)),
+                }
             }
         }
-        Ok(kept.into_values().collect())
+        kept.into_values().collect()
+    }
+
+    /// Rows that were logged again go with the quarter that they count in.
+    pub(in super::super) fn expire_carried(&mut self, last: Quarter) {
+        self.outliving.carried.retain(|_, row| row.standing.is_none_or(|standing| standing.effective > last));
     }
 
     /// Segments before one are dropped, and with them the quarters up to one. Says how many of them were not sealed: those that a

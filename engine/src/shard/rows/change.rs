@@ -215,10 +215,11 @@ impl Rows {
             entry_at: happened.log_offset,
         });
         let (now, refers_to) = (change.state, change.alias_of());
+        self.restand(event_id).map_err(|unread| format!("{event_id}: {unread}"))?;
         self.tallies.changed(event_id.prefix(), found.quarter, was, now);
         self.tallies.aliased(found.quarter, referred_to, refers_to);
         if operation == RowOperation::Reactivate && Quarter::of(happened.at_us) != found.quarter {
-            self.outliving.reactivated.insert(event_id);
+            self.came_back(event_id);
         }
         Ok(())
     }

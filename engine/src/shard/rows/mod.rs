@@ -11,8 +11,8 @@ mod pages;
 mod segment;
 mod tallies;
 
-pub use carried::Carried;
 use carried::Outliving;
+pub use carried::{Carried, Standing};
 use change::{Change, Noted};
 pub(super) use change::{Happened, With};
 pub use segment::{IndexJob, SegmentRows, correlation_hash};
@@ -127,6 +127,8 @@ pub struct Rows {
     spare: Option<SegmentRows>,
     tallies: Tallies,
     outliving: Outliving,
+    /// The first row that came back in a later quarter since this was asked for.
+    came_back: Option<EventId>,
     catalog: Catalog,
 }
 
@@ -141,6 +143,7 @@ impl Rows {
             spare: None,
             tallies: Tallies::default(),
             outliving: Outliving::default(),
+            came_back: None,
             catalog: Catalog::new(geometry, 0),
         }
     }
@@ -149,7 +152,17 @@ impl Rows {
     pub(super) fn restored(geometry: Geometry, secret: u64, tallies: Tallies, catalog: Catalog) -> Rows {
         let open = SegmentRows::new(catalog.end(), secret);
         let outliving = Outliving::default();
-        Rows { geometry, secret, open, frozen: VecDeque::new(), spare: None, tallies, outliving, catalog }
+        Rows {
+            geometry,
+            secret,
+            open,
+            frozen: VecDeque::new(),
+            spare: None,
+            tallies,
+            outliving,
+            came_back: None,
+            catalog,
+        }
     }
 
     /// What is sealed.
@@ -333,7 +346,7 @@ impl Rows {
             state: change.map_or(RowState::Registered, |c| c.state),
             canonical_id: change.and_then(|c| c.canonical_id),
             dispute: change.and_then(|c| c.dispute).map(|(dispute, _)| dispute),
-            tombstone: change.and_then(|c| c.tombstone),
+            tombstone: change.and_then(|c| c.tombstone).map(|tombstone| self.told_at(tombstone, claim.claim_at)),
             reactivated_at_us: change.and_then(|c| c.reactivated_at_us),
             references: change.map_or(0, |c| c.references),
             position: change.map_or(0, |c| c.position).max(claim.position),

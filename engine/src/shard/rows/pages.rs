@@ -78,7 +78,9 @@ impl Rows {
         let mut next = self.newest_change(found.event_id, found.claim_at)?.map(|(_, change)| change.into_owned());
         // Of a row that was logged again entries may be gone: which one is the first on the page shows at the first that is left.
         let is_carried = self.carried().contains_key(&found.event_id);
-        while let Some(Change { entries_at, entries_before, segment_before, .. }) = next.take() {
+        let is_there = |at: &u64| self.segment_of(*at) >= self.catalog.first();
+        while let Some(Change { mut entries_at, entries_before, segment_before, .. }) = next.take() {
+            entries_at.retain(is_there);
             parts.push(entries_at);
             first = 1 + entries_before as usize;
             if first <= skip && !is_carried {
