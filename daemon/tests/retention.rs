@@ -4,7 +4,7 @@
 mod harness;
 
 use claim_client::import::{self, Event, EventKind, ImportOptions, Source};
-use claim_client::{Client, ClientError, ErrorCode, ScanRange, ShardStatus, Uuid};
+use claim_client::{Client, ClientError, ErrorCode, ReasonCode, ScanRange, ShardStatus, Uuid};
 use harness::plain::{Rules, quarter_of};
 use harness::replay::{Ledger, all_rows, at, claim, hold_everything, onboard, sixteen_corpora};
 use harness::{claimd, options, run_json};
@@ -242,6 +242,43 @@ fn a_hold_keeps_everything_until_it_ends() {
     assert_eq!(refused(&error), Some(ErrorCode::Expired));
     let rows: Vec<_> = client.scan("alpha", ScanRange::default(), &options()).rows().collect();
     assert_eq!(rows.len(), 1);
+}
+
+/// The tombstone's own entry goes before the row does.
+#[test]
+fn a_row_that_outlives_its_quarter_says_why_it_is_tombstoned() {
+    const FEBRUARY_2020_US: i64 = 1_580_515_200_000_000;
+    let mut ledger = Ledger::new(1, None);
+    let client = ledger.client();
+    onboard(&client, &["alpha"], FEBRUARY_2020_US);
+    let row = claim(&client, "alpha", "back and gone", FEBRUARY_2020_US, FEBRUARY_2020_US).event_id;
+    let later = |days: i64| at(FEBRUARY_2020_US + days * DAY_US);
+    client.retract("alpha", row, ReasonCode::Other, &later(1)).wait().expect("a retraction");
+    wait_until_prepared(&client);
+    client.reactivate(row, &later(180)).wait().expect("a reactivation");
+    client.retract("alpha", row, ReasonCode::FalseAlarm, &later(181)).wait().expect("a retraction");
+    let mut first_segment = 0;
+    // Its claim goes, and then what became of it.
+    for (days, dropped_to) in [(1_522, "2020-Q1"), (1_705, "2020-Q3")] {
+        let at_us = FEBRUARY_2020_US + days * DAY_US;
+        wait_until_prepared(&client);
+        claim(&client, "alpha", dropped_to, at_us, at_us);
+        wait_until_dropped(&client, dropped_to);
+        let until = Instant::now() + PATIENCE;
+        while shards(&client)[0].first_segment == first_segment {
+            assert!(Instant::now() < until, "the log does not begin later");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        first_segment = shards(&client)[0].first_segment;
+    }
+    drop(client);
+    ledger.crash();
+    let client = ledger.client();
+    let found = client.lookup(row, &options()).wait().expect("it outlives its quarter").value;
+    assert_eq!(found.tombstone_reason_code, Some(ReasonCode::FalseAlarm));
+    assert_eq!(found.tombstone_reason.as_deref(), Some("a test"));
+    let rows: Vec<_> = client.scan("alpha", ScanRange::default(), &options()).rows().collect();
+    assert!(rows.len() == 3 && rows.iter().all(Result::is_ok), "{rows:?}");
 }
 
 /// The archive has what the ledger drops, and nothing is dropped before it has it.
