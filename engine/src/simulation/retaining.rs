@@ -1,6 +1,6 @@
 //! Retention in a replay ledger over years: quarters leave with whole segments, rows that came back stay, and whatever instant a crash
-//! comes at, what is there afterwards is what a plain list of rows says. So it is in what an archive makes of it, which has the dropped
-//! segments still, and is sealed anew.
+//! comes at, what is there afterwards is what a plain list of rows says. So it is in the ledger that an archive makes, which has the
+//! dropped segments still and is sealed anew.
 
 use super::machine::Machine;
 use crate::command::{Claim, Claimed, Operation, Outcome, Request, Token};
@@ -593,10 +593,11 @@ fn quarters_are_dropped_and_nothing_else_is_whatever_crashes() {
         totals.crashes > RUNS && totals.dropped > RUNS && totals.freed > RUNS && totals.carried > RUNS / 2,
         "{totals:?}"
     );
+    assert!(totals.restored > RUNS, "{totals:?}");
 }
 
-/// The segment behind those that are dropped may be sealed after the drop and before the segment with the drop: a start from there still
-/// finds what was dropped, which entries before the drop are about.
+/// The segment behind those that are dropped may be sealed after the drop, and before the segment with the drop: a start from there
+/// finds what was dropped, because entries before the drop are about it.
 #[test]
 fn what_is_dropped_is_known_until_the_drop_is_sealed() {
     let mut years = Years::new(0, None);
@@ -607,17 +608,15 @@ fn what_is_dropped_is_known_until_the_drop_is_sealed() {
         years.machine.now.wall_us = at_us;
     };
     let first = Quarter::of(START_US);
-    let claim = |years: &mut Years| {
-        while !years.rows.values().any(|row| row.corpus == 0) {
-            years.claim().unwrap();
-        }
-    };
     at(&mut years, START_US + DAY_US);
-    claim(&mut years);
+    while !years.rows.values().any(|row| row.corpus == 0) {
+        years.claim().unwrap();
+    }
     let event_id = *years.rows.iter().find(|(_, row)| row.corpus == 0).expect("one was claimed").0;
+    let back_us = first.next().end_us() + DAY_US;
     let retract = Operation::Retract { corpus: CORPORA[0], event_id, reason_code: ReasonCode::FalseAlarm };
     years.ask(shard, "simulated", &retract).unwrap();
-    at(&mut years, first.next().end_us() + DAY_US);
+    at(&mut years, back_us);
     years.ask(shard, "simulated", &Operation::Reactivate { event_id }).unwrap();
     let first_seal = years.machine.engine(shard).unwrap().superblock().checkpoint;
     assert!(first_seal.is_some(), "the first quarter's segment is sealed");
@@ -640,7 +639,7 @@ fn what_is_dropped_is_known_until_the_drop_is_sealed() {
     years.machine.crash(true, 0, 1_000_000);
     years.machine.recover(None).unwrap();
     let known = years.rows.get_mut(&event_id).expect("it was claimed");
-    (known.is_retracted, known.reactivated_us) = (true, Some(first.next().end_us() + DAY_US));
+    (known.is_retracted, known.reactivated_us) = (true, Some(back_us));
     years.check_shard(shard).unwrap_or_else(|what| panic!("{what}"));
 }
 
