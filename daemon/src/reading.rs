@@ -125,6 +125,7 @@ async fn read_entries(
             taken += 1;
         }
         reader.rounds.spend_since(began, Work::Reads);
+        reader.rounds.pass_on(Work::Reads);
     }
     Ok((entries, taken))
 }
@@ -201,6 +202,7 @@ async fn read_rows(reader: Reader<'_>, views: &[RowView], names: &impl Names) ->
             })?);
         }
         reader.rounds.spend_since(began, Work::Reads);
+        reader.rounds.pass_on(Work::Reads);
     }
     Ok(rows)
 }

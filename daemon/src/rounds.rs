@@ -6,6 +6,7 @@
 
 use glommio::timer::Timer;
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -28,61 +29,115 @@ pub enum Work {
     Reads,
 }
 
+/// Those who wait for time for one kind of work: one after the other, in the order in which they came.
+#[derive(Debug, Default)]
+struct Turns {
+    spent: Duration,
+    waiting: VecDeque<Waker>,
+    /// Whose turn it is, and who has not been there yet.
+    next: Option<Waker>,
+}
+
 /// The rounds of one executor.
 #[derive(Debug, Default)]
 pub struct Rounds {
-    spent: Cell<Duration>,
-    spent_on_reads: Cell<Duration>,
-    /// Those that go on in the next round.
-    waiting: RefCell<Vec<Waker>>,
+    requests: RefCell<Turns>,
+    reads: RefCell<Turns>,
+    /// Somebody waits, and so goes on with the next look.
+    is_looking: Cell<bool>,
 }
 
 impl Rounds {
+    fn turns(&self, work: Work) -> &RefCell<Turns> {
+        match work {
+            Work::Requests => &self.requests,
+            Work::Reads => &self.reads,
+        }
+    }
+
     /// The executor has looked at its rings.
     pub fn begin(&self) {
-        self.spent.set(Duration::ZERO);
-        self.spent_on_reads.set(Duration::ZERO);
+        self.requests.borrow_mut().spent = Duration::ZERO;
+        self.reads.borrow_mut().spent = Duration::ZERO;
     }
 
     /// Counts what work took of the processor since then. Returns the time.
     pub fn spend_since(&self, began: Instant, work: Work) -> Instant {
         let now = Instant::now();
-        let time = now - began;
-        self.spent.set(self.spent.get() + time);
+        self.requests.borrow_mut().spent += now - began;
         if work == Work::Reads {
-            self.spent_on_reads.set(self.spent_on_reads.get() + time);
+            self.reads.borrow_mut().spent += now - began;
         }
         now
     }
 
     /// Whether such work has had its time, as far as is known: it may be another round by now.
     pub fn is_spent(&self, work: Work) -> bool {
-        self.spent.get() >= ROUND || (work == Work::Reads && self.spent_on_reads.get() >= READS)
+        let is_over = self.requests.borrow().spent >= ROUND;
+        is_over || (work == Work::Reads && self.reads.borrow().spent >= READS)
     }
 
-    /// Ready while there is time for such work in this round.
+    /// Ready when there is time for such work in this round, and nobody was there before. Who was told so does the work at once,
+    /// and then [passes the turn on](Rounds::pass_on).
     pub fn poll_time(self: &Rc<Self>, work: Work, cx: &Context<'_>) -> Poll<()> {
-        if !self.is_spent(work) {
+        let is_spent = self.is_spent(work);
+        let mut turns = self.turns(work).borrow_mut();
+        let is_own = |waker: &Waker| waker.will_wake(cx.waker());
+        if turns.next.take_if(|next| is_own(next)).is_some() {
             return Poll::Ready(());
         }
-        self.waiting.borrow_mut().push(cx.waker().clone());
-        if self.waiting.borrow().len() == 1 {
-            let this = Rc::clone(self);
-            // Runs at once up to where it waits.
-            glommio::spawn_local(async move {
-                next_look().await;
-                this.begin();
-                let waiting = this.waiting.take();
-                waiting.into_iter().for_each(Waker::wake);
-            })
-            .detach();
+        if turns.waiting.is_empty() && turns.next.is_none() && !is_spent {
+            return Poll::Ready(());
         }
+        if !turns.waiting.iter().any(is_own) {
+            turns.waiting.push_back(cx.waker().clone());
+        }
+        drop(turns);
+        self.go_on_with_next_look();
         Poll::Pending
     }
 
     /// Waits until there is time for such work.
     pub async fn time_for(self: &Rc<Self>, work: Work) {
         poll_fn(|cx| self.poll_time(work, cx)).await;
+    }
+
+    /// Lets the next one do such work, if there is time left.
+    pub fn pass_on(&self, work: Work) {
+        let is_spent = self.is_spent(work);
+        let mut turns = self.turns(work).borrow_mut();
+        if is_spent || turns.next.is_some() {
+            return;
+        }
+        turns.next = turns.waiting.pop_front();
+        let next = turns.next.clone();
+        drop(turns);
+        if let Some(next) = next {
+            next.wake();
+        }
+    }
+
+    fn go_on_with_next_look(self: &Rc<Self>) {
+        if self.is_looking.replace(true) {
+            return;
+        }
+        let this = Rc::clone(self);
+        // Runs at once up to where it waits.
+        glommio::spawn_local(async move {
+            next_look().await;
+            this.begin();
+            for work in [Work::Requests, Work::Reads] {
+                // Who has not come is gone.
+                this.turns(work).borrow_mut().next = None;
+                this.pass_on(work);
+            }
+            this.is_looking.set(false);
+            let is_waiting = |work| !this.turns(work).borrow().waiting.is_empty();
+            if is_waiting(Work::Requests) || is_waiting(Work::Reads) {
+                this.go_on_with_next_look();
+            }
+        })
+        .detach();
     }
 }
 
@@ -123,6 +178,7 @@ mod tests {
                 glommio::spawn_local(async move {
                     rounds.time_for(Work::Reads).await;
                     order.borrow_mut().push(name);
+                    rounds.pass_on(Work::Reads);
                 })
             });
             // A task runs at once up to where it waits.
@@ -146,6 +202,7 @@ mod tests {
                         rounds.time_for(Work::Reads).await;
                         assert!(!rounds.is_spent(Work::Reads), "those before have used it up");
                         spend(&rounds);
+                        rounds.pass_on(Work::Reads);
                     })
                 })
                 .collect();

@@ -16,10 +16,13 @@ use std::{
     os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd},
     pin::Pin,
     rc::Rc,
+    time::Duration,
 };
 
 /// Connections that are asked for at once; the others come with the next look.
 const EVENTS_MAX: usize = 256;
+/// How often it is looked when there is no descriptor to wait with.
+const WITHOUT_DESCRIPTOR: Duration = Duration::from_millis(1);
 
 /// The epoll of one executor.
 pub struct Readiness {
@@ -67,7 +70,7 @@ impl Readiness {
     pub async fn next(&self, ready: &mut Vec<(u64, Ready)>) -> io::Result<()> {
         let mut events = [EpollEvent::empty(); EVENTS_MAX];
         loop {
-            self.until_ready().await?;
+            self.until_ready().await;
             let count = match self.epoll.wait(&mut events, EpollTimeout::ZERO) {
                 Err(nix::Error::EINTR) => continue,
                 result => result?,
@@ -80,13 +83,15 @@ impl Readiness {
     }
 
     /// glommio waits for sockets, and takes every descriptor that can be polled for one. It polls first, and then receives, which
-    /// an epoll answers with ENOTSOCK: that is the end of the wait.
-    async fn until_ready(&self) -> io::Result<()> {
-        let epoll = self.epoll.0.try_clone()?;
+    /// an epoll answers with ENOTSOCK: that is the end of the wait. Where no descriptor is left for that, it looks again soon.
+    async fn until_ready(&self) {
+        let Ok(epoll) = self.epoll.0.try_clone() else {
+            glommio::timer::sleep(WITHOUT_DESCRIPTOR).await;
+            return;
+        };
         // SAFETY: the descriptor is open and nobody else's; the stream takes it over.
         let mut waiting = unsafe { UnixStream::from_raw_fd(epoll.into_raw_fd()) };
         poll_fn(|cx| futures_lite::io::AsyncRead::poll_read(Pin::new(&mut waiting), cx, &mut [0]).map(drop)).await;
-        Ok(())
     }
 
     fn interest(connection: u64, also: EpollFlags) -> EpollEvent {
@@ -119,6 +124,11 @@ impl Socket {
     pub fn ready(&self, ready: Ready) {
         self.may_read.set(self.may_read.get() || ready.read);
         self.has_ended.set(self.has_ended.get() || ready.end);
+    }
+
+    /// Whether there may be something to read.
+    pub fn may_read(&self) -> bool {
+        self.may_read.get()
     }
 
     /// Reads what there is and fits; 0 is the end.

@@ -77,10 +77,13 @@ fn turn<H: FrameHandler>(
             End::Now(reason) => return Poll::Ready(Turn::Over(reason)),
             End::Over => unreachable!("only the end of this task makes a connection over"),
         }
-        if conn.sockets().rounds().poll_time(intake.work, cx).is_pending() {
+        let (rounds, work) = (conn.sockets().rounds(), intake.work);
+        if (intake.blocked || socket.may_read()) && rounds.poll_time(work, cx).is_pending() {
             return Poll::Pending;
         }
-        match intake.step(socket, conn, handler) {
+        let step = intake.step(socket, conn, handler);
+        rounds.pass_on(work);
+        match step {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(error)) => return Poll::Ready(Turn::Over(CloseReason::Io(error.kind()))),
