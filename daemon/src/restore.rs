@@ -26,11 +26,12 @@ use claim_engine::log::io::perform;
 use claim_engine::log::layout::Geometry;
 use claim_engine::log::record::{self, RawRecord};
 use claim_engine::log::recovery::BatchPlace;
-use claim_engine::log::superblock::{ClockMode, Superblock, encode_segment_header};
+use claim_engine::log::superblock::{ClockMode, Origin, Superblock, encode_segment_header};
 use claim_engine::log::verify::{Standing, Step, WalkOptions, walk};
 use claim_engine::log::writer::LogWriter;
 use claim_engine::log::{batch, batch::Found};
 use claim_engine::mutant::Mutation;
+use claim_engine::retention::Dropped;
 use claim_engine::storage::{DirectIo, RealStorage, Storage};
 use claim_engine::time::{Quarter, rfc3339};
 use glommio::LocalExecutor;
@@ -134,7 +135,9 @@ struct Seen {
     incarnation_max: u64,
     /// Entries of the global order before the log's beginning.
     globals_before: u64,
-    /// Where a log begins whose first segments were dropped: the small state of then stands behind this position, of this time.
+    /// Where the log begins, if its first segments were dropped.
+    origin: Option<Origin>,
+    /// The entry that dropped them, and its time: what it says of them is a part of what is left.
     earliest: Option<(u64, i64)>,
 }
 
@@ -162,6 +165,12 @@ impl Seen {
             Entry::Repair { floors, .. } | Entry::Restore { floors, .. } => {
                 let quarter = Quarter::of(at_us);
                 self.slots.extend(entry::floors(floors).map(|(prefix, sequence)| (prefix, (quarter, sequence))));
+            }
+            Entry::RetentionDrop { dropped } => {
+                let begins_with = Dropped::decode(dropped).map(|dropped| LogEnd::from(dropped.start));
+                if self.origin.is_some_and(|origin| Ok(origin.start) == begins_with) {
+                    self.earliest = Some((raw.position, at_us));
+                }
             }
             _ => {}
         }
@@ -351,13 +360,8 @@ fn plan(backup: &Backup, to: Option<&To>, bar: &ProgressBar) -> Result<Vec<Seen>
         let limit = own.unwrap_or(limit);
         let mut seen = Seen::default();
         let origin = backup.superblocks[usize::from(shard)].as_ref().and_then(|superblock| superblock.origin);
-        seen.earliest = origin.map(|origin| (origin.start.next_position - 1, origin.gone_before_us));
-        let each = Box::new(|raw: &RawRecord<'_>, log_offset: u64, _: Standing| {
-            seen.record(raw, limit);
-            if origin.is_some_and(|origin| log_offset < origin.seal.log_offset) {
-                seen.earliest = Some((raw.position, seen.last_us));
-            }
-        });
+        seen.origin = origin;
+        let each = Box::new(|raw: &RawRecord<'_>, _: u64, _: Standing| seen.record(raw, limit));
         let report = backup.verify_shard(shard, bar, Some(each))?;
         seen.globals_before = report.globals_before;
         seen.incarnation_max = report.walked.as_ref().map_or(0, |walked| walked.incarnation_max);
