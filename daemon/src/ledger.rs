@@ -2,7 +2,7 @@
 
 use crate::raw;
 use claim_engine::log::layout::Geometry;
-use claim_engine::log::superblock::{ClockMode, FORMAT_VERSION, Superblock, SuperblockError};
+use claim_engine::log::superblock::{ClockMode, Superblock, SuperblockError};
 use claim_engine::log::writer;
 use claim_engine::storage::{DirectIo, OpenError, RealStorage};
 use glommio::LocalExecutor;
@@ -235,18 +235,12 @@ pub fn format(options: &FormatOptions, mut progress: impl FnMut(u16)) -> Result<
     let mut random = [0; 48];
     getrandom::fill(&mut random).map_err(|e| LedgerError::Option(format!("no entropy from the kernel: {e}")))?;
     let ledger = uuid::Builder::from_random_bytes(random[..16].try_into().expect("16 of 48 bytes")).into_uuid();
+    let key = random[16..].try_into().expect("32 of 48 bytes");
     let mut superblock = Superblock {
-        generation: 1,
-        ledger,
-        key: random[16..].try_into().expect("32 of 48 bytes"),
-        shard: 0,
         shard_count: *shards,
         clock: *clock,
-        geometry: *geometry,
         formatted_at_us: crate::clock::now().wall_us,
-        origin: None,
-        checkpoint: None,
-        version: FORMAT_VERSION,
+        ..Superblock::of_new_ledger(ledger, key, *geometry)
     };
     // Shard 0 comes last: without its file there is no ledger.
     for shard in (0..*shards).rev() {

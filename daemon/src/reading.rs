@@ -11,7 +11,6 @@ use claim_protocol::reply::{ReplyResult, Row};
 use claim_protocol::{self as wire, FRAME_BYTES_MAX, LogPosition, entry_frame_bytes, row_frame_bytes};
 use claim_translate::{self as translate, Names, pages};
 use std::rc::Rc;
-use std::time::Instant;
 
 /// A page of rows ends when its reply has grown to this, so that the next row still fits the frame.
 const PAGE_BYTES_MAX: usize = FRAME_BYTES_MAX - (256 << 10);
@@ -105,8 +104,7 @@ async fn read_entries(
     let (mut entries, mut taken, mut bytes) = (Vec::new(), 0, 0);
     for chunk in entries_at.chunks(ENTRIES_READ) {
         let records = reader.driver.read_records(chunk).await.map_err(unreadable)?;
-        reader.rounds.time_for(Work::Reads).await;
-        let began = Instant::now();
+        let _turn = reader.rounds.turn(Work::Reads).await;
         for stored in &records {
             let mut record = decode(stored)?;
             if within.takes(record.meta.timestamp_us) {
@@ -124,8 +122,6 @@ async fn read_entries(
             }
             taken += 1;
         }
-        reader.rounds.spend_since(began, Work::Reads);
-        reader.rounds.pass_on(Work::Reads);
     }
     Ok((entries, taken))
 }
@@ -192,8 +188,7 @@ async fn read_rows(reader: Reader<'_>, views: &[RowView], names: &impl Names) ->
                 None => None,
             });
         }
-        reader.rounds.time_for(Work::Reads).await;
-        let began = Instant::now();
+        let _turn = reader.rounds.turn(Work::Reads).await;
         for ((view, stored), reason) in views.iter().zip(records).zip(reasons) {
             let name = names.corpus(Some(view.event_id.prefix()));
             let row = translate::row(view, &name, &decode(stored)?, reason);
@@ -201,8 +196,6 @@ async fn read_rows(reader: Reader<'_>, views: &[RowView], names: &impl Names) ->
                 unreadable(format!("log offset {} is not the claim of {}", view.claim_at, view.event_id))
             })?);
         }
-        reader.rounds.spend_since(began, Work::Reads);
-        reader.rounds.pass_on(Work::Reads);
     }
     Ok(rows)
 }

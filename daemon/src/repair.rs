@@ -309,7 +309,8 @@ fn restore_globals(plans: &mut [Plan]) -> Result<(), String> {
     }
     // What was dropped stands in no copy, and the state behind it tells of it.
     for plan in plans.iter().filter(|plan| plan.report.globals_before > 0) {
-        let (shard, _) = state_at(plan)?;
+        let superblock = plan.report.superblock.as_ref().ok_or("a plan without a superblock")?;
+        let shard = state_at_start(&mut open(&plan.report.path)?, superblock)?;
         corpora.extend(shard.registry().corpora().iter().map(|corpus| corpus.prefix));
     }
     // With one shard there is no other copy, and what can't be read may have been onboardings: their prefixes come next.

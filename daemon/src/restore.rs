@@ -358,9 +358,8 @@ fn plan(backup: &Backup, to: Option<&To>, bar: &ProgressBar) -> Result<Vec<Seen>
             limit = Limit::Time(at_us);
         }
         let limit = own.unwrap_or(limit);
-        let mut seen = Seen::default();
         let origin = backup.superblocks[usize::from(shard)].as_ref().and_then(|superblock| superblock.origin);
-        seen.origin = origin;
+        let mut seen = Seen { origin, ..Seen::default() };
         let each = Box::new(|raw: &RawRecord<'_>, _: u64, _: Standing| seen.record(raw, limit));
         let report = backup.verify_shard(shard, bar, Some(each))?;
         seen.globals_before = report.globals_before;
@@ -523,7 +522,7 @@ fn copy(
 ) -> io::Result<Kept> {
     let geometry: Geometry = superblock.geometry;
     let (end, cut) = (LogEnd::at_start(superblock, 0, Mutation::NONE), seen.cut);
-    let mut kept = Kept { end, cut: None, global_sequence: seen.globals_before, last_us: seen.cut_us };
+    let mut kept = Kept { end, cut: None, global_sequence: seen.globals_before, last_us: 0 };
     let (mut is_over, mut failed) = (false, None);
     let mut each = |step: Step| {
         let Step::Batch(place, bytes) = step else { return };

@@ -98,8 +98,9 @@ impl Rounds {
     }
 
     /// Waits until there is time for such work.
-    pub async fn time_for(self: &Rc<Self>, work: Work) {
+    pub async fn turn(self: &Rc<Self>, work: Work) -> Turn<'_> {
         poll_fn(|cx| self.poll_time(work, cx)).await;
+        Turn { rounds: self, work, began: Instant::now() }
     }
 
     /// Lets the next one do such work, if there is time left.
@@ -141,6 +142,21 @@ impl Rounds {
     }
 }
 
+/// Some work at once, without a wait in it. Its end counts it, and passes the turn on.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    rounds: &'a Rounds,
+    work: Work,
+    began: Instant,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.rounds.spend_since(self.began, self.work);
+        self.rounds.pass_on(self.work);
+    }
+}
+
 /// Waits for the executor's next look at its rings: it looks at timers then, and only then.
 async fn next_look() {
     let (mut time, mut has_waited) = (SHORT, false);
@@ -169,16 +185,15 @@ mod tests {
     fn work_that_has_had_its_time_goes_on_after_a_look_at_the_rings() {
         glommio::LocalExecutor::default().run(async {
             let rounds = Rc::<Rounds>::default();
-            rounds.time_for(Work::Reads).await;
+            drop(rounds.turn(Work::Reads).await);
             spend(&rounds);
             assert!(rounds.is_spent(Work::Reads) && !rounds.is_spent(Work::Requests));
             let order = Rc::<RefCell<Vec<&str>>>::default();
             let tasks = ["first", "second"].map(|name| {
                 let (rounds, order) = (Rc::clone(&rounds), Rc::clone(&order));
                 glommio::spawn_local(async move {
-                    rounds.time_for(Work::Reads).await;
+                    let _turn = rounds.turn(Work::Reads).await;
                     order.borrow_mut().push(name);
-                    rounds.pass_on(Work::Reads);
                 })
             });
             // A task runs at once up to where it waits.
@@ -199,10 +214,9 @@ mod tests {
                 .map(|_| {
                     let rounds = Rc::clone(&rounds);
                     glommio::spawn_local(async move {
-                        rounds.time_for(Work::Reads).await;
+                        let _turn = rounds.turn(Work::Reads).await;
                         assert!(!rounds.is_spent(Work::Reads), "those before have used it up");
                         spend(&rounds);
-                        rounds.pass_on(Work::Reads);
                     })
                 })
                 .collect();

@@ -179,8 +179,8 @@ pub fn expected(data: &Path) -> Result<Vec<(PathBuf, Option<Superblock>)>, Strin
 
 /// Verifies a ledger, or one shard of it. The error is a sentence: something could not be read at all.
 pub fn verify(data: &Path, only: Option<u16>, bar: &ProgressBar) -> Result<Report, String> {
-    let _reading = ledger::keep_dropped(data).map_err(|e| place(data, &e))?;
     let files = expected(data)?;
+    let _reading = ledger::keep_dropped(data).map_err(|e| place(data, &e))?;
     if let Some(shard) = only.filter(|shard| usize::from(*shard) >= files.len()) {
         return Err(format!("there is no shard {shard}: the ledger has {}, from 0", files.len()));
     }

@@ -10,7 +10,7 @@ use claim_engine::log::entry::Principal;
 use claim_engine::log::io::{Io, perform};
 use claim_engine::log::layout::{BLOCK_BYTES, Geometry};
 use claim_engine::log::recovery::{self, RecoveryError, RecoveryOptions, Visit};
-use claim_engine::log::superblock::{COPIES, ClockMode, FORMAT_VERSION, Superblock, SuperblockError, copy_offset};
+use claim_engine::log::superblock::{COPIES, Superblock, SuperblockError, copy_offset};
 use claim_engine::log::verify::{self, Content, Finding, GlobalCopy, Step, Structure, WalkOptions};
 use claim_engine::log::writer;
 use claim_engine::peer::PeerMessage;
@@ -128,17 +128,10 @@ impl Ledger {
         let files: Vec<_> = (0..SHARDS).map(|_| Memory::default()).collect();
         for (file, shard) in files.iter().zip(0..) {
             let superblock = Superblock {
-                generation: 1,
-                ledger: Uuid::from_u128(5),
-                key: [3; 32],
                 shard,
                 shard_count: SHARDS,
-                clock: ClockMode::Wall,
-                geometry: GEOMETRY,
                 formatted_at_us: START_US,
-                origin: None,
-                checkpoint: None,
-                version: FORMAT_VERSION,
+                ..Superblock::of_new_ledger(Uuid::from_u128(5), [3; 32], GEOMETRY)
             };
             now(writer::format(file, &superblock)).unwrap();
         }

@@ -12,7 +12,7 @@ use claim_engine::log::entry::{Entry, Record};
 use claim_engine::log::io::{Io, IoDone, perform};
 use claim_engine::log::layout::{BLOCK_BYTES, Geometry, RECORD_BYTES_MAX};
 use claim_engine::log::record;
-use claim_engine::log::superblock::{ClockMode, FORMAT_VERSION, Superblock};
+use claim_engine::log::superblock::{ClockMode, Superblock};
 use claim_engine::log::writer;
 use claim_engine::peer::PeerMessage;
 use claim_engine::policy::Policy;
@@ -131,17 +131,11 @@ impl Cluster {
         let nodes = (0..shard_count)
             .map(|shard| {
                 let superblock = Superblock {
-                    generation: 1,
-                    ledger: Uuid::from_u128(9),
-                    key: [choices; 32],
                     shard: shard as u16,
                     shard_count: shard_count as u16,
                     clock,
-                    geometry: GEOMETRY,
                     formatted_at_us: START_US,
-                    origin: None,
-                    checkpoint: None,
-                    version: FORMAT_VERSION,
+                    ..Superblock::of_new_ledger(Uuid::from_u128(9), [choices; 32], GEOMETRY)
                 };
                 let disk = Disk::default();
                 now_or_never(writer::format(&disk, &superblock)).expect("the disk takes everything");

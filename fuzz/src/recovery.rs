@@ -16,7 +16,7 @@ use claim_engine::log::io::{Io, perform};
 use claim_engine::log::layout::{BLOCK_BYTES, Geometry, SEGMENT_BYTES_RANGE, SUPERBLOCK_AREA_BYTES};
 use claim_engine::log::record::{self, RawRecord};
 use claim_engine::log::recovery::{RecoveryError, RecoveryOptions, Visit, walk};
-use claim_engine::log::superblock::{ClockMode, FORMAT_VERSION, Origin, Superblock, encode_segment_header};
+use claim_engine::log::superblock::{ClockMode, Origin, Superblock, encode_segment_header};
 use claim_engine::log::writer;
 use claim_engine::mutant::Mutation;
 use claim_engine::policy::Policy;
@@ -67,17 +67,9 @@ impl Ledger {
     fn filled(input: &mut Input<'_>) -> Ledger {
         let choices = input.byte();
         let superblock = Superblock {
-            generation: 1,
-            ledger: Uuid::from_u128(5),
-            key: [3; 32],
-            shard: 0,
-            shard_count: 1,
             clock: if choices & 1 == 0 { ClockMode::Wall } else { ClockMode::Replay },
-            geometry: GEOMETRY,
             formatted_at_us: START_US,
-            origin: None,
-            checkpoint: None,
-            version: FORMAT_VERSION,
+            ..Superblock::of_new_ledger(Uuid::from_u128(5), [3; 32], GEOMETRY)
         };
         let disk = Disk::default();
         now_or_never(writer::format(&disk, &superblock)).expect("the disk takes everything");

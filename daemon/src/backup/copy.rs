@@ -53,16 +53,19 @@ pub struct ShardCopy<'a> {
     /// The backup.
     backup: &'a Path,
     is_online: bool,
-    /// What the log begins behind.
-    begin: End,
     /// What has been copied, and what was there.
     segments: Vec<SegmentPart>,
     /// Bytes written by this copy.
     pub bytes_copied: u64,
 }
 
-fn open(path: &Path) -> Result<ReadAhead, Failure> {
-    ReadAhead::open(path, *BATCH_BYTES_RANGE.end() as usize).map_err(|e| Failure::io(path, &e))
+/// How far behind the log's end a batch is searched for that should not be there.
+#[derive(Debug, Clone, Copy)]
+enum Reach {
+    /// As far as the batches that record one damaged batch as durable: those that were under way beside it, and the next.
+    InFlight,
+    /// As far as a log is ever written.
+    Log,
 }
 
 /// A file that grows.
@@ -105,18 +108,7 @@ impl<'a> ShardCopy<'a> {
         before: Vec<SegmentPart>,
         is_online: bool,
     ) -> Result<ShardCopy<'a>, Failure> {
-        // Behind what was dropped, the small state says what the records there said.
-        let (at_us, globals) = match superblock.origin {
-            None => (0, 0),
-            Some(_) => {
-                let mut source = open(path)?;
-                let start = state_at_start(&mut source, superblock);
-                let start = start.map_err(|what| Failure::damaged(format!("{}: {what}", path.display())))?;
-                (start.last_us(), start.globals_applied())
-            }
-        };
-        let begin = End::of(&LogEnd::at_start(superblock, 0, Mutation::NONE), 0, at_us, globals);
-        let copy = ShardCopy { superblock, path, backup, is_online, begin, segments: before, bytes_copied: 0 };
+        let copy = ShardCopy { superblock, path, backup, is_online, segments: before, bytes_copied: 0 };
         copy.check_reaches_log()?;
         let begins_at = superblock.geometry.segment_start(superblock.first_segment());
         let known = copy.segments.iter().rev().find(|part| part.end.batch > 0);
@@ -166,7 +158,7 @@ impl<'a> ShardCopy<'a> {
     }
 
     fn open(&self) -> Result<ReadAhead, Failure> {
-        open(self.path)
+        ReadAhead::open(self.path, *BATCH_BYTES_RANGE.end() as usize).map_err(|e| Failure::io(self.path, &e))
     }
 
     fn log_end(&self, end: &End) -> Result<LogEnd, Failure> {
@@ -174,8 +166,21 @@ impl<'a> ShardCopy<'a> {
     }
 
     /// How far what was copied goes.
-    pub fn end(&self) -> End {
-        self.segments.last().map_or_else(|| self.begin.clone(), |part| part.end.clone())
+    pub fn end(&self) -> Result<End, Failure> {
+        self.segments.last().map_or_else(|| self.log_begin(), |part| Ok(part.end.clone()))
+    }
+
+    /// What the log begins behind: of what was dropped, the small state says what the records said.
+    fn log_begin(&self) -> Result<End, Failure> {
+        let (at_us, globals) = match self.superblock.origin {
+            None => (0, 0),
+            Some(_) => {
+                let start = state_at_start(&mut self.open()?, self.superblock);
+                let start = start.map_err(|what| Failure::damaged(format!("{}: {what}", self.path.display())))?;
+                (start.last_us(), start.globals_applied())
+            }
+        };
+        Ok(End::of(&LogEnd::at_start(self.superblock, 0, Mutation::NONE), 0, at_us, globals))
     }
 
     /// The parts, full and open.
@@ -191,9 +196,10 @@ impl<'a> ShardCopy<'a> {
             let mut end = self.log_end(&open.end)?;
             loop {
                 match self.look(&mut source, &end)? {
-                    None => return Ok(()),
+                    // Nothing new, or something that is damaged.
+                    None if self.look_beyond(&mut source, &end, Reach::InFlight, pace)?.is_none() => return Ok(()),
                     Some((place, _)) if is_mark(&place) => end = end.after(self.superblock.geometry, &place),
-                    Some(_) => break,
+                    None | Some(_) => break,
                 }
             }
             source = self.open()?;
@@ -209,7 +215,7 @@ impl<'a> ShardCopy<'a> {
     }
 
     fn copy(&mut self, source: &mut ReadAhead, goal: Goal, pace: &mut Pace<'_>) -> Result<(), Failure> {
-        let end = self.end();
+        let end = self.end()?;
         let chain = self.log_end(&end)?;
         let mut walk = Walk { chain, proven: end.batch, waiting: VecDeque::new(), end };
         let mut growing = None;
@@ -251,7 +257,7 @@ impl<'a> ShardCopy<'a> {
                 tracing::warn!(file = %self.path.display(), "the last batches are left out: no later one records them as durable");
                 break;
             }
-            if let Some(witness) = self.look_beyond(source, &walk.chain, pace)? {
+            if let Some(witness) = self.look_beyond(source, &walk.chain, Reach::Log, pace)? {
                 source.forget();
                 // Beside a daemon it may have come while the search went on.
                 if !self.is_online || self.look(source, &walk.chain)?.is_none() {
@@ -414,13 +420,17 @@ impl<'a> ShardCopy<'a> {
         &self,
         source: &mut ReadAhead,
         end: &LogEnd,
+        reach: Reach,
         pace: &mut Pace<'_>,
     ) -> Result<Option<BatchPlace>, Failure> {
         let geometry = self.superblock.geometry;
         let segment = geometry.segment_of(end.next_batch_at);
         let window_bytes = BATCHES_IN_FLIGHT_MAX as u64 * geometry.batch_bytes_max;
         let whole_to = geometry.segment_start(segment + 1) + window_bytes;
-        let last = geometry.segment_start(segment + 2 + SEGMENTS_AHEAD);
+        let last = match reach {
+            Reach::InFlight => end.next_batch_at + geometry.batch_bytes_max + window_bytes,
+            Reach::Log => geometry.segment_start(segment + 2 + SEGMENTS_AHEAD),
+        };
         let mut at = end.next_batch_at;
         while at < last {
             let bytes = source.read(geometry.file_offset(at), geometry.batch_bytes_max as usize);

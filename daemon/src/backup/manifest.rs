@@ -324,23 +324,13 @@ pub fn path_of(dir: &Path, file: &FilePart) -> PathBuf {
 mod tests {
     use super::*;
     use claim_engine::log::layout::Geometry;
-    use claim_engine::log::superblock::FORMAT_VERSION;
     use claim_engine::mutant::Mutation;
     use uuid::Uuid;
 
     fn manifest() -> Manifest {
         let superblock = Superblock {
-            generation: 1,
-            ledger: Uuid::from_u128(7),
-            key: [3; 32],
-            shard: 0,
-            shard_count: 1,
-            clock: ClockMode::Wall,
-            geometry: Geometry::DEFAULT,
             formatted_at_us: 5,
-            origin: None,
-            checkpoint: None,
-            version: FORMAT_VERSION,
+            ..Superblock::of_new_ledger(Uuid::from_u128(7), [3; 32], Geometry::DEFAULT)
         };
         let end = End::of(&LogEnd::at_start(&superblock, 0, Mutation::NONE), 0, 0, 0);
         let file = |name: &str| FilePart { file: format!("shard-0000/{name}"), bytes: 4096, blake3: "00".repeat(32) };

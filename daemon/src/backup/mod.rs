@@ -233,13 +233,13 @@ pub fn backup(data: &Path, to: &Path, pace: &mut Pace<'_>) -> Result<Made, Failu
     }
     close(&mut copies, pace)?;
     // Where the ledger's time is held, ahead of a clock that stepped back, entries of before have it as well.
-    let ledger_us = copies.iter().map(|copy| copy.end().at_us).max().unwrap_or(0);
+    let ends = copies.iter().map(ShardCopy::end).collect::<Result<Vec<_>, _>>()?;
+    let ledger_us = ends.iter().map(|end| end.at_us).max().unwrap_or(0);
     let is_held = ledger_us > clock::now().wall_us;
     let consistent_to_us = until_us.map(|until_us| if is_held { ledger_us } else { until_us });
     let bytes_copied = copies.iter().map(|copy| copy.bytes_copied).sum();
     let mut manifest = Manifest { consistent_to_us, ..Manifest::new(&superblock) };
-    for (copy, (superblock, _)) in copies.into_iter().zip(&superblocks) {
-        let end = copy.end();
+    for ((copy, end), (superblock, _)) in copies.into_iter().zip(ends).zip(&superblocks) {
         let base = before.as_ref().map(|before| base_of(to, before, superblock.shard)).transpose()?;
         let part = write_superblock(to, superblock, base.unwrap_or(superblock.origin))?;
         manifest.shards.push(ShardPart {
@@ -266,11 +266,10 @@ fn still_to_read(path: &Path, superblock: &Superblock, there: &[manifest::Segmen
 /// No shard has an entry of the global order that shard 0 lacks: it was durable there before it was sent.
 fn close(copies: &mut [ShardCopy<'_>], pace: &mut Pace<'_>) -> Result<(), Failure> {
     for _ in 0..CLOSURE_TRIES_MAX {
-        let ahead = copies.iter().map(|copy| copy.end().global_sequence).max().unwrap_or(0);
-        let Some(first) = copies.first_mut() else { return Ok(()) };
-        if first.end().global_sequence >= ahead {
+        let known = copies.iter().map(|copy| Ok(copy.end()?.global_sequence)).collect::<Result<Vec<_>, Failure>>()?;
+        let Some(first) = copies.first_mut().filter(|_| known.iter().any(|sequence| *sequence > known[0])) else {
             return Ok(());
-        }
+        };
         first.run(Goal::All { until_us: None }, pace)?;
     }
     Err(Failure::damaged(

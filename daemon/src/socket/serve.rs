@@ -114,7 +114,7 @@ struct Intake {
     large: Option<LargeFrame>,
     /// `bytes` has to be looked at again before anything is read.
     blocked: bool,
-    /// What the last frames were, and the next ones will be.
+    /// What the last frames were; the next ones are taken to be the same.
     work: Work,
 }
 
@@ -271,7 +271,7 @@ impl Intake {
     /// Keeps what has to be looked at again.
     fn hold(&mut self, rest: &[u8], conn: &Connection) {
         self.bytes = rest.to_vec();
-        self.blocked = !rest.is_empty();
+        self.blocked = true;
         conn.hold(rest.len());
     }
 }

@@ -80,6 +80,25 @@ pub struct Superblock {
     pub version: u32,
 }
 
+impl Superblock {
+    /// Of shard 0, the only one, of a ledger by the wall clock in which nothing is yet.
+    pub fn of_new_ledger(ledger: Uuid, key: Hash, geometry: Geometry) -> Superblock {
+        Superblock {
+            generation: 1,
+            ledger,
+            key,
+            shard: 0,
+            shard_count: 1,
+            clock: ClockMode::Wall,
+            geometry,
+            formatted_at_us: 0,
+            origin: None,
+            checkpoint: None,
+            version: FORMAT_VERSION,
+        }
+    }
+}
+
 /// Where a log begins whose first segments were dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Origin {

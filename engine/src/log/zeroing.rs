@@ -153,7 +153,6 @@ mod tests {
     use crate::log::end::LogEnd;
     use crate::log::entry::{Entry, Meta, Principal, Record};
     use crate::log::io::IoDone;
-    use crate::log::superblock::{ClockMode, FORMAT_VERSION};
     use crate::log::writer::LogWriter;
     use uuid::Uuid;
 
@@ -161,19 +160,7 @@ mod tests {
 
     /// A log of the default geometry, which nothing is written to.
     fn writer() -> LogWriter {
-        let superblock = Superblock {
-            generation: 1,
-            ledger: Uuid::from_u128(1),
-            key: [1; 32],
-            shard: 0,
-            shard_count: 1,
-            clock: ClockMode::Wall,
-            geometry: Geometry::DEFAULT,
-            formatted_at_us: 0,
-            origin: None,
-            checkpoint: None,
-            version: FORMAT_VERSION,
-        };
+        let superblock = Superblock::of_new_ledger(Uuid::from_u128(1), [1; 32], Geometry::DEFAULT);
         LogWriter::new(&superblock, LogEnd::at_start(&superblock, 1, Mutation::NONE), None, Mutation::NONE)
     }
 

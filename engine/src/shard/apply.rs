@@ -389,7 +389,7 @@ mod tests {
     use super::*;
     use crate::log::entry::Principal;
     use crate::log::layout::Geometry;
-    use crate::log::superblock::{ClockMode, FORMAT_VERSION, Superblock};
+    use crate::log::superblock::Superblock;
     use uuid::Uuid;
 
     const AT_US: i64 = 1_767_225_600_000_000;
@@ -428,17 +428,9 @@ mod tests {
     /// A shard in which prefixes are minted.
     fn shard() -> Shard {
         let mut shard = Shard::new(&Superblock {
-            generation: 1,
-            ledger: Uuid::from_u128(1),
-            key: [1; 32],
-            shard: 0,
             shard_count: 2,
-            clock: ClockMode::Wall,
-            geometry: Geometry::DEFAULT,
             formatted_at_us: AT_US,
-            origin: None,
-            checkpoint: None,
-            version: FORMAT_VERSION,
+            ..Superblock::of_new_ledger(Uuid::from_u128(1), [1; 32], Geometry::DEFAULT)
         });
         let entry = Entry::PrefixAllocation { global_sequence: 1, minted_to: 100 };
         shard.apply(1, 0, &Record { meta: meta(AT_US, 0, 0), entry }).unwrap();

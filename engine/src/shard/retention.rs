@@ -13,7 +13,7 @@ use crate::log::record::RECORD_HEADER_BYTES;
 use crate::log::superblock::{Origin, Superblock};
 use crate::log::writer::LogWriter;
 use crate::retention::{Dropped, Due, QuarterSeal, QuarterTotal, Retention, RetentionPlan, TOTALS_MAX};
-use crate::sealed::{Fetch, Unread};
+use crate::sealed::{self, Fetch, Unread};
 use crate::time::{Now, Quarter};
 
 /// Bytes of a seal's totals, those of others apart: a record must fit a batch.
@@ -26,6 +26,9 @@ const ENTRIES_CARRIED_MAX: usize = 64;
 const LOOKED_AT_ONCE: usize = 1_024;
 /// Rows that are looked at beside one of which something is to be read, to have it read at once.
 const LOOKED_AHEAD: usize = 32;
+
+/// What a carry or a drop waits for that the log has no place for yet.
+const ROOM: &str = "room in the log";
 
 /// How far the rows that came back were looked at.
 #[derive(Debug, Default)]
@@ -175,19 +178,14 @@ impl Shard {
                 log.end_segment();
                 self.enter_segment(log.written_bytes());
                 if self.rows.entries_in_open(event_id).is_some() {
-                    return Ok(Err("room in the log".to_owned()));
+                    return Ok(Err(ROOM.to_owned()));
                 }
                 change = self.rows.carried_change(row)?;
             }
         }
-        let reason = match row.tombstone.map(|tombstone| self.rows.segment_of(tombstone.entry_at)) {
-            // It goes with the carry.
-            None => None,
-            Some(segment) if segment == self.rows.segment() => None,
-            Some(segment) if segment >= self.rows.catalog().end() => {
-                return Ok(Err(format!("the sealing of segment {segment}")));
-            }
-            Some(_) => row.tombstone.map(|tombstone| self.rows.catalog().record_at(tombstone.entry_at)).transpose()?,
+        let reason = match self.gone_reason(row)? {
+            Ok(reason) => reason,
+            Err(waits_for) => return Ok(Err(waits_for)),
         };
         let reason = reason.as_ref().map(|stored| Record::decode(stored.kind, &stored.body)).transpose();
         let reason = reason.map_err(|e| Unread::Damaged(format!("the tombstone of {event_id}: {e}")))?;
@@ -202,11 +200,24 @@ impl Shard {
             return Err(Unread::Damaged(what));
         }
         if !log.takes_entry(bytes) {
-            return Ok(Err("room in the log".to_owned()));
+            return Ok(Err(ROOM.to_owned()));
         }
         log.expect(bytes);
         self.append(&record, log);
         Ok(Ok(()))
+    }
+
+    /// The entry of a row's tombstone, if that goes before a carry would; else says what it waits for.
+    fn gone_reason(&self, row: &Found) -> Fetch<Result<Option<sealed::Record>, String>> {
+        let Some(tombstone) = row.tombstone else { return Ok(Ok(None)) };
+        let segment = self.rows.segment_of(tombstone.entry_at);
+        if segment == self.rows.segment() {
+            return Ok(Ok(None));
+        }
+        if segment >= self.rows.catalog().end() {
+            return Ok(Err(format!("the sealing of segment {segment}")));
+        }
+        self.rows.catalog().record_at(tombstone.entry_at).map(|stored| Ok(Some(stored)))
     }
 
     /// Drops what is due. The caller has seen that every row which outlives it was carried, and that nothing stands against it.
@@ -254,7 +265,7 @@ impl Shard {
         let dropped = Dropped { seal, start, checkpoint, gone_before_us, kept: Vec::new() }.encode();
         let bytes = dropped.len() as u64 + ENTRY_BYTES;
         if !log.takes_entry(bytes) {
-            return Err("room in the log".into());
+            return Err(ROOM.to_owned());
         }
         log.expect(bytes);
         let meta = Meta { timestamp_us: time_us, ..Meta::of_daemon() };

@@ -125,6 +125,16 @@ impl Ledger {
         self.each(ids, |event_id| Operation::Retract { corpus: "alpha", event_id, reason_code });
     }
 
+    /// Claims rows of 2020-Q1 that are gone in it, and back in 2020-Q3.
+    fn claim_and_bring_back(&mut self, count: usize) -> Vec<EventId> {
+        self.go_to(31);
+        let ids = self.claim(count, &[]);
+        self.retract(&ids);
+        self.go_to(213);
+        self.reactivate(&ids);
+        ids
+    }
+
     fn reactivate(&mut self, ids: &[EventId]) {
         self.each(ids, |event_id| Operation::Reactivate { event_id });
     }
@@ -200,11 +210,7 @@ fn any_number_of_rows_is_carried() {
 #[test]
 fn a_carried_row_is_read_without_the_segments_that_it_came_from() {
     let mut ledger = Ledger::new(ClockMode::Wall);
-    ledger.go_to(31);
-    let ids = ledger.claim(2, &[]);
-    ledger.retract(&ids);
-    ledger.go_to(213);
-    ledger.reactivate(&ids);
+    let ids = ledger.claim_and_bring_back(2);
     ledger.go_to(214);
     ledger.retract(&ids[..1]);
     // 2021-04-02; nothing has happened since.
@@ -234,11 +240,7 @@ fn a_carried_row_is_read_without_the_segments_that_it_came_from() {
 fn a_carry_is_short_whatever_was_referred_to_the_row() {
     const REFERENCES: usize = 2_000;
     let mut ledger = Ledger::new(ClockMode::Replay);
-    ledger.go_to(31);
-    let ids = ledger.claim(1, &[]);
-    ledger.retract(&ids);
-    ledger.go_to(213);
-    ledger.reactivate(&ids);
+    let ids = ledger.claim_and_bring_back(1);
     ledger.go_to(480);
     let referred: Vec<_> = (0..REFERENCES).map(|n| (n as u16, ids[0])).collect();
     for items in referred.chunks(50) {
@@ -260,11 +262,7 @@ fn a_carry_is_short_whatever_was_referred_to_the_row() {
 #[test]
 fn a_carried_row_goes_with_the_quarter_that_it_counts_in() {
     let mut ledger = Ledger::new(ClockMode::Replay);
-    ledger.go_to(31);
-    let ids = ledger.claim(1, &[]);
-    ledger.retract(&ids);
-    ledger.go_to(213);
-    ledger.reactivate(&ids);
+    let ids = ledger.claim_and_bring_back(1);
     // It counts in 2020-Q4.
     ledger.go_to(300);
     let others = ledger.claim(1, &[]);
@@ -286,11 +284,7 @@ fn a_carried_row_goes_with_the_quarter_that_it_counts_in() {
 /// A row that came back, carried into a segment that is sealed.
 fn carried() -> (Ledger, EventId) {
     let mut ledger = Ledger::new(ClockMode::Replay);
-    ledger.go_to(31);
-    let ids = ledger.claim(1, &[]);
-    ledger.retract(&ids);
-    ledger.go_to(213);
-    ledger.reactivate(&ids);
+    let ids = ledger.claim_and_bring_back(1);
     ledger.go_to(480);
     ledger.ask(&Operation::Reference { corpus: "beta", items: &[(0, ids[0])] });
     ledger.drop_through("2020-Q1", 20);

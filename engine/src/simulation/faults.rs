@@ -7,7 +7,7 @@ use crate::error::{Certainty, Code};
 use crate::log::entry::Principal;
 use crate::log::io::{Io, IoDone, perform};
 use crate::log::layout::Geometry;
-use crate::log::superblock::{ClockMode, FORMAT_VERSION, Superblock};
+use crate::log::superblock::Superblock;
 use crate::log::writer;
 use crate::log::zeroing::GROW_RETRY_US;
 use crate::policy::Policy;
@@ -29,17 +29,12 @@ impl Bench {
         let (disk, mut entropy) = (SimDisk::default(), Entropy::from_seed_u64(1));
         let now = Now { wall_us: 1_767_225_600_000_000, boot_us: 0 };
         let superblock = Superblock {
-            generation: 1,
-            ledger: Uuid::from_u128(5),
-            key: [3; 32],
-            shard: 0,
-            shard_count: 1,
-            clock: ClockMode::Wall,
-            geometry: Geometry { segment_bytes: 96 << 10, batch_bytes_max: 16 << 10 },
             formatted_at_us: now.wall_us,
-            origin: None,
-            checkpoint: None,
-            version: FORMAT_VERSION,
+            ..Superblock::of_new_ledger(
+                Uuid::from_u128(5),
+                [3; 32],
+                Geometry { segment_bytes: 96 << 10, batch_bytes_max: 16 << 10 },
+            )
         };
         disk.run(&mut entropy, u64::MAX, writer::format(&disk, &superblock)).unwrap().unwrap();
         let open = Engine::open(&disk, &superblock, OpenOptions::default());

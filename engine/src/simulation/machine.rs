@@ -8,7 +8,7 @@ use crate::id::EventId;
 use crate::log::io::{self, IoDone, perform};
 use crate::log::layout::{BLOCK_BYTES, Geometry};
 use crate::log::record;
-use crate::log::superblock::{ClockMode, FORMAT_VERSION, Superblock};
+use crate::log::superblock::{ClockMode, Superblock};
 use crate::log::writer;
 use crate::mutant::{Mutant, Mutation};
 use crate::peer::PeerMessage;
@@ -87,17 +87,15 @@ impl Machine {
         let nodes = (0..shard_count)
             .map(|shard| {
                 let superblock = Superblock {
-                    generation: 1,
-                    ledger: Uuid::from_u128(u128::from(seed) << 1 | 1),
-                    key: [seed as u8 ^ 0x5a; 32],
                     shard,
                     shard_count,
                     clock,
-                    geometry,
                     formatted_at_us: start_us,
-                    origin: None,
-                    checkpoint: None,
-                    version: FORMAT_VERSION,
+                    ..Superblock::of_new_ledger(
+                        Uuid::from_u128(u128::from(seed) << 1 | 1),
+                        [seed as u8 ^ 0x5a; 32],
+                        geometry,
+                    )
                 };
                 let disk = SimDisk::default();
                 disk.run(&mut entropy, u64::MAX, writer::format(&disk, &superblock))

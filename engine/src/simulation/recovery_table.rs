@@ -9,7 +9,7 @@ use crate::log::entry::{ClaimEntry, Entry, Meta, Principal, Record};
 use crate::log::io::{Io, IoDone, perform};
 use crate::log::layout::{BLOCK_BYTES, Geometry, INCARNATIONS_MAX};
 use crate::log::recovery::{Beyond, Here, RecoveryError, RecoveryOptions, VERDICTS, Verdict, walk};
-use crate::log::superblock::{ClockMode, FORMAT_VERSION, Superblock};
+use crate::log::superblock::Superblock;
 use crate::log::writer::{self, LogWriter};
 use crate::mutant::Mutation;
 use crate::storage::sim::SimDisk;
@@ -20,19 +20,7 @@ const GEOMETRY: Geometry = Geometry { segment_bytes: 96 << 10, batch_bytes_max: 
 const SEGMENTS: u64 = 3;
 
 fn superblock() -> Superblock {
-    Superblock {
-        generation: 1,
-        ledger: Uuid::from_u128(5),
-        key: [3; 32],
-        shard: 0,
-        shard_count: 1,
-        clock: ClockMode::Wall,
-        geometry: GEOMETRY,
-        formatted_at_us: 0,
-        origin: None,
-        checkpoint: None,
-        version: FORMAT_VERSION,
-    }
+    Superblock::of_new_ledger(Uuid::from_u128(5), [3; 32], GEOMETRY)
 }
 
 fn record(entry: Entry<'_>) -> Record<'_> {

@@ -397,7 +397,6 @@ fn submissions(
 mod tests {
     use super::*;
     use claim_engine::log::layout::Geometry;
-    use claim_engine::log::superblock::ClockMode;
     use claim_engine::log::writer;
 
     fn header(sector: u64, sectors: u64, flags: u64, data: &[u8]) -> Vec<u8> {
@@ -447,17 +446,9 @@ mod tests {
         let mut entries = Vec::new();
         for shard in 0..2u16 {
             let superblock = Superblock {
-                generation: 1,
-                ledger: uuid::Uuid::from_u128(5),
-                key: [3; 32],
                 shard,
                 shard_count: 2,
-                clock: ClockMode::Wall,
-                geometry,
-                formatted_at_us: 0,
-                origin: None,
-                checkpoint: None,
-                version: claim_engine::log::superblock::FORMAT_VERSION,
+                ..Superblock::of_new_ledger(uuid::Uuid::from_u128(5), [3; 32], geometry)
             };
             let image = Image::of(&[]);
             run(writer::format(&image, &superblock)).expect("memory");
