@@ -15,6 +15,7 @@
 //! | [`stall_guard`] | wakes an executor that sleeps over its work |
 //! | [`doctor`], [`inspect`], [`verify`], [`repair`], [`reshard`], [`demo`] | what an operator asks |
 //! | [`backup`], [`restore`], [`archive`], [`drill`] | copies of a ledger, and ledgers made from them |
+//! | [`rewriting`] | what those have in common that write a log anew |
 //! | [`config`], [`check_config`] | the configuration file, and what it says about it |
 //! | [`clock`] | the ledger's time and deadlines |
 
@@ -42,6 +43,7 @@ pub mod reading;
 pub mod repair;
 pub mod reshard;
 pub mod restore;
+pub mod rewriting;
 pub mod rounds;
 pub mod scrub;
 pub mod service;

@@ -8,12 +8,12 @@
 
 use super::placement::Placement;
 use super::read::{Digest, Global, Local, Stream, is_single, sides};
+use crate::rewriting::{meta, own_principal, work_off};
 use claim_engine::corpus::Prefix;
 use claim_engine::log::end::LogEnd;
 use claim_engine::log::entry::{
-    Entry, Merge, Meta, Principal, Record, ReshardSource, encode_floors, encode_merges, encode_sources, floors, merges,
+    Entry, Merge, Principal, Record, ReshardSource, encode_floors, encode_merges, encode_sources, floors, merges,
 };
-use claim_engine::log::io::perform;
 use claim_engine::log::layout::Geometry;
 use claim_engine::log::record;
 use claim_engine::log::superblock::Superblock;
@@ -356,13 +356,8 @@ impl Making<'_> {
             at_us: plan.now_us.max(0),
             sources: &sources,
         };
-        let principal = Principal {
-            uid: nix::unistd::getuid().as_raw(),
-            gid: nix::unistd::getgid().as_raw(),
-            pid: std::process::id(),
-        };
         // No corpus is to see a time before one that its old shard had.
-        self.append(&Record { meta: meta(plan.last_us.max(self.shard.last_us()), principal), entry })
+        self.append(&Record { meta: meta(plan.last_us.max(self.shard.last_us()), own_principal()), entry })
     }
 
     fn append(&mut self, record: &Record<'_>) -> Result<(), String> {
@@ -375,30 +370,7 @@ impl Making<'_> {
     }
 
     async fn drain(&mut self, storage: &RealStorage) -> Result<(), String> {
-        while let Some(io) = self.writer.next_io() {
-            let done = perform(storage, io).await;
-            self.writer.complete(done, 0);
-        }
-        match (self.writer.failed(), self.writer.is_idle() && !self.writer.cannot_grow()) {
-            (Some(reason), _) => Err(reason.to_owned()),
-            (None, false) => {
-                Err("a new file can't grow: make room on its file system, and run the same command again".to_owned())
-            }
-            (None, true) => Ok(()),
-        }
-    }
-}
-
-fn meta(timestamp_us: i64, principal: Principal) -> Meta<'static> {
-    Meta {
-        timestamp_us,
-        idempotency_key: 0,
-        correlation_id: 0,
-        fingerprint: 0,
-        principal,
-        item: 0,
-        corpus: None,
-        rationale: "",
+        work_off(&mut self.writer, storage).await
     }
 }
 
