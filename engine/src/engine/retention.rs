@@ -66,7 +66,9 @@ impl Engine {
         let mut plan = self.shard.retention_plan(time_us);
         if plan.waits_for.is_none() && plan.quarters.is_some() {
             let end = self.shard.rows().catalog().first() + plan.segments;
-            plan.waits_for = self.archive_stands_against(end).or_else(|| self.retaining.waits_for.clone());
+            let clock = self.shard.clock().stands_against_drops(now);
+            let outside = clock.or_else(|| self.archive_stands_against(end));
+            plan.waits_for = outside.or_else(|| self.retaining.waits_for.clone());
         }
         plan
     }
@@ -85,7 +87,9 @@ impl Engine {
         let time_us = self.shard.time_us(now);
         let due = self.shard.due_quarter(time_us);
         let due = due.filter(|due| {
-            self.shard.stands_against(*due).or_else(|| self.archive_stands_against(due.end_segment)).is_none()
+            self.shard.stands_against(*due).is_none()
+                && self.shard.clock().stands_against_drops(now).is_none()
+                && self.archive_stands_against(due.end_segment).is_none()
         });
         let Some(due) = due else {
             self.retaining.again_at_us = now.boot_us + LOOK_AGAIN_US;

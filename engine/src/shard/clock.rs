@@ -3,6 +3,9 @@
 //! A clock that steps back is held at the last entry's time. One that leaps ahead by more than [`MAX_ADVANCE_US`] against
 //! CLOCK_BOOTTIME, or at start stands more than [`MAX_DOWNTIME_US`] past the last entry, is suspect: nothing is written
 //! until an operator confirms it, because a timestamp once written can never be taken back.
+//!
+//! Quarters are dropped by more careful rules, because a drop can't be taken back either: not while the last entry's time is held, and
+//! not in the first [`PROVEN_AFTER_US`] after a start that much past the last entry, in which somebody may see that the clock is wrong.
 
 use crate::log::superblock::ClockMode;
 use crate::time::{DAY_US, HOUR_US, Now, SECOND_US, rfc3339};
@@ -13,6 +16,8 @@ pub const MAX_ADVANCE_US: i64 = HOUR_US;
 pub const MAX_DOWNTIME_US: i64 = 90 * DAY_US;
 /// `clock.max_regression`.
 pub const MAX_REGRESSION_US: i64 = 5 * SECOND_US;
+/// A clock that stands so far past the last entry at start has to run as long before anything is dropped by it.
+pub const PROVEN_AFTER_US: i64 = DAY_US;
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -24,12 +29,21 @@ pub struct ShardClock {
     held_us: i64,
     /// The ledger's last time, when the clock stood far behind it at start.
     regressed_from_us: Option<i64>,
+    /// Until this boot time nothing is dropped.
+    proven_at_us: i64,
 }
 
 impl ShardClock {
     /// A clock that has not been looked at.
     pub fn new(mode: ClockMode) -> ShardClock {
-        ShardClock { mode, believed_offset_us: 0, suspect: None, held_us: 0, regressed_from_us: None }
+        ShardClock {
+            mode,
+            believed_offset_us: 0,
+            suspect: None,
+            held_us: 0,
+            regressed_from_us: None,
+            proven_at_us: i64::MIN,
+        }
     }
 
     /// Where time comes from.
@@ -50,6 +64,9 @@ impl ShardClock {
                 "the clock stands behind the ledger's last entry; timestamps are held, and a barrier is raised"
             );
             self.regressed_from_us = Some(last_us);
+        }
+        if now.wall_us - last_us > PROVEN_AFTER_US {
+            self.proven_at_us = now.boot_us + PROVEN_AFTER_US;
         }
         if now.wall_us - last_us > MAX_DOWNTIME_US {
             self.suspect = Some(format!(
@@ -90,6 +107,23 @@ impl ShardClock {
         self.suspect.as_deref()
     }
 
+    /// Why nothing is dropped by this clock yet.
+    pub fn stands_against_drops(&self, now: Now) -> Option<String> {
+        let confirm = "set the clock right, or accept it with `claimctl confirm-clock`";
+        if let Some(reason) = &self.suspect {
+            return Some(format!("the clock: {reason}; {confirm}"));
+        }
+        if self.held_us > MAX_REGRESSION_US {
+            let ahead_s = self.held_us / SECOND_US;
+            return Some(format!("the clock, which is {ahead_s} s behind the ledger's last entry"));
+        }
+        let left_us = self.proven_at_us.saturating_sub(now.boot_us);
+        (left_us > 0).then(|| {
+            let from = rfc3339(now.wall_us + left_us);
+            format!("the clock, which stood more than a day past the last entry at start, until {from}; {confirm}")
+        })
+    }
+
     /// By how much the clock stands behind the last entry.
     pub fn held_us(&self) -> i64 {
         self.held_us
@@ -99,6 +133,7 @@ impl ShardClock {
     pub fn confirm(&mut self, now: Now) {
         self.believed_offset_us = now.wall_us - now.boot_us;
         self.suspect = None;
+        self.proven_at_us = i64::MIN;
     }
 }
 
@@ -160,6 +195,23 @@ mod tests {
         assert!(started(START - MAX_DOWNTIME_US - 1).suspect().is_some());
         assert_eq!(started(START + 10 * DAY_US).suspect(), None);
         assert_eq!(started(START + 10 * DAY_US).held_us(), 10 * DAY_US);
+    }
+
+    #[test]
+    fn nothing_is_dropped_by_a_clock_that_is_held_or_has_yet_to_run() {
+        let at = |boot_us: i64| now(START + boot_us, boot_us);
+        assert_eq!(started(START).stands_against_drops(at(0)), None);
+        assert_eq!(started(START - PROVEN_AFTER_US).stands_against_drops(at(0)), None);
+        let mut clock = started(START - PROVEN_AFTER_US - 1);
+        assert!(clock.stands_against_drops(at(PROVEN_AFTER_US - 1)).is_some_and(|why| why.contains("a day past")));
+        assert_eq!(clock.stands_against_drops(at(PROVEN_AFTER_US)), None);
+        clock.confirm(at(0));
+        assert_eq!(clock.stands_against_drops(at(0)), None);
+        // Somebody has set a clock right that was ahead.
+        clock.time_us(at(0), START + 80 * DAY_US);
+        assert!(clock.stands_against_drops(at(0)).is_some_and(|why| why.contains("behind")));
+        let suspect = started(START - MAX_DOWNTIME_US - 1);
+        assert!(suspect.stands_against_drops(at(2 * DAY_US)).is_some_and(|why| why.contains("confirm-clock")));
     }
 
     #[test]
