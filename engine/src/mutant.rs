@@ -42,11 +42,13 @@ pub enum Mutant {
     DropWithoutCarry,
     /// Dropped segments are freed before a seal stands behind the drop.
     FreeBeforeSealed,
+    /// Shards drop quarters without asking shard 0, which may hold them.
+    DropUnasked,
 }
 
 impl Mutant {
     /// All of them, with their names.
-    pub const ALL: [(Mutant, &'static str); 19] = [
+    pub const ALL: [(Mutant, &'static str); 20] = [
         (Mutant::AckBeforeDurable, "ack-before-durable"),
         (Mutant::AckOutOfOrder, "ack-out-of-order"),
         (Mutant::NoDsync, "no-dsync"),
@@ -66,6 +68,7 @@ impl Mutant {
         (Mutant::OvertakenWhileWaiting, "overtaken-while-waiting"),
         (Mutant::DropWithoutCarry, "drop-without-carry"),
         (Mutant::FreeBeforeSealed, "free-before-sealed"),
+        (Mutant::DropUnasked, "drop-unasked"),
     ];
 
     /// The mutant of a name.

@@ -6,6 +6,7 @@ use crate::dispute::DisputeId;
 use crate::id::EventId;
 use crate::row::RowState;
 use crate::shard::GlobalEntry;
+use crate::time::Quarter;
 
 /// A message from one shard to another.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +21,20 @@ pub enum PeerMessage {
         sequence: u64,
         /// Disputes in quarantine of which it could not flag every row of its own.
         refused: Vec<DisputeId>,
+        /// The last quarter that it has dropped.
+        dropped_to: Option<Quarter>,
+    },
+    /// To shard 0: the sender would drop what it has up to a quarter. It says so again until it may.
+    WouldDrop {
+        /// The sender.
+        shard: u16,
+        /// The last quarter that would go.
+        quarter: Quarter,
+    },
+    /// From shard 0: no hold stands against that, and none is taken any more.
+    MayDrop {
+        /// As it was asked.
+        quarter: Quarter,
     },
     /// To shard 0: the sender has stopped, and follows no more.
     Failed {

@@ -66,6 +66,7 @@ impl Engine {
             shard: self.shard.number(),
             sequence: self.shard.globals_applied(),
             refused: self.shard.refused_disputes(),
+            dropped_to: self.shard.retention().dropped_to(),
         }
     }
 

@@ -216,7 +216,7 @@ impl Engine {
     /// Decides a request. Its reply comes out of [`Engine::drain`], now or later.
     pub fn submit(&mut self, now: Now, entropy: &mut Entropy, request: &Request<'_>) {
         let debt_bytes = log_bytes(request);
-        if let Some(refusal) = self.admit(now, request, debt_bytes) {
+        if let Some(refusal) = self.admit(now, request, debt_bytes).or_else(|| self.does_not_know_drops(request)) {
             self.refused_overload += u64::from(refusal.code == Code::Overloaded);
             self.out.push(reply(request.token, 0, Outcome::Refused(refusal)));
             return;
@@ -328,7 +328,10 @@ impl Engine {
                 let waiting = std::mem::take(&mut self.waiting_for_peers);
                 self.fail(waiting, &reason);
             }
-            PeerMessage::GlobalsApplied { shard, sequence, refused } => {
+            PeerMessage::WouldDrop { shard, quarter } => self.asked_to_drop(*shard, *quarter),
+            PeerMessage::MayDrop { quarter } => self.retaining.allowed(*quarter),
+            PeerMessage::GlobalsApplied { shard, sequence, refused, dropped_to } => {
+                self.shard.takes_no_hold_through(*dropped_to);
                 if let Some(peer) = self.peers.get_mut(usize::from(*shard)) {
                     if !peer.is_known {
                         (peer.applied, peer.sent, peer.is_known) = (*sequence, *sequence, true);

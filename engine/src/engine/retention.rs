@@ -1,19 +1,24 @@
 //! Dropping quarters whose retention is over, step by step: rows that outlive one are logged again, then the drop is logged and its
 //! rows are gone. A seal behind that entry moves the log's beginning, and then the segments' bytes are freed.
 
-use super::Engine;
+use super::{Engine, Output};
+use crate::command::{Operation, Request};
 use crate::debt::Level;
+use crate::error::{Code, Refusal};
 use crate::log::io::Io;
 use crate::mutant::Mutant;
+use crate::peer::PeerMessage;
 use crate::retention::{Due, RetentionPlan};
 use crate::sealed::Unread;
 use crate::shard::{LookedTo, ToCarry};
-use crate::time::Now;
+use crate::time::{Now, Quarter};
 
 /// Rows that are logged again in one go.
 const CARRIED_AT_ONCE: usize = 16;
 /// When nothing is due, or something stands against it, it is looked at again after this.
 const LOOK_AGAIN_US: i64 = 1_000_000;
+/// A hold that comes before all shards have said what they have dropped may be asked for again after this.
+const HOLD_RETRY_MS: u32 = 100;
 /// Freeing that failed, or that has to wait, is tried again after this.
 const FREE_AGAIN_US: i64 = 1_000_000;
 
@@ -25,6 +30,8 @@ pub(super) struct Retaining {
     /// Of what is due, how far the rows that outlive it were looked for, and what it waits for.
     looked_to: LookedTo,
     waits_for: Option<String>,
+    /// Shard 0 takes no holds on quarters up to this one any more.
+    allowed_to: Option<Quarter>,
     /// Segments from here on are kept: they are not archived yet.
     limit_segment: u64,
     /// Segments that are no part of the log any more, and may still take space.
@@ -40,12 +47,19 @@ impl Retaining {
             again_at_us: i64::MIN,
             looked_to: LookedTo::default(),
             waits_for: None,
+            allowed_to: None,
             limit_segment: u64::MAX,
             // What a run before did not come to is done once more; freeing what is free takes nothing.
             free: (0, first_segment),
             is_freeing: false,
             free_again_at_us: i64::MIN,
         }
+    }
+
+    /// Shard 0 has nothing against a drop.
+    pub fn allowed(&mut self, quarter: Quarter) {
+        self.allowed_to = self.allowed_to.max(Some(quarter));
+        self.again_at_us = i64::MIN;
     }
 
     /// The log begins later than it did.
@@ -78,6 +92,35 @@ impl Engine {
         lacks.then(|| format!("the segment archive, which has what is before segment {}", self.retaining.limit_segment))
     }
 
+    /// At shard 0: holds are known here first. Once another shard may drop a quarter none is taken on it, so that what is held and
+    /// acknowledged is kept by every shard; a shard that asked before a crash asks again.
+    pub(super) fn asked_to_drop(&mut self, shard: u16, quarter: Quarter) {
+        if self.shard.retention().holds.range(..=quarter).next().is_none() {
+            self.shard.takes_no_hold_through(Some(quarter));
+            self.out.push(Output::Message { to: shard, message: PeerMessage::MayDrop { quarter } });
+        }
+    }
+
+    /// At shard 0: whether a hold comes before it is known what the other shards have dropped.
+    pub(super) fn does_not_know_drops(&self, request: &Request<'_>) -> Option<Refusal> {
+        let is_hold = matches!(request.operation, Operation::Hold { held: true, .. });
+        (is_hold && !self.peers.iter().skip(1).all(|peer| peer.is_known)).then(|| {
+            let message = "the shards have not said yet what they have dropped: ask again".to_owned();
+            Refusal::retry_after(Code::Overloaded, HOLD_RETRY_MS, message)
+        })
+    }
+
+    /// Whether this shard may drop a quarter as far as shard 0 knows. If it has not said so, it is asked.
+    fn is_allowed(&mut self, due: Due) -> bool {
+        let (shard, quarter) = (self.shard.number(), due.quarters.1);
+        let is_allowed =
+            shard == 0 || self.retaining.allowed_to >= Some(quarter) || self.mutation.is(Mutant::DropUnasked);
+        if !is_allowed {
+            self.out.push(Output::Message { to: 0, message: PeerMessage::WouldDrop { shard, quarter } });
+        }
+        is_allowed
+    }
+
     /// Takes retention a step further.
     pub(super) fn retain_on(&mut self, now: Now) {
         let is_calm = self.debt.level() < Level::Yellow && self.log.takes_small_entries();
@@ -91,7 +134,7 @@ impl Engine {
                 && self.shard.clock().stands_against_drops(now).is_none()
                 && self.archive_stands_against(due.end_segment).is_none()
         });
-        let Some(due) = due else {
+        let Some(due) = due.filter(|due| self.is_allowed(*due)) else {
             self.retaining.again_at_us = now.boot_us + LOOK_AGAIN_US;
             self.retaining.waits_for = None;
             // The segment with a drop is ended early, so that it is sealed; where the log has no room for that, it is tried again.

@@ -289,8 +289,8 @@ impl Step<'_, '_, '_> {
         let last_position = self.shard.last_position;
         let refused = |code, message| Err(Stop::Refused(Refusal::new(code, message), last_position));
         let retention = self.shard.retention();
-        if held && retention.dropped_to().is_some_and(|dropped| quarter <= dropped) {
-            return refused(Code::Expired, format!("{quarter} is dropped already; a backup may have it"));
+        if held && Some(quarter) <= retention.dropped_to().max(self.shard.no_hold_through) {
+            return refused(Code::Expired, format!("{quarter} is dropped, or is just leaving; a backup may have it"));
         }
         if held && retention.holds.len() >= HOLDS_MAX {
             return refused(

@@ -190,6 +190,8 @@ pub struct Shard {
     disputes: Disputes,
     passes: Passes,
     retention: Retention,
+    /// At shard 0: other shards have dropped, or may drop, what is up to this quarter.
+    no_hold_through: Option<Quarter>,
     /// Names of uids, as they were when they last did something.
     users: BTreeMap<u32, String>,
     refusals: BTreeMap<u32, Refusals>,
@@ -237,6 +239,7 @@ impl Shard {
             disputes: Disputes::default(),
             passes: Passes::default(),
             retention: Retention::default(),
+            no_hold_through: None,
             users: BTreeMap::new(),
             refusals: BTreeMap::new(),
             mutation: Mutation::default(),

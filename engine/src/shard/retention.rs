@@ -56,6 +56,11 @@ impl Shard {
         &self.retention
     }
 
+    /// At shard 0: holds on quarters up to this one are refused from now on.
+    pub fn takes_no_hold_through(&mut self, quarter: Option<Quarter>) {
+        self.no_hold_through = self.no_hold_through.max(quarter);
+    }
+
     /// The oldest quarter whose rows are all expired at a moment, if its segments are sealed and end with it.
     pub fn due_quarter(&self, time_us: i64) -> Option<Due> {
         let years = self.policy.retention_years();

@@ -69,6 +69,7 @@ struct Counts {
     freed: u64,
     replays: u64,
     restored: u64,
+    holds: u64,
 }
 
 /// What an archive has of a shard: its log since the archive was begun, whatever was dropped of it.
@@ -83,6 +84,8 @@ struct Years {
     at_us: i64,
     next: u64,
     counts: Counts,
+    /// The quarter whose hold is acknowledged.
+    held: Option<Quarter>,
     /// By shard; what was restored has none.
     archives: Vec<Archive>,
     /// Nothing crashes, and time does not go on by itself.
@@ -96,7 +99,8 @@ impl Years {
         let machine = Machine::with_clock(ClockMode::Replay, seed, entropy, shards, mutant, START_US);
         let counts = Counts::default();
         let rows = BTreeMap::new();
-        let mut years = Years { machine, rows, at_us: START_US, next: 0, counts, archives: Vec::new(), is_calm: true };
+        let (held, archives) = (None, Vec::new());
+        let mut years = Years { machine, rows, at_us: START_US, next: 0, counts, held, archives, is_calm: true };
         let toml = Policy::of_owner(OWNER.uid).to_toml().replace("years = 4", &format!("years = {YEARS}"));
         years.ask(0, "", &Operation::Configure { toml: &toml }).expect("nothing crashes yet");
         for name in CORPORA {
@@ -192,6 +196,10 @@ impl Years {
 
     fn claim(&mut self) -> Result<(), String> {
         let corpus = self.below(CORPORA.len() as u64) as usize;
+        self.claim_of(corpus)
+    }
+
+    fn claim_of(&mut self, corpus: usize) -> Result<(), String> {
         let metadata = vec![7; self.machine.entropy.below(METADATA_BYTES_MAX) as usize];
         let event_key = format!("event-{}", self.next);
         let items = [Claim {
@@ -244,6 +252,21 @@ impl Years {
             Outcome::Refused(refusal) if is_expired && refusal.code == Code::Expired => {}
             other => return Err(format!("{event_id}, {row:?} at {}: answered {other:?}", self.at_us)),
         }
+        Ok(())
+    }
+
+    /// Holds a quarter that is about to leave or has just left, or ends the hold that there is.
+    fn hold(&mut self) -> Result<(), String> {
+        let back = self.below(3) as i64 - 1;
+        let expiring = Quarter::of(self.at_us - i64::from(YEARS) * 366 * DAY_US - back * 91 * DAY_US);
+        let quarter = self.held.unwrap_or(expiring);
+        let held = self.held.is_none();
+        match self.ask(0, "simulated", &Operation::Hold { quarter, held })? {
+            Outcome::Held { .. } => self.held = held.then_some(quarter),
+            Outcome::Refused(refusal) if held && refusal.code == Code::Expired => {}
+            other => return Err(format!("a hold on {quarter}: answered {other:?}")),
+        }
+        self.counts.holds += u64::from(self.held.is_some());
         Ok(())
     }
 
@@ -303,6 +326,7 @@ impl Years {
             at_us: self.at_us,
             next: self.next,
             counts: Counts::default(),
+            held: self.held,
             archives: Vec::new(),
             is_calm: false,
         };
@@ -347,6 +371,9 @@ impl Years {
         let retention = shard.retention().clone();
         verify_seals(&retention.seals, &superblock.key)?;
         let gone_to = retention.dropped_to();
+        if self.held.is_some() && gone_to >= self.held {
+            return Err(format!("{:?} is held, and what is up to {gone_to:?} is dropped", self.held));
+        }
         let is_gone = |row: &Plain| gone_to.is_some_and(|gone| Quarter::of(row.claimed_us) <= gone);
         let last_us = shard.last_us();
         let first = shard.rows().catalog().first();
@@ -540,6 +567,9 @@ fn run(seed: u64, mutant: Option<Mutant>) -> Result<Counts, String> {
             if years.below(4) == 0 {
                 years.change()?;
             }
+            if years.below(50) == 0 {
+                years.hold()?;
+            }
         }
         years.check()?;
         years.check_histories()?;
@@ -571,6 +601,7 @@ fn quarters_are_dropped_and_nothing_else_is_whatever_crashes() {
                         all.freed += counts.freed;
                         all.replays += counts.replays;
                         all.restored += counts.restored;
+                        all.holds += counts.holds;
                     }
                     all
                 })
@@ -585,6 +616,7 @@ fn quarters_are_dropped_and_nothing_else_is_whatever_crashes() {
                 freed: a.freed + b.freed,
                 replays: a.replays + b.replays,
                 restored: a.restored + b.restored,
+                holds: a.holds + b.holds,
             },
         )
     });
@@ -593,7 +625,7 @@ fn quarters_are_dropped_and_nothing_else_is_whatever_crashes() {
         totals.crashes > RUNS && totals.dropped > RUNS && totals.freed > RUNS && totals.carried > RUNS / 2,
         "{totals:?}"
     );
-    assert!(totals.restored > RUNS, "{totals:?}");
+    assert!(totals.restored > RUNS && totals.holds > RUNS, "{totals:?}");
 }
 
 /// The segment behind those that are dropped may be sealed after the drop, and before the segment with the drop: a start from there
@@ -668,4 +700,56 @@ fn rows_that_are_dropped_too_soon_are_missed() {
 #[test]
 fn segments_that_are_freed_too_soon_are_missed() {
     is_caught(Mutant::FreeBeforeSealed);
+}
+
+/// Shard 1 is due to drop the first quarter, of which shard 0 has nothing and knows nothing, when shard 0 is asked to hold it.
+fn holds_beside_a_drop(mutant: Option<Mutant>) -> Result<(), String> {
+    let mut years = (0..).map(|seed| Years::new(seed, mutant)).find(|years| years.shard_of(1) == 1).expect("one");
+    years.is_calm = true;
+    let first = Quarter::of(START_US);
+    years.at_us = START_US + DAY_US;
+    years.claim_of(1)?;
+    let hold = |quarter, held| Operation::Hold { quarter, held };
+    let second = hold(first.next(), true);
+    for held_first in [true, false] {
+        if held_first {
+            let outcome = years.ask(0, "simulated", &hold(first, true))?;
+            assert!(matches!(outcome, Outcome::Held { .. }), "{outcome:?}");
+            years.held = Some(first);
+        } else {
+            // The time of shard 0 stays before the end of the retention.
+            years.at_us = START_US + 2 * DAY_US;
+            years.ask(0, "simulated", &hold(first, false))?;
+            years.held = None;
+        }
+        years.at_us = first.end_us_after_years(YEARS) + DAY_US;
+        years.claim_of(1)?;
+        for _ in 0..TICKS_MIN {
+            years.tick();
+            years.machine.settle()?;
+        }
+        let dropped_to = years.machine.engine(1).expect("it runs").shard().retention().dropped_to();
+        assert_eq!(dropped_to, (!held_first).then_some(first));
+    }
+    years.at_us = START_US + 3 * DAY_US;
+    match years.ask(0, "simulated", &hold(first, true))? {
+        Outcome::Refused(refusal) if refusal.code == Code::Expired => {}
+        other => return Err(format!("a hold on what shard 1 has dropped: {other:?}")),
+    }
+    // Another is as good as before.
+    assert!(matches!(years.ask(0, "simulated", &second)?, Outcome::Held { .. }));
+    // After a start shard 0 learns it anew.
+    years.machine.crash(true, 0, 1_000_000);
+    years.machine.recover(None)?;
+    match years.ask(0, "simulated", &hold(first, true))? {
+        Outcome::Refused(refusal) if refusal.code == Code::Expired => Ok(()),
+        other => Err(format!("a hold on what shard 1 had dropped before a crash: {other:?}")),
+    }
+}
+
+#[test]
+fn what_another_shard_drops_is_not_held_and_what_is_held_no_shard_drops() {
+    holds_beside_a_drop(None).unwrap();
+    let missed = std::panic::catch_unwind(|| holds_beside_a_drop(Some(Mutant::DropUnasked)));
+    assert!(!matches!(missed, Ok(Ok(()))), "a drop that nobody was asked for is not missed");
 }
