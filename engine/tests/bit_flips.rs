@@ -461,6 +461,8 @@ fn parts(image: &Bytes) -> Parts {
         extents.push((Class::LastWindow, unrecorded_from..file(end.next_batch_at)));
     }
     extents.push((Class::BeyondTheEnd, file(end.next_batch_at)..file(GEOMETRY.segment_start(used + 1))));
+    // A last batch may fill its segment to the end.
+    extents.retain(|(_, extent)| !extent.is_empty());
     Parts { extents, unrecorded_from, batches: batches.len(), segments: used + 1 }
 }
 

@@ -88,12 +88,16 @@ impl Engine {
             storage.flush().await.map_err(|e| RecoveryError::Write(format!("the flush before serving: {e}")))?;
         }
         let mut superblock = superblock.clone();
+        let unwritten = |error| RecoveryError::Write(format!("the superblock: {error}"));
         if superblock.version < FORMAT_VERSION {
             // Before the first batch that the older format does not know.
             tracing::info!(from = superblock.version, to = FORMAT_VERSION, "the ledger's format is brought up to date");
             superblock.version = FORMAT_VERSION;
             superblock.generation = superblock.generation.saturating_add(1);
-            superblock.write(storage).await.map_err(|e| RecoveryError::Write(format!("the superblock: {e}")))?;
+            superblock.write(storage).await.map_err(unwritten)?;
+        } else if superblock.origin.is_some() && !superblock.is_in_all_copies(storage).await.map_err(unwritten)? {
+            // Before the segments are freed with which an older copy has the log begin.
+            superblock.write(storage).await.map_err(unwritten)?;
         }
         let opened = Opened { batches, records, cut_at: end.next_batch_at };
         let mut engine = Engine {

@@ -335,6 +335,17 @@ impl Superblock {
         Ok(())
     }
 
+    /// Whether all four copies are this one: a crash may have come while they were written.
+    pub async fn is_in_all_copies(&self, storage: &impl Storage) -> std::io::Result<bool> {
+        let block = self.encode();
+        for copy in 0..COPIES {
+            if *storage.read_at(copy * COPY_STRIDE_BYTES, BLOCK_BYTES as usize).await? != *block {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Reads the newest valid copy.
     pub async fn read(storage: &impl Storage) -> Result<Superblock, SuperblockError> {
         let mut newest: Option<Superblock> = None;

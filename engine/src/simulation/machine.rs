@@ -8,15 +8,15 @@ use crate::id::EventId;
 use crate::log::io::{self, IoDone, perform};
 use crate::log::layout::{BLOCK_BYTES, Geometry};
 use crate::log::record;
-use crate::log::superblock::{ClockMode, Superblock};
+use crate::log::superblock::{COPY_STRIDE_BYTES, ClockMode, Superblock};
 use crate::log::writer;
 use crate::mutant::{Mutant, Mutation};
 use crate::peer::PeerMessage;
 use crate::row::RowView;
 use crate::sealed::{Fetch, ask_until_read};
 use crate::shard::rows::Found;
-use crate::storage::Storage;
 use crate::storage::sim::SimDisk;
+use crate::storage::{Durability, Storage};
 use crate::time::Now;
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
@@ -255,6 +255,14 @@ impl Machine {
     /// Whether a power cut would lose anything now.
     pub fn has_volatile(&self) -> bool {
         self.nodes.iter().any(|node| node.disk.has_volatile())
+    }
+
+    /// One copy of a shard's superblock is as the format wrote it, as if a crash had come while the copies were written.
+    pub fn leave_copy_behind(&mut self, shard: usize, copy: u64) {
+        let Node { disk, superblock, .. } = &self.nodes[shard];
+        let block = superblock.encode();
+        let write = disk.write_at(copy * COPY_STRIDE_BYTES, &block, Durability::Durable);
+        disk.run(&mut self.entropy, u64::MAX, write).expect("unbounded").expect("no faults");
     }
 
     /// The machine, or the process alone, dies. The clocks go on.

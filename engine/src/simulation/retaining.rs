@@ -10,7 +10,7 @@ use crate::error::Code;
 use crate::id::EventId;
 use crate::log::entry::{Entry, Principal, Record};
 use crate::log::layout::BLOCK_BYTES;
-use crate::log::superblock::{ClockMode, Superblock};
+use crate::log::superblock::{COPIES, COPY_STRIDE_BYTES, ClockMode, Superblock};
 use crate::log::verify::{self, Content, Step, WalkOptions};
 use crate::mutant::Mutant;
 use crate::policy::Policy;
@@ -185,7 +185,25 @@ impl Years {
             self.machine.crash(is_cut, 0, 1_000_000);
         }
         self.machine.recover(None)?;
-        (0..self.machine.shard_count()).try_for_each(|shard| self.check_verifies(shard))
+        (0..self.machine.shard_count()).try_for_each(|shard| {
+            self.check_copies(shard)?;
+            self.check_verifies(shard)
+        })
+    }
+
+    /// A start leaves no copy of the superblock with which the log would begin earlier.
+    fn check_copies(&self, shard: usize) -> Result<(), String> {
+        let superblock = self.machine.engine(shard).ok_or("a shard is down")?.superblock();
+        let image = self.machine.image(shard);
+        let of_copy =
+            |copy: u64| Superblock::decode(&image[(copy * COPY_STRIDE_BYTES) as usize..][..BLOCK_BYTES as usize]);
+        let begins = (0..COPIES).map(|copy| of_copy(copy).ok().flatten().map(|found| found.first_segment()));
+        let begins: Vec<_> = begins.collect();
+        let is_stale = |begin: &Option<u64>| begin.is_none_or(|first| first < superblock.first_segment());
+        match superblock.origin.is_some() && begins.iter().any(is_stale) {
+            true => Err(format!("a start leaves copies of the superblock that begin the log at {begins:?}")),
+            false => Ok(()),
+        }
     }
 
     /// A shard's file verifies.
@@ -738,9 +756,13 @@ fn holds_beside_a_drop(mutant: Option<Mutant>) -> Result<(), String> {
     }
     // Another is as good as before.
     assert!(matches!(years.ask(0, "simulated", &second)?, Outcome::Held { .. }));
-    // After a start shard 0 learns it anew.
+    // After a start shard 0 learns it anew, and no copy of a superblock has the log begin with what was freed.
+    assert!(years.machine.engine(1).expect("it runs").superblock().first_segment() > 0);
     years.machine.crash(true, 0, 1_000_000);
-    years.machine.recover(None)?;
+    years.machine.leave_copy_behind(1, 3);
+    years.machine.open(None)?;
+    years.check_copies(1)?;
+    years.machine.settle()?;
     match years.ask(0, "simulated", &hold(first, true))? {
         Outcome::Refused(refusal) if refusal.code == Code::Expired => Ok(()),
         other => Err(format!("a hold on what shard 1 had dropped before a crash: {other:?}")),
