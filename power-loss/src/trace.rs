@@ -144,6 +144,15 @@ pub enum Event {
     Killed,
     /// A client.
     Client(Mark),
+    /// A hole was punched into a file: it reads as zeroes there. Nothing makes that durable but a flush.
+    Freed {
+        /// Index into the trace's files.
+        file: u32,
+        /// Byte offset.
+        offset: u64,
+        /// Length.
+        bytes: u64,
+    },
 }
 
 /// See the module.
