@@ -116,6 +116,13 @@ pub enum Mark {
         /// The idempotency key.
         key: u128,
     },
+    /// The segment archive has a shard's log up to a position.
+    Archived {
+        /// Which shard's.
+        shard: u16,
+        /// The last position.
+        position: u64,
+    },
 }
 
 /// Where clients write down what they do and learn.
@@ -200,6 +207,13 @@ impl Trace {
     pub fn acknowledged(&self) -> u64 {
         let is_one = |event: &&Event| matches!(event, Event::Client(Mark::Acknowledged { .. }));
         self.events.iter().filter(is_one).count() as u64
+    }
+
+    /// Holes that were punched, and ledgers that were restored from the segment archive.
+    pub fn freed_and_restored(&self) -> (u64, u64) {
+        let count = |is_one: fn(&Event) -> bool| self.events.iter().filter(|event| is_one(event)).count() as u64;
+        let is_restored = |event: &Event| matches!(event, Event::Client(Mark::Archived { shard: 0, .. }));
+        (count(|event| matches!(event, Event::Freed { .. })), count(is_restored))
     }
 
     /// The most durable writes that were under way at once.
