@@ -177,3 +177,52 @@ fn written(trace: &Trace, index: usize, superblock: &Superblock, instant: usize)
     }
     written
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuts;
+
+    fn sound() -> Trace {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("traces/sound.trace.gz");
+        Trace::load(&path).expect("a kept trace")
+    }
+
+    #[test]
+    fn an_archive_has_a_beginning_of_the_log_and_nothing_else() {
+        let trace = sound();
+        let superblocks = crate::check::superblocks(&trace).expect("superblocks");
+        let instant = trace.events.len();
+        let log = |(index, superblock): &(usize, Superblock)| {
+            written(&trace, *index, superblock, instant).into_iter().take(20).collect::<Vec<_>>()
+        };
+        let shards: Vec<_> = superblocks.iter().map(log).collect();
+        assert!(shards.iter().all(|records| records.len() == 20));
+        let compare = |spoil: fn(&mut Vec<(u64, u64)>)| {
+            let mut shards = shards.clone();
+            spoil(&mut shards[1]);
+            let archive =
+                Archive { dir: PathBuf::new(), restored: vec![Restored { instant, shards }], manifest: Vec::new() };
+            archive.compare(&trace)
+        };
+        assert_eq!(compare(|_| {}), Ok(()));
+        assert_eq!(compare(|records| records.truncate(3)), Ok(()));
+        compare(|records| records[7].1 ^= 1).expect_err("another record");
+        compare(|records| _ = records.remove(0)).expect_err("it lacks the first");
+        compare(|records| _ = records.remove(9)).expect_err("it lacks one in between");
+        compare(|records| records.push((u64::MAX, 0))).expect_err("it has one that was never written");
+    }
+
+    #[test]
+    fn an_archive_that_is_ahead_of_what_a_cut_leaves_is_found() {
+        let with_mark = |position| {
+            let mut trace = sound();
+            let at = trace.events.len() / 2;
+            trace.events.insert(at, Event::Client(Mark::Archived { shard: 0, position }));
+            cuts::cut(&trace, 60, Mutation::NONE, |_| {}).expect("a ledger").1
+        };
+        assert!(with_mark(1).is_none());
+        let violation = with_mark(1 << 40).expect("no log is so long");
+        assert!(violation.what.contains("archive"), "{}", violation.what);
+    }
+}

@@ -55,8 +55,8 @@ pub struct History {
     shards: Vec<Vec<Logged>>,
     /// By idempotency key and item: shards and indexes.
     places: HashMap<(u128, u16), Vec<(usize, usize)>>,
-    /// By id: the idempotency key and item of the claim, and its place.
-    claims: HashMap<u128, (u128, u16, (usize, usize))>,
+    /// By id: the idempotency key and item of the claim.
+    claims: HashMap<u128, (u128, u16)>,
 }
 
 impl History {
@@ -95,7 +95,7 @@ impl History {
             let place = (shard, self.shards[shard].len());
             let what = match record.entry {
                 Entry::Claim(claim) => {
-                    self.claims.insert(claim.event_id.as_u128(), (key, item, place));
+                    self.claims.insert(claim.event_id.as_u128(), (key, item));
                     What::Claim(claim.event_id.as_u128())
                 }
                 Entry::Reactivate { event_id } => What::Reactivate(event_id.as_u128()),
@@ -123,12 +123,12 @@ impl History {
     /// The same of a row's claim.
     pub fn places_of_row(&self, event_id: u128, instant: usize) -> impl Iterator<Item = (usize, u64)> {
         let claim = self.claims.get(&event_id);
-        claim.into_iter().flat_map(move |(key, item, _)| self.places(*key, *item, instant))
+        claim.into_iter().flat_map(move |(key, item)| self.places(*key, *item, instant))
     }
 
     /// Of which item of which operation a row is.
     pub fn claim_of(&self, event_id: u128) -> Option<(u128, u16)> {
-        self.claims.get(&event_id).map(|(key, item, _)| (*key, *item))
+        self.claims.get(&event_id).copied()
     }
 
     /// The instants from the submission of a drop to somewhat after the freeing that follows, by file.
