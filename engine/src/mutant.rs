@@ -44,11 +44,13 @@ pub enum Mutant {
     FreeBeforeSealed,
     /// Shards drop quarters without asking shard 0, which may hold them.
     DropUnasked,
+    /// Dropped segments are freed while the superblock that has the log begin behind them is still being written.
+    FreeBeforeNamed,
 }
 
 impl Mutant {
     /// All of them, with their names.
-    pub const ALL: [(Mutant, &'static str); 20] = [
+    pub const ALL: [(Mutant, &'static str); 21] = [
         (Mutant::AckBeforeDurable, "ack-before-durable"),
         (Mutant::AckOutOfOrder, "ack-out-of-order"),
         (Mutant::NoDsync, "no-dsync"),
@@ -69,6 +71,7 @@ impl Mutant {
         (Mutant::DropWithoutCarry, "drop-without-carry"),
         (Mutant::FreeBeforeSealed, "free-before-sealed"),
         (Mutant::DropUnasked, "drop-unasked"),
+        (Mutant::FreeBeforeNamed, "free-before-named"),
     ];
 
     /// The mutant of a name.

@@ -5,13 +5,15 @@
 //! operation is there with what was acknowledged, every row that was shown is there, nothing is there that no client sent
 //! or that was refused, nothing twice. Positions, sequences, ids and hashes are checked by recovery itself, which is the code that the daemon runs.
 
+use crate::history::History;
 use crate::image::{Image, run};
 use crate::load::metadata;
-use crate::trace::{Event, Mark, Op, Sent, Trace};
+use crate::retained::{self, first_position};
+use crate::trace::{Event, Mark, Op, Sent, SentItem, Trace};
 use claim_engine::engine::{Engine, OpenOptions};
 use claim_engine::entropy::Entropy;
 use claim_engine::log::batch::{self, Found};
-use claim_engine::log::entry::{Entry, Record};
+use claim_engine::log::entry::{ClaimEntry, Entry, Record};
 use claim_engine::log::layout::SUPERBLOCK_AREA_BYTES;
 use claim_engine::log::recovery::{RecoveryOptions, Visit, walk};
 use claim_engine::log::superblock::Superblock;
@@ -38,8 +40,12 @@ pub struct Expectations<'a> {
     metadata: HashMap<(u128, u16), u64>,
     acknowledged: Vec<Acknowledged>,
     seen: Vec<(usize, u128)>,
+    /// What the segment archive had, by shard and position.
+    archived: Vec<(usize, u16, u64)>,
     /// Keys that were sent once, and refused for certain.
     refused: Vec<(usize, u128)>,
+    /// What lay where in the log.
+    pub history: History,
     /// By shard: the incarnations of batches that are no recovery batches, with the instant of the first submission.
     incarnations: Vec<Vec<(usize, u64)>>,
 }
@@ -52,7 +58,9 @@ impl<'a> Expectations<'a> {
             metadata: HashMap::new(),
             acknowledged: Vec::new(),
             seen: Vec::new(),
+            archived: Vec::new(),
             refused: Vec::new(),
+            history: History::of(trace, superblocks, mutation),
             incarnations: vec![Vec::new(); superblocks.len()],
         };
         let mut seen = HashSet::new();
@@ -75,6 +83,7 @@ impl<'a> Expectations<'a> {
                     let (key, item, event_id, sequence) = (*key, *item, *event_id, *sequence);
                     all.acknowledged.push(Acknowledged { instant, key, item, event_id, sequence });
                 }
+                Event::Client(Mark::Archived { shard, position }) => all.archived.push((instant, *shard, *position)),
                 // Of a repetition an error may be decided before the daemon looks for the key.
                 Event::Client(Mark::Refused { key }) if !sent_again.contains(key) => all.refused.push((instant, *key)),
                 Event::Client(Mark::Seen { event_id }) if seen.insert(*event_id) => all.seen.push((instant, *event_id)),
@@ -95,6 +104,17 @@ impl<'a> Expectations<'a> {
             }
         }
         all
+    }
+
+    /// By shard, the last position of which something was acknowledged before an instant.
+    fn durable_positions(&self, shards: usize, instant: usize) -> Vec<u64> {
+        let mut durable = vec![0; shards];
+        for acked in self.acknowledged.iter().take_while(|acked| acked.instant < instant) {
+            for (shard, position) in self.history.places(acked.key, acked.item, acked.instant) {
+                durable[shard] = position.max(durable[shard]);
+            }
+        }
+        durable
     }
 
     /// Operations that were acknowledged.
@@ -159,6 +179,8 @@ pub fn check(
     let mut onboarded: Vec<HashSet<String>> = Vec::new();
     let mut globals = Vec::new();
     let mut governed: HashMap<u128, HashSet<u16>> = HashMap::new();
+    let durable_positions = expectations.durable_positions(superblocks.len(), instant);
+    let mut beginnings = Vec::new();
     for (number, (image, (_, expected))) in images.iter().zip(superblocks).enumerate() {
         let fail = |what: &str, error: String| format!("shard {number}: {what}: {error}");
         let superblock = run(Superblock::read(*image)).map_err(|e| fail("superblock", e.to_string()))?;
@@ -194,17 +216,41 @@ pub fn check(
         }
         // …what it found…
         let mut names = HashSet::new();
+        let mut reactivated = Vec::new();
         let end = run(walk(*image, &superblock, RecoveryOptions { mutation }, |visit| match visit {
             Visit::Record(raw, _) => {
                 let record = Record::decode(raw.kind, raw.body).map_err(|e| e.to_string())?;
                 if matches_governing(&record, number as u16, expectations, instant, &mut governed)? {
                     return Ok(());
                 }
+                if let Entry::Reactivate { event_id } = record.entry {
+                    reactivated.push((event_id.as_u128(), record.meta.timestamp_us));
+                }
                 match_record(&record, number as u16, expectations, instant, &mut records, &mut ids, &mut names)
             }
             Visit::Batch(_) => Ok(()),
         }))
         .map_err(|e| fail("content", e.to_string()))?;
+        let mut archived = expectations.archived.iter().take_while(|(at, ..)| *at < instant);
+        let is_ahead = |shard: u16, position: u64| usize::from(shard) == number && position >= first.last_position;
+        if let Some((.., position)) = archived.find(|(_, shard, position)| is_ahead(*shard, *position)) {
+            let end = first.last_position - 1;
+            return Err(fail("archive", format!("it has the log up to {position}, and the log ends at {end}")));
+        }
+        // …what is gone of it…
+        let retained = retained::Shard {
+            number,
+            image,
+            superblock: &superblock,
+            engine: &engine,
+            reactivated: &reactivated,
+            durable_position: durable_positions[number],
+        };
+        retained.check(&expectations.history, instant).map_err(|e| fail("retention", e))?;
+        beginnings.push(first_position(&superblock));
+        if superblock.origin.is_some() {
+            names.extend(engine.shard().registry().corpora().iter().map(|corpus| corpus.name.clone()));
+        }
         onboarded.push(names);
         drop(engine);
         // …and a second one.
@@ -236,7 +282,10 @@ pub fn check(
             }
             continue;
         }
+        // What was before the log's beginning was looked at there.
+        let is_gone = || expectations.history.places(key, item, instant).any(|(shard, at)| at < beginnings[shard]);
         match records.get(&(key, item)) {
+            None if is_gone() => {}
             None => return Err(format!("{sent:?} item {item} was acknowledged as {event_id:032x} and is lost")),
             Some(found) if event_id != 0 && (found.event_id, found.sequence) != (event_id, sequence) => {
                 return Err(format!(
@@ -247,7 +296,9 @@ pub fn check(
         }
     }
     for (_, event_id) in expectations.seen.iter().take_while(|(at, _)| *at < instant) {
-        if !ids.contains(event_id) {
+        let is_gone =
+            || expectations.history.places_of_row(*event_id, instant).any(|(shard, at)| at < beginnings[shard]);
+        if !ids.contains(event_id) && !is_gone() {
             return Err(format!("row {event_id:032x} was shown to a client and is lost"));
         }
     }
@@ -289,7 +340,11 @@ fn match_record(
     ids: &mut HashSet<u128>,
     names: &mut HashSet<String>,
 ) -> Result<(), String> {
-    let (key, item) = (record.meta.idempotency_key, record.meta.item);
+    let (mut key, mut item) = (record.meta.idempotency_key, record.meta.item);
+    if let Entry::Carry { claim, .. } = &record.entry {
+        let of = expectations.history.claim_of(claim.event_id.as_u128());
+        (key, item) = of.ok_or_else(|| format!("{:?} is of no claim", record.entry))?;
+    }
     // What a daemon does by itself; the minting of prefixes carries the key of the onboarding that needed them, and a
     // configuration one of the daemon's.
     let is_own = matches!(record.entry, Entry::PrefixAllocation { .. } | Entry::Configuration { .. });
@@ -307,8 +362,12 @@ fn match_record(
             if !ids.insert(found.event_id) {
                 return Err(format!("{:032x} stands for two rows", found.event_id));
             }
-            items.get(usize::from(item)).is_some_and(|sent| sent.event_key == claim.event_key)
-                && expectations.metadata.get(&(key, item)) == Some(&xxh3_64(claim.metadata))
+            is_as_sent(claim, items, (key, item), expectations)
+        }
+        // It is there once more, as it was.
+        (Entry::Carry { claim, .. }, Sent::Claim { items, .. }) => {
+            let is_right = is_as_sent(claim, items, (key, item), expectations);
+            return if is_right { Ok(()) } else { Err(format!("{} For that key {sent:?} was sent.", unsent())) };
         }
         (Entry::Reference { event_id, .. }, Sent::Reference { event_id: sent, .. })
         | (Entry::Tombstone { event_id, .. }, Sent::Retract { event_id: sent })
@@ -329,4 +388,9 @@ fn match_record(
             Err(format!("key {key:032x} item {item} has had its effect twice: {first:?}, {found:?}, {sent:?}"))
         }
     }
+}
+
+fn is_as_sent(claim: &ClaimEntry<'_>, items: &[SentItem], (key, item): (u128, u16), all: &Expectations<'_>) -> bool {
+    items.get(usize::from(item)).is_some_and(|sent| sent.event_key == claim.event_key)
+        && all.metadata.get(&(key, item)) == Some(&xxh3_64(claim.metadata))
 }

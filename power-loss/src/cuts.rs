@@ -26,6 +26,8 @@ pub struct Counts {
     pub with_two_in_flight: u64,
     /// Of them, those in whose trace the daemon had been killed before.
     pub after_kill: u64,
+    /// Of them, those of an instant from a drop's entry until its segments are free.
+    pub around_drop: u64,
 }
 
 impl Counts {
@@ -35,6 +37,7 @@ impl Counts {
         self.with_volatile += other.with_volatile;
         self.with_two_in_flight += other.with_two_in_flight;
         self.after_kill += other.after_kill;
+        self.around_drop += other.around_drop;
     }
 }
 
@@ -58,7 +61,8 @@ pub fn mutation_of(trace: &Trace) -> Mutation {
 
 /// Draws `images` distinct images from a trace, spread over its instants, and checks them until one breaks the promise.
 ///
-/// Instants with two or more writes under way get four times the images of those with one.
+/// Instants with two or more writes under way get four times the images of those with one, and those around a drop eight times
+/// as many again.
 pub fn cut(
     trace: &Trace,
     images: u64,
@@ -68,8 +72,12 @@ pub fn cut(
     let superblocks = superblocks(trace)?;
     let expectations = Expectations::of(trace, &superblocks, mutation);
     let instants = instants(trace);
-    let weight_of = |in_flight: usize| if in_flight >= 2 { 4 } else { 1 };
-    let total: u64 = instants.iter().map(|(_, in_flight)| weight_of(*in_flight)).sum();
+    let drops = expectations.history.drops(trace, &superblocks);
+    let is_around_drop = |instant: usize| drops.iter().any(|span| span.contains(&instant));
+    let weight_of = |instant: usize, in_flight: usize| {
+        (if in_flight >= 2 { 4 } else { 1 }) * if is_around_drop(instant) { 8 } else { 1 }
+    };
+    let total: u64 = instants.iter().map(|(instant, in_flight)| weight_of(*instant, *in_flight)).sum();
     let mut counts = Counts::default();
     let mut drawn = HashSet::new();
     let mut model = Model::new(trace);
@@ -84,7 +92,7 @@ pub fn cut(
             was_killed |= matches!(trace.events[model.instant()], crate::trace::Event::Killed);
             model.advance();
         }
-        owed += images as f64 * weight_of(in_flight) as f64 / total as f64;
+        owed += images as f64 * weight_of(instant, in_flight) as f64 / total as f64;
         let wanted = owed as u64;
         for draw in 0..wanted * TRIES {
             if owed < 1.0 {
@@ -99,6 +107,7 @@ pub fn cut(
                 counts.with_volatile += 1;
                 counts.with_two_in_flight += u64::from(in_flight >= 2);
                 counts.after_kill += u64::from(was_killed);
+                counts.around_drop += u64::from(is_around_drop(instant));
             }
             let shards: Vec<&Image<'_>> = superblocks.iter().map(|(index, _)| &files[*index]).collect();
             if let Err(what) = check(&shards, &superblocks, &expectations, instant, mutation, &mut entropy) {

@@ -10,12 +10,16 @@ use claim_client::{
 use claim_engine::entropy::Entropy;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Requests of one connection under way at once.
 const OUTSTANDING: usize = 24;
+/// The same where a connection waits between them.
+const OUTSTANDING_SLOW: usize = 2;
+/// Where a key has its millisecond.
+const KEY_TIME_AT: u32 = 80;
 /// How long a client waits for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Rows that connections know of each other, at most.
@@ -39,15 +43,19 @@ pub struct Weight {
     pub large_percent: u64,
     /// The largest metadata, in bytes.
     pub metadata_bytes_max: u64,
+    /// A connection waits for so long between two requests, in microseconds.
+    pub pause_us: u64,
 }
 
 impl Weight {
     /// Small rows, so that a log stays short and is recovered quickly.
-    pub const LIGHT: Weight = Weight { connections: 4, large_percent: 1, metadata_bytes_max: 6_000 };
+    pub const LIGHT: Weight = Weight { connections: 4, large_percent: 1, metadata_bytes_max: 6_000, pause_us: 0 };
     /// Nothing but large rows, to fill a disk.
-    pub const FILLING: Weight = Weight { connections: 4, large_percent: 100, metadata_bytes_max: 60_000 };
+    pub const FILLING: Weight = Weight { connections: 4, large_percent: 100, metadata_bytes_max: 60_000, pause_us: 0 };
     /// Large rows, so that segments fill up.
-    pub const HEAVY: Weight = Weight { connections: 4, large_percent: 12, metadata_bytes_max: 60_000 };
+    pub const HEAVY: Weight = Weight { connections: 4, large_percent: 12, metadata_bytes_max: 60_000, pause_us: 0 };
+    /// Few requests, for sessions that take long.
+    pub const SLOW: Weight = Weight { connections: 4, large_percent: 2, metadata_bytes_max: 6_000, pause_us: 3_000 };
 }
 
 /// What is between the runs of one ledger.
@@ -59,9 +67,39 @@ pub struct Memory {
     known: Mutex<Vec<(Uuid, RowState)>>,
     /// How often which error was the answer.
     errors: Mutex<BTreeMap<(&'static str, bool), u64>>,
+    /// What requests give as their time, for a ledger that takes it from them.
+    replayed_us: Option<AtomicI64>,
 }
 
 impl Memory {
+    /// Of a ledger that takes its time from the requests; it begins with this.
+    pub fn replayed(at_us: i64) -> Memory {
+        Memory { replayed_us: Some(at_us.into()), ..Memory::default() }
+    }
+
+    /// Lets time go by, in a ledger that takes it from the requests.
+    pub fn pass(&self, by_us: i64) {
+        if let Some(now_us) = &self.replayed_us {
+            now_us.fetch_add(by_us, Ordering::Relaxed);
+        }
+    }
+
+    /// A key for a request of now.
+    fn new_key(&self) -> Uuid {
+        new_key(self.replayed_us.as_ref().map(|now_us| now_us.load(Ordering::Relaxed)))
+    }
+
+    /// Of a request with this key. Its time is the key's, so that it is the same when it is sent again.
+    fn options(&self, key: Uuid, rationale: &str) -> RequestOptions {
+        RequestOptions {
+            idempotency_key: Some(key),
+            rationale: rationale.to_owned(),
+            retry_overload: false,
+            at_us: self.replayed_us.as_ref().map(|_| (key.as_u128() >> KEY_TIME_AT) as i64 * 1_000),
+            ..RequestOptions::default()
+        }
+    }
+
     /// How often which error was the answer so far, by the name of its code and whether it left the outcome open.
     pub fn errors(&self) -> BTreeMap<(&'static str, bool), u64> {
         self.errors.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -92,18 +130,18 @@ pub fn corpus(number: u64) -> String {
 }
 
 /// Onboards the corpora of a ledger: one per connection.
-pub fn onboard(socket: &Path, disk: &dyn Recorder, connections: u64) -> Result<(), String> {
+pub fn onboard(socket: &Path, disk: &dyn Recorder, memory: &Memory, connections: u64) -> Result<(), String> {
     let client = connect(socket)?;
     for number in 0..connections {
-        onboard_one(&client, disk, corpus(number))?;
+        onboard_one(&client, disk, memory, corpus(number))?;
     }
     Ok(())
 }
 
-fn onboard_one(client: &Client, disk: &dyn Recorder, name: String) -> Result<(), String> {
-    let key = new_key(None);
+fn onboard_one(client: &Client, disk: &dyn Recorder, memory: &Memory, name: String) -> Result<(), String> {
+    let key = memory.new_key();
     disk.mark(Mark::Sent { key: key.as_u128(), operation: Sent::Onboard { name: name.clone() } });
-    match client.onboard(&name, "", &options(key, "")).wait() {
+    match client.onboard(&name, "", &memory.options(key, "")).wait() {
         Ok(_) => {
             disk.mark(Mark::Acknowledged { key: key.as_u128(), item: 0, event_id: 0, sequence: 0 });
             Ok(())
@@ -176,15 +214,6 @@ fn connect(socket: &Path) -> Result<Client, String> {
     Client::connect_with(socket, options).map_err(|e| e.to_string())
 }
 
-fn options(key: Uuid, rationale: &str) -> RequestOptions {
-    RequestOptions {
-        idempotency_key: Some(key),
-        rationale: rationale.to_owned(),
-        retry_overload: false,
-        ..RequestOptions::default()
-    }
-}
-
 enum Waiting {
     Claim(Pending<claim_client::Claimed>),
     Claims(Pending<Vec<Result<claim_client::Claimed, claim_client::ServerError>>>),
@@ -215,9 +244,13 @@ struct Over;
 
 impl Connection<'_> {
     fn run(&mut self, over: &AtomicBool) -> Result<(), String> {
+        let outstanding = if self.weight.pause_us > 0 { OUTSTANDING_SLOW } else { OUTSTANDING };
         while !over.load(Ordering::Relaxed) {
+            if self.weight.pause_us > 0 {
+                std::thread::sleep(Duration::from_micros(self.weight.pause_us));
+            }
             self.send();
-            if self.waiting.len() >= OUTSTANDING && self.take_answer()?.is_err() {
+            if self.waiting.len() >= outstanding && self.take_answer()?.is_err() {
                 break;
             }
         }
@@ -252,13 +285,14 @@ impl Connection<'_> {
                 None => return,
             },
             96..97 => Sent::Onboard { name: format!("late-{}-{}-{}", self.run, self.number, self.count) },
-            97..99 => match self.govern() {
+            // In replayed time nothing but rows and corpora is asked for.
+            97..99 if self.memory.replayed_us.is_none() => match self.govern() {
                 Some(operation) => Sent::Governing(operation),
                 None => return,
             },
             _ => return self.look(),
         };
-        self.send_as(new_key(None), operation);
+        self.send_as(self.memory.new_key(), operation);
     }
 
     /// Something that concerns the whole ledger. Stops, caps and closings are for corpora that claim nothing here.
@@ -353,7 +387,7 @@ impl Connection<'_> {
 
     fn send_as(&mut self, key: Uuid, operation: Sent) {
         self.disk.mark(Mark::Sent { key: key.as_u128(), operation: operation.clone() });
-        let plain = options(key, "");
+        let plain = self.memory.options(key, "");
         let waiting = match &operation {
             Sent::Claim { corpus, items } => {
                 let contents: Vec<_> = items.iter().map(|i| metadata(&i.event_key, i.metadata_bytes)).collect();
@@ -381,12 +415,12 @@ impl Connection<'_> {
             Sent::Retract { event_id } => {
                 let event_id = Uuid::from_u128(*event_id);
                 let owner = self.client.corpus_of(event_id).map_or_else(|| corpus(self.number), |corpus| corpus.name);
-                let because = options(key, "a cut may come");
+                let because = self.memory.options(key, "a cut may come");
                 Waiting::Time(self.client.retract(&owner, event_id, ReasonCode::FalseAlarm, &because))
             }
-            Sent::Reactivate { event_id } => {
-                Waiting::Time(self.client.reactivate(Uuid::from_u128(*event_id), &options(key, "it was real")))
-            }
+            Sent::Reactivate { event_id } => Waiting::Time(
+                self.client.reactivate(Uuid::from_u128(*event_id), &self.memory.options(key, "it was real")),
+            ),
             Sent::Onboard { name } => {
                 // Rare, and answered by all shards: it is waited for at once.
                 match self.client.onboard(name, "", &plain).wait() {
@@ -459,6 +493,10 @@ impl Connection<'_> {
                             Ok(claimed) => {
                                 self.acknowledged(key, item, claimed.event_id.as_u128(), claimed.claim_sequence);
                                 self.learn(claimed.event_id, RowState::Registered);
+                            }
+                            // Replayed time may have gone on by days since the key was made.
+                            Err(error) if error.code == ErrorCode::KeyExpired && self.memory.replayed_us.is_some() => {
+                                self.disk.mark(Mark::Refused { key: key.as_u128() });
                             }
                             Err(error) => return Err(format!("a claim of a batch is refused: {error}")),
                         }

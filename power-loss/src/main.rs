@@ -13,7 +13,7 @@ use power_loss::ext4;
 use power_loss::load::Weight;
 use power_loss::mutants;
 use power_loss::needs;
-use power_loss::session::{self, LeftOvers, Plan};
+use power_loss::session::{self, Clock, LeftOvers, Plan};
 use power_loss::trace::Trace;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -171,6 +171,8 @@ struct Totals {
     plain_writes: u64,
     flushes: u64,
     most_durable_writes_in_flight: usize,
+    freed: u64,
+    archives_restored: u64,
     violations: u64,
     seconds: f64,
 }
@@ -206,6 +208,9 @@ fn sessions(
                     totals.durable_writes += durable;
                     totals.plain_writes += plain;
                     totals.flushes += flushes;
+                    let (freed, restored) = trace.freed_and_restored();
+                    totals.freed += freed;
+                    totals.archives_restored += restored;
                     totals.most_durable_writes_in_flight =
                         totals.most_durable_writes_in_flight.max(trace.most_in_flight());
                 }
@@ -238,6 +243,11 @@ fn sessions(
     );
     println!("  after the daemon was killed and started again: {after_kill}");
     println!(
+        "  from the drop of a quarter until its segments are free: {}; segments were freed {} times",
+        totals.counts.around_drop, totals.freed
+    );
+    println!("  ledgers restored from a segment archive: {}", totals.archives_restored);
+    println!(
         "  {} operations acknowledged; {} durable writes, {} plain ones, {} flushes",
         totals.acknowledged, totals.durable_writes, totals.plain_writes, totals.flushes
     );
@@ -256,7 +266,7 @@ fn keep(trace: &Trace, scratch: &Path, message: &str) -> String {
 }
 
 fn binary(given: Option<&PathBuf>) -> Result<Binary, String> {
-    Ok(Binary { claimd: claimd_of(given)?, arguments: session::arguments(), mutant: None })
+    Ok(Binary { claimd: claimd_of(given)?, arguments: session::arguments(Clock::Wall), mutant: None })
 }
 
 fn cuts(args: &SessionArgs) -> Result<(), String> {
@@ -267,7 +277,15 @@ fn cuts(args: &SessionArgs) -> Result<(), String> {
         // Some ledgers fill segments, some lie where an earlier one lay.
         let weight = if seed.is_multiple_of(6) { Weight::HEAVY } else { Weight::LIGHT };
         let left_overs = if seed % 4 == 1 { LeftOvers::EarlierLedger } else { LeftOvers::None };
-        let plan = Plan { seed, runs: 4, run_ms_max: 30, delay_us_max: 1_500, weight, left_overs };
+        let mut plan =
+            Plan { seed, runs: 4, run_ms_max: 30, delay_us_max: 1_500, weight, left_overs, clock: Clock::Wall };
+        let mut binary = binary.clone();
+        // In some years go by, and quarters are dropped.
+        if seed % 4 == 3 {
+            let clock = Clock::Years { archives: seed % 8 == 7 };
+            plan = Plan { runs: 5, run_ms_max: 60, weight: Weight::SLOW, clock, ..plan };
+            binary.arguments = session::arguments(clock);
+        }
         let trace =
             session::record(&binary, &plan, scratch).map_err(|(message, trace)| keep(&trace, scratch, &message))?;
         match cuts::cut(&trace, images, cuts::mutation_of(&trace), |images| bar.inc(images))? {
@@ -294,6 +312,7 @@ fn ext4(args: &SessionArgs) -> Result<(), String> {
             delay_us_max: 800,
             weight: Weight::HEAVY,
             left_overs: LeftOvers::None,
+            clock: Clock::Wall,
         };
         let trace =
             ext4::record(&binary, &plan, scratch).map_err(|(message, trace)| keep(&trace, scratch, &message))?;

@@ -3,12 +3,15 @@
 //!
 //! Durable at an instant is every write with O_DSYNC that completed before it, and every write that completed before the
 //! *submission* of a flush that completed before it. Of everything else any subset is there, each write whole or torn
-//! between sectors. A size is durable once a flush, or a durable write beyond the old size, made it so. What a killed process
+//! between sectors. A hole that was punched is a write of zeroes: it is there in any part until a flush. A size is durable once a flush, or a durable write beyond the old size, made it so. What a killed process
 //! had under way promises nothing.
 
 use crate::image::Image;
 use crate::trace::{Event, Op, Trace};
 use claim_engine::entropy::Entropy;
+
+/// What a hole reads as, a piece at a time.
+static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
 
 /// A write that a power cut may lose.
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +48,8 @@ pub struct Model<'a> {
     trace: &'a Trace,
     instant: usize,
     next_op: u32,
+    /// Pieces of holes that were punched.
+    holes: u32,
     files: Vec<FileState<'a>>,
     /// By operation: the file of a write.
     writes: Vec<Option<usize>>,
@@ -69,6 +74,7 @@ impl<'a> Model<'a> {
             trace,
             instant: 0,
             next_op: 0,
+            holes: 0,
             files,
             writes: Vec::new(),
             flushes: Vec::new(),
@@ -126,6 +132,24 @@ impl<'a> Model<'a> {
                 self.flushes.iter_mut().for_each(|(_, flush)| flush.promises = false);
             }
             Event::Client(_) => {}
+            Event::Freed { file, offset, bytes } => {
+                let mut at = *offset;
+                while at < offset + bytes {
+                    let length = (offset + bytes - at).min(ZEROES.len() as u64) as usize;
+                    self.holes += 1;
+                    // Numbers from the other end, so that they are no operation's.
+                    let piece = Volatile {
+                        op: u32::MAX - self.holes,
+                        offset: at,
+                        data: &ZEROES[..length],
+                        is_completed: true,
+                        promises: false,
+                    };
+                    self.files[*file as usize].complete(piece);
+                    at += length as u64;
+                }
+                self.version += 1;
+            }
         }
         true
     }
@@ -212,14 +236,19 @@ impl<'a> FileState<'a> {
         let place = self.volatile.iter().position(|write| write.op == op).expect("a write that was submitted");
         let mut write = self.volatile.remove(place);
         write.is_completed = true;
-        let under_way = self.volatile.iter().position(|write| !write.is_completed).unwrap_or(self.volatile.len());
         if write.promises {
             // The caller takes it from the end again.
             self.volatile.push(write);
         } else {
-            self.volatile.insert(under_way, write);
+            self.complete(write);
         }
         write
+    }
+
+    /// Puts a write behind those that completed before it.
+    fn complete(&mut self, write: Volatile<'a>) {
+        let under_way = self.volatile.iter().position(|write| !write.is_completed).unwrap_or(self.volatile.len());
+        self.volatile.insert(under_way, write);
     }
 
     /// A durable write replaces what older, completed writes to the same place would have left.
@@ -309,4 +338,68 @@ fn tear<'a>(write: &Volatile<'a>, entropy: &mut Entropy, tear_bytes: u64, patche
         }
     }
     patches.retain(|(_, data)| !data.is_empty());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trace::BaseFile;
+
+    const BYTES: u64 = 3 << 20;
+
+    /// A file of ones in which a hole is punched, and then what else happens.
+    fn trace(then: Vec<Event>) -> Trace {
+        let file = BaseFile { name: "a".into(), content: vec![1; BYTES as usize] };
+        let freed = Event::Freed { file: 0, offset: 4096, bytes: BYTES - 8192 };
+        Trace { mutant: None, files: vec![file], events: [vec![freed], then].concat() }
+    }
+
+    fn at_end(trace: &Trace) -> Model<'_> {
+        let mut model = Model::new(trace);
+        while model.advance() {}
+        model
+    }
+
+    /// Of so many images, how many have the whole hole, none of it, and a part of it.
+    fn holes(model: &Model<'_>) -> (usize, usize, usize) {
+        let mut found = (0, 0, 0);
+        for seed in 0..60 {
+            let image = model.image(&mut Entropy::from_seed_u64(seed), 512).0[0].to_vec();
+            let hole = &image[4096..BYTES as usize - 4096];
+            match hole.iter().filter(|byte| **byte == 0).count() {
+                0 => found.1 += 1,
+                zeroes if zeroes == hole.len() => found.0 += 1,
+                _ => found.2 += 1,
+            }
+            assert!(image[..4096].iter().chain(&image[BYTES as usize - 4096..]).all(|byte| *byte == 1));
+        }
+        found
+    }
+
+    #[test]
+    fn a_hole_is_there_in_any_part_until_a_flush() {
+        let only_punched = trace(Vec::new());
+        let (whole, nothing, part) = holes(&at_end(&only_punched));
+        assert!(whole > 0 && nothing > 0 && part > 0, "{whole} {nothing} {part}");
+        let flush = [Event::Submitted(Op::Flush { file: 0 }), Event::Completed(0)];
+        let flushed = trace(flush.to_vec());
+        assert_eq!(holes(&at_end(&flushed)), (60, 0, 0));
+        // A flush that had begun before does not cover it.
+        let [submitted, completed] = flush;
+        let mut late = trace(vec![completed]);
+        late.events.insert(0, submitted);
+        assert!(holes(&at_end(&late)).1 > 0);
+    }
+
+    #[test]
+    fn what_is_written_into_a_hole_is_there() {
+        let data = vec![2; 4096];
+        let write = Op::Write { file: 0, offset: 8192, data, is_durable: true };
+        let written = trace(vec![Event::Submitted(write), Event::Completed(0)]);
+        let model = at_end(&written);
+        for seed in 0..60 {
+            let image = model.image(&mut Entropy::from_seed_u64(seed), 512).0[0].to_vec();
+            assert!(image[8192..12_288].iter().all(|byte| *byte == 2));
+        }
+    }
 }

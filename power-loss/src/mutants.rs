@@ -6,7 +6,7 @@
 use crate::cuts::{cut, mutation_of};
 use crate::daemon::Binary;
 use crate::load::Weight;
-use crate::session::{self, LeftOvers, Plan};
+use crate::session::{self, Clock, LeftOvers, Plan};
 use crate::trace::Trace;
 use claim_engine::mutant::Mutant;
 use serde::Serialize;
@@ -18,13 +18,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub const SOUND: &str = "sound";
 /// Images of a kept trace that are drawn, at most, until the bug shows.
 pub const IMAGES_MAX: u64 = 3_000;
+/// The same where years go by: the trace is long, and many of its images are around drops.
+const IMAGES_OF_YEARS_MAX: u64 = 1_000;
 /// Images of the sound trace.
 const SOUND_IMAGES: u64 = 1_500;
 /// Recordings that are tried until one shows the bug.
 const ATTEMPTS: u64 = 40;
 
 /// The bugs that a power cut must bring out, each with a session in which it can.
-pub const MUTANTS: [(Mutant, Plan); 11] = [
+pub const MUTANTS: [(Mutant, Plan); 14] = [
     (Mutant::AckBeforeDurable, PLAN),
     (Mutant::AckOutOfOrder, PLAN),
     (Mutant::NoDsync, PLAN),
@@ -36,18 +38,23 @@ pub const MUTANTS: [(Mutant, Plan); 11] = [
     (Mutant::NoFlushBeforeServing, Plan { runs: 8, run_ms_max: 6, ..PLAN }),
     (Mutant::SegmentBeforeZeroed, Plan { weight: LARGE, run_ms_max: 60, ..PLAN }),
     (Mutant::NoKey, Plan { left_overs: LeftOvers::EarlierLedger, ..PLAN }),
+    (Mutant::FreeBeforeSealed, YEARS),
+    (Mutant::FreeBeforeNamed, YEARS),
+    (Mutant::DropWithoutCarry, YEARS),
 ];
 
-const FEW: Weight = Weight { connections: 1, large_percent: 0, metadata_bytes_max: 200 };
-const LARGE: Weight = Weight { connections: 2, large_percent: 30, metadata_bytes_max: 60_000 };
+const FEW: Weight = Weight { connections: 1, large_percent: 0, metadata_bytes_max: 200, pause_us: 0 };
+const LARGE: Weight = Weight { connections: 2, large_percent: 30, metadata_bytes_max: 60_000, pause_us: 0 };
 const PLAN: Plan = Plan {
     seed: 0,
     runs: 2,
     run_ms_max: 12,
     delay_us_max: 1_500,
-    weight: Weight { connections: 2, large_percent: 0, metadata_bytes_max: 200 },
+    weight: Weight { connections: 2, large_percent: 0, metadata_bytes_max: 200, pause_us: 0 },
     left_overs: LeftOvers::None,
+    clock: Clock::Wall,
 };
+const YEARS: Plan = Plan { runs: 4, weight: Weight::SLOW, clock: Clock::Years { archives: false }, ..PLAN };
 
 /// How a trace fared.
 #[derive(Debug, Clone, Serialize)]
@@ -65,7 +72,12 @@ pub struct Verdict {
 /// Judges a trace.
 pub fn judge(name: &str, trace: &Trace) -> Verdict {
     let verdict = |is_caught, images, what| Verdict { name: name.to_owned(), is_caught, images, what };
-    let images = if name == SOUND { SOUND_IMAGES } else { IMAGES_MAX };
+    let has_years = MUTANTS.iter().any(|(mutant, plan)| mutant.name() == name && plan.clock != Clock::Wall);
+    let images = match name {
+        SOUND => SOUND_IMAGES,
+        _ if has_years => IMAGES_OF_YEARS_MAX,
+        _ => IMAGES_MAX,
+    };
     match cut(trace, images, mutation_of(trace), |_| {}) {
         Ok((_, Some(violation))) => verdict(true, violation.images, violation.what),
         Ok((counts, None)) => verdict(false, counts.images, String::new()),
@@ -113,7 +125,7 @@ pub fn record(claimd: &Path, mutant: Option<(Mutant, Plan)>, traces: &Path, scra
     for seed in 1..=ATTEMPTS {
         let binary = Binary {
             claimd: claimd.to_owned(),
-            arguments: session::arguments(),
+            arguments: session::arguments(plan.clock),
             mutant: mutant.map(|(mutant, _)| mutant.name()),
         };
         // A daemon with a bug may fail by itself: the next seed may not.

@@ -1,9 +1,11 @@
 //! Makes a trace: one ledger on a flaky disk, several runs of the daemon under load, each but the last ended by SIGKILL.
 
+use crate::archived::Archive;
 use crate::daemon::Binary;
 use crate::disk::{Disk, Pace};
 use crate::load::{self, Memory, Weight};
 use crate::trace::{Event, Trace};
+use crate::years;
 use claim_engine::entropy::Entropy;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +13,9 @@ use std::time::Duration;
 
 /// Segments as small as they can be, so that logs roll and images stay small.
 pub const FORMAT: [&str; 6] = ["--segment-bytes", "1M", "--batch-bytes-max", "128K", "--shards", "2"];
+
+/// The files of the ledger.
+pub(crate) const SHARD_FILES: [&str; 2] = ["shard-0000.ledger", "shard-0001.ledger"];
 
 /// What a session does.
 #[derive(Debug, Clone, Copy)]
@@ -27,6 +32,20 @@ pub struct Plan {
     pub weight: Weight,
     /// What lies on the disk beforehand.
     pub left_overs: LeftOvers,
+    /// By whose clock it runs.
+    pub clock: Clock,
+}
+
+/// By whose clock a session runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clock {
+    /// The wall's.
+    Wall,
+    /// The requests': years go by, and quarters are dropped.
+    Years {
+        /// The daemon keeps a segment archive.
+        archives: bool,
+    },
 }
 
 /// What lies on the disk where the ledger will grow.
@@ -39,9 +58,12 @@ pub enum LeftOvers {
 }
 
 /// How the daemon is started: batches go beside others in flight as soon as they have two kilobytes, and windows of
-/// reconciliation close while the load runs.
-pub fn arguments() -> Vec<String> {
-    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/load.toml");
+/// reconciliation close while the load runs, or the retention of quarters does.
+pub fn arguments(clock: Clock) -> Vec<String> {
+    let config = match clock {
+        Clock::Wall => concat!(env!("CARGO_MANIFEST_DIR"), "/load.toml"),
+        Clock::Years { .. } => concat!(env!("CARGO_MANIFEST_DIR"), "/years.toml"),
+    };
     ["--batch-fill-bytes", "2K", "--config", config].map(str::to_owned).to_vec()
 }
 
@@ -50,16 +72,25 @@ pub fn record(binary: &Binary, plan: &Plan, scratch: &Path) -> Result<Trace, (St
     let early = |e: String| (e, Trace::default());
     let mount = scratch.join("disk");
     let disk = Disk::mount(&mount, plan.seed).map_err(|e| early(format!("mounting the flaky disk: {e}")))?;
-    binary.format(&mount, &FORMAT).map_err(early)?;
+    let format = match plan.clock {
+        Clock::Wall => FORMAT.to_vec(),
+        Clock::Years { .. } => [&FORMAT[..], &["--clock", "replay"]].concat(),
+    };
+    binary.format(&mount, &format).map_err(early)?;
     if plan.left_overs == LeftOvers::EarlierLedger {
         leave_over(binary, plan, scratch, &disk).map_err(early)?;
     }
     disk.begin_trace();
     disk.set_pace(Pace { delay_max: Duration::from_micros(plan.delay_us_max), ..Pace::AT_ONCE });
-    let result = runs(binary, plan, scratch, &disk, &mount, Some(Event::Killed));
+    let mut archive = matches!(plan.clock, Clock::Years { archives: true }).then(|| Archive::new(scratch));
+    let result = match plan.clock {
+        Clock::Wall => runs(binary, plan, scratch, &disk, &mount, Some(Event::Killed)),
+        Clock::Years { .. } => years::runs(binary, plan, scratch, &disk, archive.as_mut()),
+    };
     let mut trace = disk.end_trace();
     trace.mutant = binary.mutant.map(str::to_owned);
-    match result {
+    let compared = result.and_then(|()| archive.map_or(Ok(()), |archive| archive.compare(&trace)));
+    match compared {
         Ok(()) => Ok(trace),
         Err(message) => Err((message, trace)),
     }
@@ -69,7 +100,7 @@ pub fn record(binary: &Binary, plan: &Plan, scratch: &Path) -> Result<Trace, (St
 fn leave_over(binary: &Binary, plan: &Plan, scratch: &Path, disk: &Disk) -> Result<(), String> {
     let earlier = Plan { runs: 1, run_ms_max: 600, weight: Weight::FILLING, ..*plan };
     runs(binary, &earlier, scratch, disk, disk.path(), None)?;
-    let names = ["shard-0000.ledger", "shard-0001.ledger"];
+    let names = SHARD_FILES;
     let old = names.map(|name| disk.content(name).unwrap_or_default());
     names.iter().try_for_each(|name| std::fs::remove_file(disk.path().join(name))).map_err(|e| e.to_string())?;
     binary.format(disk.path(), &FORMAT)?;
@@ -97,7 +128,7 @@ pub(crate) fn runs(
     for run in 0..plan.runs {
         let mut daemon = binary.start(data, &socket, &log)?;
         if run == 0 {
-            load::onboard(&socket, &shared, plan.weight.connections)?;
+            load::onboard(&socket, &shared, &memory, plan.weight.connections)?;
         } else {
             load::read_back(&socket, &shared, plan.weight.connections)?;
         }

@@ -116,6 +116,13 @@ pub enum Mark {
         /// The idempotency key.
         key: u128,
     },
+    /// The segment archive has a shard's log up to a position.
+    Archived {
+        /// Which shard's.
+        shard: u16,
+        /// The last position.
+        position: u64,
+    },
 }
 
 /// Where clients write down what they do and learn.
@@ -144,6 +151,15 @@ pub enum Event {
     Killed,
     /// A client.
     Client(Mark),
+    /// A hole was punched into a file: it reads as zeroes there. Nothing makes that durable but a flush.
+    Freed {
+        /// Index into the trace's files.
+        file: u32,
+        /// Byte offset.
+        offset: u64,
+        /// Length.
+        bytes: u64,
+    },
 }
 
 /// See the module.
@@ -191,6 +207,13 @@ impl Trace {
     pub fn acknowledged(&self) -> u64 {
         let is_one = |event: &&Event| matches!(event, Event::Client(Mark::Acknowledged { .. }));
         self.events.iter().filter(is_one).count() as u64
+    }
+
+    /// Holes that were punched, and ledgers that were restored from the segment archive.
+    pub fn freed_and_restored(&self) -> (u64, u64) {
+        let count = |is_one: fn(&Event) -> bool| self.events.iter().filter(|event| is_one(event)).count() as u64;
+        let is_restored = |event: &Event| matches!(event, Event::Client(Mark::Archived { shard: 0, .. }));
+        (count(|event| matches!(event, Event::Freed { .. })), count(is_restored))
     }
 
     /// The most durable writes that were under way at once.

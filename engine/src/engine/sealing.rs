@@ -6,6 +6,7 @@ use crate::log::end::LogEnd;
 use crate::log::io::Io;
 use crate::log::layout::BLOCK_BYTES;
 use crate::log::superblock::{FORMAT_VERSION, Origin, Superblock};
+use crate::mutant::Mutant;
 use crate::sealed::{Checkpoint, Index, Seal, Sealed, append_bytes, page_batch, pages_per_part, seal_batch};
 use crate::shard::rows::IndexJob;
 use std::sync::Arc;
@@ -123,6 +124,9 @@ impl Engine {
                     version: FORMAT_VERSION,
                     ..self.superblock.clone()
                 };
+                if self.mutation.is(Mutant::FreeBeforeNamed) {
+                    self.retaining.moved(superblock.first_segment());
+                }
                 self.sealing = Sealing::Named(job, checkpoint);
                 Some(Io::Checkpoint(Box::new(superblock)))
             }

@@ -245,7 +245,7 @@ fn logged(orders: &Orders, notes: &Notes) -> Result<(), String> {
         let mut daemon = binary.start(Path::new(DATA), Path::new(SOCKET), Path::new(LOG))?;
         notes.note(&Note::Serving);
         if run == 0 {
-            load::onboard(&daemon.socket, notes, Weight::LIGHT.connections)?;
+            load::onboard(&daemon.socket, notes, &memory, Weight::LIGHT.connections)?;
         } else {
             load::read_back(&daemon.socket, notes, Weight::LIGHT.connections)?;
         }
@@ -298,14 +298,14 @@ fn live(orders: &Orders, notes: &Notes) -> Result<(), String> {
     notes.note(&Note::Starting);
     let mut daemon = binary.start(Path::new(DATA), Path::new(SOCKET), Path::new(LOG))?;
     notes.note(&Note::Serving);
+    let memory = Memory::default();
     if orders.run == 0 {
-        load::onboard(&daemon.socket, notes, Weight::LIGHT.connections)?;
+        load::onboard(&daemon.socket, notes, &memory, Weight::LIGHT.connections)?;
     } else {
         load::read_back(&daemon.socket, notes, Weight::LIGHT.connections)?;
     }
     if orders.run_ms_max > 0 {
         let over = AtomicBool::new(false);
-        let memory = Memory::default();
         let clients = load::connect_all(&daemon.socket, Weight::LIGHT.connections)?;
         std::thread::scope(|scope| {
             let load = || load::run(clients, notes, &memory, Weight::LIGHT, orders.run, orders.seed, &over);

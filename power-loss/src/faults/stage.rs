@@ -92,7 +92,7 @@ impl<'a> Stage<'a> {
     /// A daemon that serves, with the load's corpora.
     pub fn serving(&self) -> Result<Daemon, String> {
         let daemon = self.start()?;
-        load::onboard(&self.socket, &self.shared, Weight::LIGHT.connections)?;
+        load::onboard(&self.socket, &self.shared, &self.memory, Weight::LIGHT.connections)?;
         Ok(daemon)
     }
 
