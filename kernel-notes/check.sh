@@ -21,7 +21,7 @@ if [ -z "${CLAIM_BENCH:-}" ] || [ -z "${EXAMPLES:-}" ]; then
 fi
 CLAIM_BENCH=${CLAIM_BENCH:-$target/claim-bench}
 EXAMPLES=${EXAMPLES:-$target/examples}
-export CLAIM_BENCH
+export CLAIM_BENCH EXAMPLES
 if [ -z "${CLAIMD:-}" ]; then
     cargo build --release --quiet -p claimd
     CLAIMD=$target/claimd

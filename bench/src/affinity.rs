@@ -1,11 +1,14 @@
 //! Which cores the load comes from, and which a server under test has.
 
 use crate::error::BenchError;
+use claim_engine::scheduling;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-/// Keeps the calling thread on one core, so that it never competes with the daemon on another.
+/// Keeps the calling thread on one core, so that it never competes with the daemon on another, and lets the kernel's threads go first
+/// there: a load that never sleeps would hold up the durable writes that they finish.
 pub fn pin_to(core: usize) -> Result<(), BenchError> {
+    scheduling::give_way(0).map_err(BenchError::system("let other threads go first"))?;
     move_to(&one(core)?)
 }
 

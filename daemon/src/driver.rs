@@ -12,6 +12,7 @@ use claim_engine::log::io::{Io, IoDone, perform};
 use claim_engine::log::layout::BLOCK_BYTES;
 use claim_engine::log::record::{self, RECORD_HEADER_BYTES};
 use claim_engine::peer::PeerMessage;
+use claim_engine::scheduling;
 use claim_engine::storage::{RealStorage, Storage};
 use claim_engine::time::Now;
 use nix::fcntl::{Flock, FlockArg};
@@ -20,7 +21,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Bytes read for a record whose length is not known yet: most records lie in two blocks.
@@ -33,6 +34,9 @@ const CACHED_READ_BYTES_MAX: u64 = 16 * 1024;
 
 /// How long what nobody waits for leaves the processor to others, after each of its steps, which take about as long.
 const PAUSE: Duration = Duration::from_millis(1);
+
+/// How much less of a core indexes get than what is served, while both want it: about a tenth.
+const INDEX_NICE: i32 = 10;
 
 /// What is done with what leaves an engine.
 pub type Outlet = Box<dyn Fn(Output)>;
@@ -131,7 +135,8 @@ impl Driver {
                 let done = match io {
                     // In another thread: it takes milliseconds.
                     Io::Build(job) => {
-                        IoDone::Built(Box::new(glommio::executor().spawn_blocking(move || job.run()).await))
+                        let build = move || in_background(move || job.run());
+                        IoDone::Built(Box::new(glommio::executor().spawn_blocking(build).await))
                     }
                     Io::Clear(mut rows) => {
                         let clear = move || {
@@ -285,4 +290,25 @@ impl Driver {
 fn parse(bytes: &Bytes, at: u64) -> Result<StoredRecord, String> {
     let (raw, _) = record::read(bytes).map_err(|e| format!("the record at log offset {at} does not verify: {e}"))?;
     Ok(StoredRecord { position: raw.position, kind: raw.kind, body: bytes.slice_ref(raw.body) })
+}
+
+/// Does what nobody waits for in a thread of its own, which stays as it is: what else is done beside the executor takes locks of files, and
+/// must not be slow about it.
+fn in_background<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let work = Mutex::new(Some(work));
+    let take = || work.lock().ok().and_then(|mut work| work.take()).expect("it is taken once");
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("claimd-index".to_owned());
+        let spawned = thread.spawn_scoped(scope, || {
+            if let Err(error) = scheduling::give_way(INDEX_NICE) {
+                tracing::debug!(%error, "indexes are built beside what is served");
+            }
+            take()()
+        });
+        match spawned.map(|thread| thread.join()) {
+            Ok(Ok(done)) => done,
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            Err(_) => take()(),
+        }
+    })
 }

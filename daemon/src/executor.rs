@@ -19,6 +19,7 @@ use crate::stall_guard::Pulse;
 use claim_engine::engine::{Engine, OpenOptions};
 use claim_engine::entropy::Entropy;
 use claim_engine::log::superblock::Superblock;
+use claim_engine::scheduling;
 use claim_engine::storage::{DirectIo, OpenError, RealStorage};
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -124,6 +125,9 @@ impl Plan {
 
 /// Runs on the executor until it is told to stop.
 pub async fn run(plan: Plan) {
+    if let Err(error) = scheduling::answer_soon() {
+        tracing::debug!(%error, "an executor has the usual slice of its core");
+    }
     let stages = Rc::new(Stages::default());
     let heartbeat = glommio::spawn_local(Arc::clone(&plan.pulse).heartbeat()).detach();
     let mesh = plan.mesh.join(plan.executor);

@@ -12,7 +12,7 @@
 //! | [`retention`], [`sealed`] | what stays of dropped quarters; the indexes of full segments |
 //! | [`command`], [`error`] | what is asked and what is answered |
 //! | [`mutant`] | deliberate bugs that the proofs must catch; no build has them by itself |
-//! | [`device`] | what the disk below can do |
+//! | [`device`], [`scheduling`] | what the disk below can do; how a thread shares its core |
 //!
 //! There is no flatbuffers here, no socket and no clock: time and entropy come in with each event.
 
@@ -34,6 +34,7 @@ pub mod propagation;
 pub mod reconcile;
 pub mod retention;
 pub mod row;
+pub mod scheduling;
 pub mod sealed;
 pub mod shard;
 pub mod storage;

@@ -1,0 +1,20 @@
+//! Keeps the core that it is put on busy, until it is killed: as any program does, or giving way to threads that wake up. See
+//! `kernel-notes/flush-worker.md`.
+//!
+//! `taskset --cpu-list 1 cargo run --release -p claim-bench --example busy -- [give-way]`
+
+use claim_engine::scheduling;
+
+fn main() {
+    match std::env::args().nth(1).as_deref() {
+        None => {}
+        Some("give-way") => scheduling::give_way(0).expect("a thread may give way"),
+        Some(other) => {
+            eprintln!("busy: '{other}' is not known; say give-way, or nothing");
+            std::process::exit(2);
+        }
+    }
+    loop {
+        std::hint::spin_loop();
+    }
+}
