@@ -8,7 +8,9 @@ use nix::unistd::Pid;
 /// Keeps the calling thread on one core, so that it never competes with the daemon on another, and lets the kernel's threads go first
 /// there: a load that never sleeps would hold up the durable writes that they finish.
 pub fn pin_to(core: usize) -> Result<(), BenchError> {
-    scheduling::give_way(0).map_err(BenchError::system("let other threads go first"))?;
+    if let Err(error) = scheduling::give_way(0) {
+        eprintln!("claim-bench: the kernel's threads wait for the load where they share its core: {error}");
+    }
     move_to(&one(core)?)
 }
 

@@ -59,12 +59,13 @@ pub struct ShardCopy<'a> {
     pub bytes_copied: u64,
 }
 
-/// How far behind the log's end a batch is searched for that should not be there.
+/// How far behind the log's end every block is looked at for a batch that should not be there; after that the first of each segment is,
+/// as far as a log is ever written.
 #[derive(Debug, Clone, Copy)]
 enum Reach {
     /// As far as the batches that record one damaged batch as durable: those that were under way beside it, and the next.
     InFlight,
-    /// As far as a log is ever written.
+    /// To the end of the segment.
     Log,
 }
 
@@ -190,6 +191,8 @@ impl<'a> ShardCopy<'a> {
 
     /// Copies up to a goal. What is open is copied anew if it has grown.
     pub fn run(&mut self, goal: Goal, pace: &mut Pace<'_>) -> Result<(), Failure> {
+        // Of what is not full this says nothing, and the next run does.
+        let reach = if self.is_online { Reach::InFlight } else { Reach::Log };
         // Made anew: what was read ahead before may be older than the goal.
         let mut source = self.open()?;
         if let Some(open) = self.segments.last().filter(|part| !part.is_full && part.end.batch > 0) {
@@ -197,7 +200,8 @@ impl<'a> ShardCopy<'a> {
             loop {
                 match self.look(&mut source, &end)? {
                     // Nothing new, or something that is damaged.
-                    None if self.look_beyond(&mut source, &end, Reach::InFlight, pace)?.is_none() => return Ok(()),
+                    None if goal == Goal::Full => return Ok(()),
+                    None if self.look_beyond(&mut source, &end, reach, pace)?.is_none() => return Ok(()),
                     Some((place, _)) if is_mark(&place) => end = end.after(self.superblock.geometry, &place),
                     None | Some(_) => break,
                 }
@@ -426,11 +430,11 @@ impl<'a> ShardCopy<'a> {
         let geometry = self.superblock.geometry;
         let segment = geometry.segment_of(end.next_batch_at);
         let window_bytes = BATCHES_IN_FLIGHT_MAX as u64 * geometry.batch_bytes_max;
-        let whole_to = geometry.segment_start(segment + 1) + window_bytes;
-        let last = match reach {
+        let whole_to = match reach {
             Reach::InFlight => end.next_batch_at + geometry.batch_bytes_max + window_bytes,
-            Reach::Log => geometry.segment_start(segment + 2 + SEGMENTS_AHEAD),
+            Reach::Log => geometry.segment_start(segment + 1) + window_bytes,
         };
+        let last = geometry.segment_start(segment + 2 + SEGMENTS_AHEAD);
         let mut at = end.next_batch_at;
         while at < last {
             let bytes = source.read(geometry.file_offset(at), geometry.batch_bytes_max as usize);

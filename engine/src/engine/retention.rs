@@ -95,7 +95,8 @@ impl Engine {
     /// At shard 0: holds are known here first. Once another shard may drop a quarter none is taken on it, so that what is held and
     /// acknowledged is kept by every shard; a shard that asked before a crash asks again.
     pub(super) fn asked_to_drop(&mut self, shard: u16, quarter: Quarter) {
-        if self.shard.retention().holds.range(..=quarter).next().is_none() {
+        // While a shard has failed nobody can hold anything.
+        if self.takes_own_entries() && self.shard.retention().holds.range(..=quarter).next().is_none() {
             self.shard.takes_no_hold_through(Some(quarter));
             self.out.push(Output::Message { to: shard, message: PeerMessage::MayDrop { quarter } });
         }
@@ -110,12 +111,20 @@ impl Engine {
         })
     }
 
-    /// Whether this shard may drop a quarter as far as shard 0 knows. If it has not said so, it is asked.
+    /// Whether this shard may drop a quarter as far as shard 0 knows. If it has not said so, it is asked. Shard 0 drops nothing while
+    /// another shard has failed, because nobody can hold anything then.
     fn is_allowed(&mut self, due: Due) -> bool {
+        if self.shard.number() == 0 {
+            let is_allowed = self.takes_own_entries();
+            if !is_allowed {
+                self.retaining.waits_for = Some("another shard, which has failed".to_owned());
+            }
+            return is_allowed;
+        }
         let (shard, quarter) = (self.shard.number(), due.quarters.1);
-        let is_allowed =
-            shard == 0 || self.retaining.allowed_to >= Some(quarter) || self.mutation.is(Mutant::DropUnasked);
+        let is_allowed = self.retaining.allowed_to >= Some(quarter) || self.mutation.is(Mutant::DropUnasked);
         if !is_allowed {
+            self.retaining.waits_for = Some("shard 0, which holds are taken by first".to_owned());
             self.out.push(Output::Message { to: 0, message: PeerMessage::WouldDrop { shard, quarter } });
         }
         is_allowed
@@ -134,9 +143,9 @@ impl Engine {
                 && self.shard.clock().stands_against_drops(now).is_none()
                 && self.archive_stands_against(due.end_segment).is_none()
         });
+        self.retaining.waits_for = self.retaining.waits_for.take().filter(|_| due.is_some());
         let Some(due) = due.filter(|due| self.is_allowed(*due)) else {
             self.retaining.again_at_us = now.boot_us + LOOK_AGAIN_US;
-            self.retaining.waits_for = None;
             // The segment with a drop is ended early, so that it is sealed; where the log has no room for that, it is tried again.
             if self.shard.is_drop_open(&self.superblock) {
                 self.log.end_segment();

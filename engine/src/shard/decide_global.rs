@@ -289,8 +289,15 @@ impl Step<'_, '_, '_> {
         let last_position = self.shard.last_position;
         let refused = |code, message| Err(Stop::Refused(Refusal::new(code, message), last_position));
         let retention = self.shard.retention();
-        if held && Some(quarter) <= retention.dropped_to().max(self.shard.no_hold_through) {
-            return refused(Code::Expired, format!("{quarter} is dropped, or is just leaving; a backup may have it"));
+        if held && Some(quarter) <= retention.dropped_to() {
+            return refused(Code::Expired, format!("{quarter} is dropped already; a backup may have it"));
+        }
+        if held && Some(quarter) <= self.shard.no_hold_through {
+            let message = format!(
+                "another shard has dropped {quarter}, or may do so at any moment; where `claimctl retention` says that it has not, a \
+                 restart of the daemon takes that back"
+            );
+            return refused(Code::Expired, message);
         }
         if held && retention.holds.len() >= HOLDS_MAX {
             return refused(
