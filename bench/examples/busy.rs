@@ -6,13 +6,14 @@
 use claim_engine::scheduling;
 
 fn main() {
-    match std::env::args().nth(1).as_deref() {
-        None => {}
-        Some("give-way") => scheduling::give_way(0).expect("a thread may give way"),
-        Some(other) => {
-            eprintln!("busy: '{other}' is not known; say give-way, or nothing");
-            std::process::exit(2);
-        }
+    let ready = match std::env::args().nth(1).as_deref() {
+        None => Ok(()),
+        Some("give-way") => scheduling::give_way(0).map_err(|error| format!("this thread can't give way: {error}")),
+        Some(other) => Err(format!("'{other}' is not known; say give-way, or nothing")),
+    };
+    if let Err(message) = ready {
+        eprintln!("busy: {message}");
+        std::process::exit(2);
     }
     loop {
         std::hint::spin_loop();

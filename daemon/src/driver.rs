@@ -21,7 +21,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Bytes read for a record whose length is not known yet: most records lie in two blocks.
@@ -135,7 +135,7 @@ impl Driver {
                 let done = match io {
                     // In another thread: it takes milliseconds.
                     Io::Build(job) => {
-                        let build = move || in_background(move || job.run());
+                        let build = move || in_background(|| job.run());
                         IoDone::Built(Box::new(glommio::executor().spawn_blocking(build).await))
                     }
                     Io::Clear(mut rows) => {
@@ -294,21 +294,19 @@ fn parse(bytes: &Bytes, at: u64) -> Result<StoredRecord, String> {
 
 /// Does what nobody waits for in a thread of its own, which stays as it is: what else is done beside the executor takes locks of files, and
 /// must not be slow about it.
-fn in_background<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    let work = Mutex::new(Some(work));
-    let take = || work.lock().ok().and_then(|mut work| work.take()).expect("it is taken once");
+fn in_background<T: Send>(work: impl Fn() -> T + Sync) -> T {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("claimd-index".to_owned());
         let spawned = thread.spawn_scoped(scope, || {
             if let Err(error) = scheduling::give_way(INDEX_NICE) {
                 tracing::debug!(%error, "indexes are built beside what is served");
             }
-            take()()
+            work()
         });
         match spawned.map(|thread| thread.join()) {
             Ok(Ok(done)) => done,
             Ok(Err(panic)) => std::panic::resume_unwind(panic),
-            Err(_) => take()(),
+            Err(_) => work(),
         }
     })
 }

@@ -129,6 +129,11 @@ pub fn corpus(number: u64) -> String {
     format!("corpus-{number}")
 }
 
+/// What every run begins with: the first one onboards the ledger's corpora, the others read back what is there.
+pub fn begin(socket: &Path, disk: &dyn Recorder, memory: &Memory, connections: u64, run: u64) -> Result<(), String> {
+    if run == 0 { onboard(socket, disk, memory, connections) } else { read_back(socket, disk, connections) }
+}
+
 /// Onboards the corpora of a ledger: one per connection.
 pub fn onboard(socket: &Path, disk: &dyn Recorder, memory: &Memory, connections: u64) -> Result<(), String> {
     let client = connect(socket)?;

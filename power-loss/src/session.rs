@@ -127,11 +127,7 @@ pub(crate) fn runs(
     let (socket, log) = (scratch.join("claimd.sock"), scratch.join("claimd.log"));
     for run in 0..plan.runs {
         let mut daemon = binary.start(data, &socket, &log)?;
-        if run == 0 {
-            load::onboard(&socket, &shared, &memory, plan.weight.connections)?;
-        } else {
-            load::read_back(&socket, &shared, plan.weight.connections)?;
-        }
+        load::begin(&socket, &shared, &memory, plan.weight.connections, run)?;
         let clients = load::connect_all(&socket, plan.weight.connections)?;
         let over = AtomicBool::new(false);
         let time = Duration::from_millis(plan.run_ms_max / 4 + entropy.below(plan.run_ms_max * 3 / 4));

@@ -51,11 +51,7 @@ pub(crate) fn runs(
     for run in 0..plan.runs {
         let began_with = SHARD_FILES.map(|name| first_segment(disk, name));
         let mut daemon = binary.start(disk.path(), &socket, &log)?;
-        if run == 0 {
-            load::onboard(&socket, &shared, &memory, plan.weight.connections)?;
-        } else {
-            load::read_back(&socket, &shared, plan.weight.connections)?;
-        }
+        load::begin(&socket, &shared, &memory, plan.weight.connections, run)?;
         let clients = load::connect_all(&socket, plan.weight.connections)?;
         let over = AtomicBool::new(false);
         let is_last = run + 1 == plan.runs;

@@ -191,7 +191,6 @@ impl<'a> ShardCopy<'a> {
 
     /// Copies up to a goal. What is open is copied anew if it has grown.
     pub fn run(&mut self, goal: Goal, pace: &mut Pace<'_>) -> Result<(), Failure> {
-        // Of what is not full this says nothing, and the next run does.
         let reach = if self.is_online { Reach::InFlight } else { Reach::Log };
         // Made anew: what was read ahead before may be older than the goal.
         let mut source = self.open()?;
@@ -199,8 +198,9 @@ impl<'a> ShardCopy<'a> {
             let mut end = self.log_end(&open.end)?;
             loop {
                 match self.look(&mut source, &end)? {
-                    // Nothing new, or something that is damaged.
+                    // The run that takes what is not full looks at it.
                     None if goal == Goal::Full => return Ok(()),
+                    // Nothing new, or something that is damaged.
                     None if self.look_beyond(&mut source, &end, reach, pace)?.is_none() => return Ok(()),
                     Some((place, _)) if is_mark(&place) => end = end.after(self.superblock.geometry, &place),
                     None | Some(_) => break,

@@ -12,6 +12,7 @@ mod plan;
 mod rebuild;
 mod report;
 
+use crate::backup::manifest::sync_directory;
 use crate::ledger;
 use crate::verify::{self, EXIT_DAMAGED, EXIT_UNREADABLE};
 use claim_engine::log::end::LogEnd;
@@ -26,7 +27,6 @@ use plan::{Seen, plan};
 use rebuild::rebuild;
 use report::{say, write_report};
 use std::fs::{self, File};
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -140,10 +140,6 @@ fn lock(path: &Path) -> Result<Flock<File>, String> {
         }
         error => format!("{}: locking it failed: {error}", path.display()),
     })
-}
-
-fn sync_directory(data: &Path) -> io::Result<()> {
-    File::open(data)?.sync_all()
 }
 
 fn open(path: &Path) -> Result<ReadAhead, String> {

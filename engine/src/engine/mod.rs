@@ -216,7 +216,7 @@ impl Engine {
     /// Decides a request. Its reply comes out of [`Engine::drain`], now or later.
     pub fn submit(&mut self, now: Now, entropy: &mut Entropy, request: &Request<'_>) {
         let debt_bytes = log_bytes(request);
-        if let Some(refusal) = self.admit(now, request, debt_bytes).or_else(|| self.does_not_know_drops(request)) {
+        if let Some(refusal) = self.admit(now, request, debt_bytes) {
             self.refused_overload += u64::from(refusal.code == Code::Overloaded);
             self.out.push(reply(request.token, 0, Outcome::Refused(refusal)));
             return;
@@ -342,6 +342,9 @@ impl Engine {
                     }
                     peer.applied = peer.applied.max(*sequence);
                     peer.refused.clone_from(refused);
+                }
+                if self.all_have(0) {
+                    self.shard.has_heard_of_all_drops();
                 }
                 self.release_globals();
             }

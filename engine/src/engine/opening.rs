@@ -12,7 +12,7 @@ use crate::log::io::perform;
 use crate::log::layout::BLOCK_BYTES;
 use crate::log::record::RawRecord;
 use crate::log::recovery::{self, BatchPlace, ChainedBatch, Log, RecoveryError, RecoveryOptions};
-use crate::log::superblock::{FORMAT_VERSION, Superblock};
+use crate::log::superblock::{CopyFound, FORMAT_VERSION, Superblock};
 use crate::log::writer::LogWriter;
 use crate::mutant::{Mutant, Mutation};
 use crate::propagation::Propagation;
@@ -95,9 +95,12 @@ impl Engine {
             superblock.version = FORMAT_VERSION;
             superblock.generation = superblock.generation.saturating_add(1);
             superblock.write(storage).await.map_err(unwritten)?;
-        } else if superblock.origin.is_some() && !superblock.is_in_all_copies(storage).await.map_err(unwritten)? {
-            // Before the segments are freed with which an older copy has the log begin.
-            superblock.write(storage).await.map_err(unwritten)?;
+        } else if superblock.origin.is_some() {
+            // A crash may have come while they were written: before the segments are freed with which an older copy has the log begin.
+            let is_this = |copy: &CopyFound| copy.superblock.as_ref() == Some(&superblock);
+            if !Superblock::read_copies(storage).await.is_ok_and(|copies| copies.iter().all(is_this)) {
+                superblock.write(storage).await.map_err(unwritten)?;
+            }
         }
         let opened = Opened { batches, records, cut_at: end.next_batch_at };
         let mut engine = Engine {

@@ -2,9 +2,7 @@
 //! rows are gone. A seal behind that entry moves the log's beginning, and then the segments' bytes are freed.
 
 use super::{Engine, Output};
-use crate::command::{Operation, Request};
 use crate::debt::Level;
-use crate::error::{Code, Refusal};
 use crate::log::io::Io;
 use crate::mutant::Mutant;
 use crate::peer::PeerMessage;
@@ -17,8 +15,6 @@ use crate::time::{Now, Quarter};
 const CARRIED_AT_ONCE: usize = 16;
 /// When nothing is due, or something stands against it, it is looked at again after this.
 const LOOK_AGAIN_US: i64 = 1_000_000;
-/// A hold that comes before all shards have said what they have dropped may be asked for again after this.
-const HOLD_RETRY_MS: u32 = 100;
 /// Freeing that failed, or that has to wait, is tried again after this.
 const FREE_AGAIN_US: i64 = 1_000_000;
 
@@ -102,32 +98,18 @@ impl Engine {
         }
     }
 
-    /// At shard 0: whether a hold comes before it is known what the other shards have dropped.
-    pub(super) fn does_not_know_drops(&self, request: &Request<'_>) -> Option<Refusal> {
-        let is_hold = matches!(request.operation, Operation::Hold { held: true, .. });
-        (is_hold && !self.peers.iter().skip(1).all(|peer| peer.is_known)).then(|| {
-            let message = "the shards have not said yet what they have dropped: ask again".to_owned();
-            Refusal::retry_after(Code::Overloaded, HOLD_RETRY_MS, message)
-        })
-    }
-
-    /// Whether this shard may drop a quarter as far as shard 0 knows. If it has not said so, it is asked. Shard 0 drops nothing while
-    /// another shard has failed, because nobody can hold anything then.
-    fn is_allowed(&mut self, due: Due) -> bool {
-        if self.shard.number() == 0 {
-            let is_allowed = self.takes_own_entries();
-            if !is_allowed {
-                self.retaining.waits_for = Some("another shard, which has failed".to_owned());
-            }
-            return is_allowed;
-        }
+    /// What is against this shard's dropping a quarter as far as shard 0 knows. If it has not said that nothing is, it is asked. Shard 0
+    /// drops nothing while another shard has failed, because nobody can hold anything then.
+    fn shard_0_stands_against(&mut self, due: Due) -> Option<String> {
         let (shard, quarter) = (self.shard.number(), due.quarters.1);
-        let is_allowed = self.retaining.allowed_to >= Some(quarter) || self.mutation.is(Mutant::DropUnasked);
-        if !is_allowed {
-            self.retaining.waits_for = Some("shard 0, which holds are taken by first".to_owned());
-            self.out.push(Output::Message { to: 0, message: PeerMessage::WouldDrop { shard, quarter } });
+        if shard == 0 {
+            return (!self.takes_own_entries()).then(|| "another shard, which has failed".to_owned());
         }
-        is_allowed
+        if self.retaining.allowed_to >= Some(quarter) || self.mutation.is(Mutant::DropUnasked) {
+            return None;
+        }
+        self.out.push(Output::Message { to: 0, message: PeerMessage::WouldDrop { shard, quarter } });
+        Some("shard 0, which holds are taken by first".to_owned())
     }
 
     /// Takes retention a step further.
@@ -143,9 +125,10 @@ impl Engine {
                 && self.shard.clock().stands_against_drops(now).is_none()
                 && self.archive_stands_against(due.end_segment).is_none()
         });
-        self.retaining.waits_for = self.retaining.waits_for.take().filter(|_| due.is_some());
-        let Some(due) = due.filter(|due| self.is_allowed(*due)) else {
+        let waits_for = due.and_then(|due| self.shard_0_stands_against(due));
+        let Some(due) = due.filter(|_| waits_for.is_none()) else {
             self.retaining.again_at_us = now.boot_us + LOOK_AGAIN_US;
+            self.retaining.waits_for = waits_for;
             // The segment with a drop is ended early, so that it is sealed; where the log has no room for that, it is tried again.
             if self.shard.is_drop_open(&self.superblock) {
                 self.log.end_segment();

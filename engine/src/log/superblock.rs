@@ -328,22 +328,11 @@ impl Superblock {
         let block = self.encode();
         for pair in [[0, 1], [2, 3]] {
             for copy in pair {
-                storage.write_at(copy * COPY_STRIDE_BYTES, &block, Durability::Cached).await?;
+                storage.write_at(copy_offset(copy), &block, Durability::Cached).await?;
             }
             storage.flush().await?;
         }
         Ok(())
-    }
-
-    /// Whether all four copies are this one: a crash may have come while they were written.
-    pub async fn is_in_all_copies(&self, storage: &impl Storage) -> std::io::Result<bool> {
-        let block = self.encode();
-        for copy in 0..COPIES {
-            if *storage.read_at(copy * COPY_STRIDE_BYTES, BLOCK_BYTES as usize).await? != *block {
-                return Ok(false);
-            }
-        }
-        Ok(true)
     }
 
     /// Reads the newest valid copy.
@@ -351,7 +340,7 @@ impl Superblock {
         let mut newest: Option<Superblock> = None;
         let mut refused = None;
         for copy in 0..COPIES {
-            let block = storage.read_at(copy * COPY_STRIDE_BYTES, BLOCK_BYTES as usize).await?;
+            let block = storage.read_at(copy_offset(copy), BLOCK_BYTES as usize).await?;
             match Superblock::decode(&block) {
                 Ok(Some(found)) if newest.as_ref().is_none_or(|n| found.generation > n.generation) => {
                     newest = Some(found);
@@ -367,7 +356,7 @@ impl Superblock {
     pub async fn read_copies(storage: &impl Storage) -> Result<Vec<CopyFound>, SuperblockError> {
         let mut copies = Vec::new();
         for copy in 0..COPIES {
-            let block = storage.read_at(copy * COPY_STRIDE_BYTES, BLOCK_BYTES as usize).await?;
+            let block = storage.read_at(copy_offset(copy), BLOCK_BYTES as usize).await?;
             copies.push(CopyFound { copy, superblock: Superblock::decode(&block)? });
         }
         Ok(copies)

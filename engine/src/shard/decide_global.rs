@@ -14,6 +14,9 @@ use crate::policy::{Action, Policy, Role};
 use crate::retention::HOLDS_MAX;
 use crate::time::Quarter;
 
+/// A hold that comes before all shards have said what they have dropped may be asked for again after this.
+const HOLD_RETRY_MS: u32 = 100;
+
 impl Step<'_, '_, '_> {
     pub(super) fn decide_global(&mut self, request: &Request<'_>, time_us: i64) -> Decided<Stepped> {
         let decision = match request.operation {
@@ -291,6 +294,10 @@ impl Step<'_, '_, '_> {
         let retention = self.shard.retention();
         if held && Some(quarter) <= retention.dropped_to() {
             return refused(Code::Expired, format!("{quarter} is dropped already; a backup may have it"));
+        }
+        if held && !self.shard.knows_drops {
+            let message = "the shards have not said yet what they have dropped: ask again";
+            return refuse(Refusal::retry_after(Code::Overloaded, HOLD_RETRY_MS, message));
         }
         if held && Some(quarter) <= self.shard.no_hold_through {
             let message = format!(

@@ -192,6 +192,8 @@ pub struct Shard {
     retention: Retention,
     /// At shard 0: other shards have dropped, or may drop, what is up to this quarter.
     no_hold_through: Option<Quarter>,
+    /// At shard 0: every shard has said what it has dropped.
+    knows_drops: bool,
     /// Names of uids, as they were when they last did something.
     users: BTreeMap<u32, String>,
     refusals: BTreeMap<u32, Refusals>,
@@ -240,6 +242,7 @@ impl Shard {
             passes: Passes::default(),
             retention: Retention::default(),
             no_hold_through: None,
+            knows_drops: superblock.shard_count == 1,
             users: BTreeMap::new(),
             refusals: BTreeMap::new(),
             mutation: Mutation::default(),

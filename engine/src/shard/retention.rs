@@ -61,6 +61,11 @@ impl Shard {
         self.no_hold_through = self.no_hold_through.max(quarter);
     }
 
+    /// At shard 0: holds are taken from now on.
+    pub fn has_heard_of_all_drops(&mut self) {
+        self.knows_drops = true;
+    }
+
     /// The oldest quarter whose rows are all expired at a moment, if its segments are sealed and end with it.
     pub fn due_quarter(&self, time_us: i64) -> Option<Due> {
         let years = self.policy.retention_years();

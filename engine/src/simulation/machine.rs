@@ -8,7 +8,7 @@ use crate::id::EventId;
 use crate::log::io::{self, IoDone, perform};
 use crate::log::layout::{BLOCK_BYTES, Geometry};
 use crate::log::record;
-use crate::log::superblock::{COPY_STRIDE_BYTES, ClockMode, Superblock};
+use crate::log::superblock::{ClockMode, Superblock, copy_offset};
 use crate::log::writer;
 use crate::mutant::{Mutant, Mutation};
 use crate::peer::PeerMessage;
@@ -261,7 +261,7 @@ impl Machine {
     pub fn leave_copy_behind(&mut self, shard: usize, copy: u64) {
         let Node { disk, superblock, .. } = &self.nodes[shard];
         let block = superblock.encode();
-        let write = disk.write_at(copy * COPY_STRIDE_BYTES, &block, Durability::Durable);
+        let write = disk.write_at(copy_offset(copy), &block, Durability::Durable);
         disk.run(&mut self.entropy, u64::MAX, write).expect("unbounded").expect("no faults");
     }
 

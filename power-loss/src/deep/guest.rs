@@ -244,11 +244,7 @@ fn logged(orders: &Orders, notes: &Notes) -> Result<(), String> {
         notes.note(&Note::Starting);
         let mut daemon = binary.start(Path::new(DATA), Path::new(SOCKET), Path::new(LOG))?;
         notes.note(&Note::Serving);
-        if run == 0 {
-            load::onboard(&daemon.socket, notes, &memory, Weight::LIGHT.connections)?;
-        } else {
-            load::read_back(&daemon.socket, notes, Weight::LIGHT.connections)?;
-        }
+        load::begin(&daemon.socket, notes, &memory, Weight::LIGHT.connections, run)?;
         let over = AtomicBool::new(false);
         let time = Duration::from_millis(orders.run_ms_max / 2 + entropy.below(orders.run_ms_max / 2 + 1));
         let is_last = run + 1 == orders.run;
@@ -299,11 +295,7 @@ fn live(orders: &Orders, notes: &Notes) -> Result<(), String> {
     let mut daemon = binary.start(Path::new(DATA), Path::new(SOCKET), Path::new(LOG))?;
     notes.note(&Note::Serving);
     let memory = Memory::default();
-    if orders.run == 0 {
-        load::onboard(&daemon.socket, notes, &memory, Weight::LIGHT.connections)?;
-    } else {
-        load::read_back(&daemon.socket, notes, Weight::LIGHT.connections)?;
-    }
+    load::begin(&daemon.socket, notes, &memory, Weight::LIGHT.connections, orders.run)?;
     if orders.run_ms_max > 0 {
         let over = AtomicBool::new(false);
         let clients = load::connect_all(&daemon.socket, Weight::LIGHT.connections)?;

@@ -424,8 +424,8 @@ pub struct IndexJob {
 
 impl IndexJob {
     /// Makes it.
-    pub fn run(self) -> Index {
-        self.rows.index_input(self.geometry, self.secret, self.starts).build()
+    pub fn run(&self) -> Index {
+        self.rows.index_input(self.geometry, self.secret, self.starts.clone()).build()
     }
 }
 
