@@ -1,10 +1,10 @@
 //! What leaves the engines: to connections, to other executors, to gatherings; and what is read for it from the ledger.
 
-use crate::driver::Driver;
+use crate::driver::{Driver, StoredRecord};
 use crate::gather::Part;
 use crate::log_reader;
 use crate::message::Message;
-use crate::reading;
+use crate::reading::{self, Answer, Next};
 use crate::rounds::Work;
 use crate::service::{OVERLOADED_RETRY_MS, PAGE_READ_WEIGHT, Pending, READS_MAX, ReplyTo, Service, Then};
 use crate::shared::Tried;
@@ -13,6 +13,7 @@ use claim_engine::engine::Output;
 use claim_engine::error::{Code, Refusal};
 use claim_engine::id::EventId;
 use claim_engine::log::end::Head;
+use claim_engine::row::RowView;
 use claim_protocol::reply::ReplyResult;
 use claim_protocol::{self as wire, LogPosition, Reply};
 use claim_translate as translate;
@@ -23,6 +24,9 @@ use std::time::{Duration, Instant};
 /// How often a reader of the tail looks whether there is something new.
 const TAIL_LOOK_MS: u64 = 5;
 
+/// Pages of rows that are kept for the next ones, with their memory, per executor.
+const PAGES_KEPT: usize = 4;
+
 /// An answer on its way.
 #[derive(Clone)]
 pub(crate) struct Asked {
@@ -31,6 +35,13 @@ pub(crate) struct Asked {
     shard: u16,
     is_part: bool,
     position: u64,
+}
+
+impl Asked {
+    /// Where the log was, if it says so.
+    fn at(&self) -> Option<LogPosition> {
+        (self.position > 0).then_some(LogPosition { shard: self.shard, position: self.position })
+    }
 }
 
 /// What a shard says about the claim of a batch of one, as it says it about a batch.
@@ -214,12 +225,28 @@ impl Service {
         .detach();
     }
 
+    /// Answers with a row, of its claim's record.
+    fn finish_row(
+        &self,
+        asked: &Asked,
+        view: &RowView,
+        stored: &StoredRecord,
+        reason: Option<&str>,
+    ) -> Result<(), Refusal> {
+        reading::with_row(view, stored, reason, self, |row| {
+            let builder = &mut *self.builder.borrow_mut();
+            self.reply(&asked.reply_to, |out| wire::encode_row_found(builder, asked.request_id, asked.at(), row, out));
+        })
+    }
+
     /// Reads from the ledger what an answer needs, and then answers.
     fn read(self: &Rc<Self>, asked: Asked, outcome: Outcome, then: Then) {
         if let (Outcome::Row(view), Some(driver)) = (&outcome, &self.drivers[usize::from(asked.shard)])
-            && let Some(row) = reading::row_at_hand(driver, view, &**self)
+            && view.tombstone.is_none()
+            && let Some(stored) = driver.record_at_hand(view.claim_at)
+            && self.finish_row(&asked, view, &stored, None).is_ok()
         {
-            return self.finish_asked(&asked, Ok(ReplyResult::Row(Box::new(row))));
+            return;
         }
         let weight = if matches!(outcome, Outcome::Row(_)) { 1 } else { PAGE_READ_WEIGHT };
         let within = match then {
@@ -230,12 +257,33 @@ impl Service {
         self.spawn_read(&also, weight, |this, driver| async move {
             let of = (asked.shard, this.drivers.len() as u16);
             let reader = reading::Reader { driver: &driver, rounds: &this.rounds };
-            let result = reading::read(reader, of, outcome, &within, &*this).await;
-            if let Err(refusal) = &result {
-                tracing::error!(shard = asked.shard, message = refusal.message, "a read of the ledger failed");
-            }
+            let page = || this.pages.borrow_mut().pop().unwrap_or_default();
+            let answer = reading::read(reader, of, outcome, &within, page, &*this).await;
             let began = Instant::now();
-            this.finish_asked(&asked, result);
+            let finished = match answer {
+                Ok(Answer::Row(view, stored, reason)) => this.finish_row(&asked, &view, &stored, reason.as_deref()),
+                Ok(Answer::Rows(mut page, next)) => {
+                    let at = asked.at();
+                    this.reply(&asked.reply_to, |out| match next {
+                        Next::Scan(next) => page.scan_page(asked.request_id, at, next, out),
+                        Next::Found(next) => page.found(asked.request_id, at, next, out),
+                    });
+                    let mut pages = this.pages.borrow_mut();
+                    if pages.len() < PAGES_KEPT {
+                        pages.push(page);
+                    }
+                    Ok(())
+                }
+                Ok(Answer::Result(result)) => {
+                    this.finish_asked(&asked, Ok(result));
+                    Ok(())
+                }
+                Err(refusal) => Err(refusal),
+            };
+            if let Err(refusal) = finished {
+                tracing::error!(shard = asked.shard, message = refusal.message, "a read of the ledger failed");
+                this.finish_asked(&asked, Err(refusal));
+            }
             this.rounds.spend_since(began, Work::Reads);
         });
     }
@@ -334,17 +382,6 @@ impl Service {
         let positions = if is_told { vec![LogPosition { shard, position }] } else { Vec::new() };
         let reply = Reply { request_id, positions, result: result.unwrap_or_else(ReplyResult::Error) };
         match reply_to {
-            ReplyTo::Connection(conn) => {
-                self.send(conn, &reply);
-                conn.finish();
-            }
-            ReplyTo::Executor { executor, ticket } => {
-                let mut frame = Vec::new();
-                self.encode(&reply, &mut frame);
-                // The mesh is closed only when nobody waits any more.
-                let _ = self.mesh.answer(*executor, Message::Answer { ticket: *ticket, frame });
-            }
-            ReplyTo::Gather(_) => unreachable!("a gathering takes parts"),
             ReplyTo::Daemon => {
                 let tried = match reply.result {
                     ReplyResult::Error(error) if error.retry_after_ms > 0 => {
@@ -359,6 +396,25 @@ impl Service {
                 };
                 self.shared.configured.notify(tried);
             }
+            _ => self.reply(reply_to, |out| self.encode(&reply, out)),
+        }
+    }
+
+    /// Sends whoever waits what `write` appends: one whole frame.
+    fn reply(&self, reply_to: &ReplyTo, write: impl FnOnce(&mut Vec<u8>)) {
+        match reply_to {
+            ReplyTo::Connection(conn) => {
+                conn.send(write);
+                conn.finish();
+            }
+            ReplyTo::Executor { executor, ticket } => {
+                let mut frame = Vec::new();
+                write(&mut frame);
+                // The mesh is closed only when nobody waits any more.
+                let _ = self.mesh.answer(*executor, Message::Answer { ticket: *ticket, frame });
+            }
+            ReplyTo::Gather(_) => unreachable!("a gathering takes parts"),
+            ReplyTo::Daemon => unreachable!("the daemon itself reads no rows"),
         }
     }
 

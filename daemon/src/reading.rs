@@ -7,12 +7,13 @@ use claim_engine::error::{Code, Refusal};
 use claim_engine::id::EventId;
 use claim_engine::log::entry::{Entry, Record, encode_merges, merges};
 use claim_engine::row::RowView;
-use claim_protocol::reply::{ReplyResult, Row};
-use claim_protocol::{self as wire, FRAME_BYTES_MAX, LogPosition, entry_frame_bytes, row_frame_bytes};
-use claim_translate::{self as translate, Names, pages};
+use claim_protocol::reply::ReplyResult;
+use claim_protocol::{self as wire, FRAME_BYTES_MAX, LogPosition, RowPage, RowRef, entry_frame_bytes};
+use claim_translate::{self as translate, Names, RowTexts, pages};
 use std::rc::Rc;
+use uuid::Uuid;
 
-/// A page of rows ends when its reply has grown to this, so that the next row still fits the frame.
+/// A page of entries ends when its reply has grown to this, so that the next entry still fits the frame.
 const PAGE_BYTES_MAX: usize = FRAME_BYTES_MAX - (256 << 10);
 /// Rows whose records are read at once.
 const ROWS_READ: usize = 256;
@@ -52,7 +53,25 @@ impl Within {
     }
 }
 
-/// Reads what an outcome of a shard, one of so many, needs.
+/// What was read for an answer.
+pub enum Answer {
+    /// The answer.
+    Result(ReplyResult),
+    /// A row's claim, and the reason of its tombstone: the answer is the row.
+    Row(RowView, StoredRecord, Option<String>),
+    /// Rows: the answer is a page of them.
+    Rows(RowPage, Next),
+}
+
+/// Where a page of rows is gone on with.
+pub enum Next {
+    /// Of a scan.
+    Scan(Option<Uuid>),
+    /// Of a search.
+    Found(Option<u64>),
+}
+
+/// Reads what an outcome of a shard, one of so many, needs. Rows are put on an empty `page`.
 ///
 /// A record that can't be read or does not verify is an error of this answer, never a wrong row.
 pub async fn read(
@@ -60,37 +79,64 @@ pub async fn read(
     (shard, shards): (u16, u16),
     outcome: Outcome,
     within: &Within,
+    page: impl FnOnce() -> RowPage,
     names: &impl Names,
-) -> Result<ReplyResult, Refusal> {
+) -> Result<Answer, Refusal> {
     match outcome {
         Outcome::Row(view) => {
-            let mut rows = read_rows(reader, &[*view], names).await?;
-            let row = rows.pop().ok_or_else(|| unreadable("the row's record is not there".into()))?;
-            Ok(ReplyResult::Row(Box::new(row)))
+            let mut records = reader.driver.read_records(&[view.claim_at]).await.map_err(unreadable)?;
+            let record = records.pop().ok_or_else(|| unreadable("the row's record is not there".into()))?;
+            let reason = reason(reader.driver, &view).await?;
+            Ok(Answer::Row(*view, record, reason))
         }
-        Outcome::Rows { rows: views, more } => page(reader, &views, more, names).await,
-        Outcome::Found { rows, next } => found(reader, (shard, shards), &rows, next, within, names).await,
+        Outcome::Rows { rows: views, more } => {
+            let mut page = page();
+            let taken = read_rows(reader, &views, false, &mut page, |_| true, names).await?;
+            let next = page.last().filter(|_| more || taken < views.len());
+            Ok(Answer::Rows(page, Next::Scan(next)))
+        }
+        Outcome::Found { rows: views, next } => {
+            let mut page = page();
+            let is_sought = |row: &RowRef<'_>| within.event_key.as_ref().is_none_or(|key| key == row.event_key);
+            let taken = read_rows(reader, &views, true, &mut page, is_sought, names).await?;
+            let next = match views.get(taken) {
+                Some(view) => Some(pages::at(shard, view.claim_at)),
+                None => pages::next(shard, shards, next),
+            };
+            Ok(Answer::Rows(page, Next::Found(next)))
+        }
         Outcome::History { entries_at, more, related } => {
             let (entries, taken) = read_entries(reader, shard, &entries_at, within, names).await?;
             let next = (more || taken < entries_at.len()).then_some(within.from + taken as u64);
             let related = related.into_iter().map(|id| id.as_uuid()).collect();
-            Ok(ReplyResult::History { entries, next, related })
+            Ok(Answer::Result(ReplyResult::History { entries, next, related }))
         }
         Outcome::Correlated { entries_at, more } => {
             let (entries, taken) = read_entries(reader, shard, &entries_at, within, names).await?;
             let next = (more || taken < entries_at.len()).then_some(pages::place_of(within.from) + taken as u64);
             let next = pages::next(shard, shards, next);
-            Ok(ReplyResult::History { entries, next, related: Vec::new() })
+            Ok(Answer::Result(ReplyResult::History { entries, next, related: Vec::new() }))
         }
         _ => Err(Refusal::new(Code::BadRequest, "this answer needs no reading")),
     }
 }
 
-/// A row whose claim is at hand, and that nothing else need be read of.
-pub fn row_at_hand(driver: &Driver, view: &RowView, names: &impl Names) -> Option<Row> {
-    let stored = driver.record_at_hand(view.claim_at).filter(|_| view.tombstone.is_none())?;
-    let name = names.corpus(Some(view.event_id.prefix()));
-    translate::row(view, &name, &decode(&stored).ok()?, None)
+/// Makes a row of its claim.
+pub fn with_row<T>(
+    view: &RowView,
+    stored: &StoredRecord,
+    reason: Option<&str>,
+    names: &impl Names,
+    take: impl FnOnce(&RowRef<'_>) -> T,
+) -> Result<T, Refusal> {
+    let mut texts = RowTexts::default();
+    let record = decode(stored)?;
+    let row = translate::row(view, &record, reason, &mut texts, names);
+    row.map(|row| take(&row)).ok_or_else(|| not_the_claim(view))
+}
+
+fn not_the_claim(view: &RowView) -> Refusal {
+    unreadable(format!("log offset {} is not the claim of {}", view.claim_at, view.event_id))
 }
 
 /// The entries that fit a page, and how many of the places they were looked for at are behind them.
@@ -126,84 +172,59 @@ async fn read_entries(
     Ok((entries, taken))
 }
 
-/// A page of the rows with an event key; of those that only have its hash, nothing.
-async fn found(
-    reader: Reader<'_>,
-    (shard, shards): (u16, u16),
-    found: &[RowView],
-    next: Option<u64>,
-    within: &Within,
-    names: &impl Names,
-) -> Result<ReplyResult, Refusal> {
-    let (mut rows, mut bytes): (Vec<Row>, _) = (Vec::new(), 0);
-    for chunk in found.chunks(ROWS_READ) {
-        // The last claimed stand behind the others in the log, and neighbours are read together in its order.
-        let views: Vec<_> = chunk.iter().rev().copied().collect();
-        let rows_read = read_rows(reader, &views, names).await?;
-        for (view, row) in chunk.iter().zip(rows_read.into_iter().rev()) {
-            if within.event_key.as_ref().is_some_and(|key| *key != row.event_key) {
-                continue;
-            }
-            bytes += row_frame_bytes(&row);
-            if bytes > PAGE_BYTES_MAX && !rows.is_empty() {
-                return Ok(ReplyResult::Found { rows, next: Some(pages::at(shard, view.claim_at)) });
-            }
-            rows.push(row);
-        }
-    }
-    Ok(ReplyResult::Found { rows, next: pages::next(shard, shards, next) })
-}
-
 /// A pass merges rows of all corpora at once; whoever may read one of them need not be told of the others.
 fn merges_of(row: EventId, all: &[u8]) -> Vec<u8> {
     let own: Vec<_> = merges(all).filter(|merge| [merge.alias, merge.canonical].contains(&row)).collect();
     encode_merges(&own)
 }
 
-async fn page(reader: Reader<'_>, views: &[RowView], more: bool, names: &impl Names) -> Result<ReplyResult, Refusal> {
-    let (mut rows, mut bytes): (Vec<Row>, _) = (Vec::new(), 0);
-    for chunk in views.chunks(ROWS_READ) {
-        for row in read_rows(reader, chunk, names).await? {
-            bytes += row_frame_bytes(&row);
-            if bytes > PAGE_BYTES_MAX && !rows.is_empty() {
-                let next = rows.last().map(|row| row.event_id);
-                return Ok(ReplyResult::ScanPage { rows, next });
+/// Puts those of the rows on a page that are sought, until it is full; how many of the rows are behind it. Where the last claimed come
+/// first, they are read in the log's order all the same: neighbours are read together in it.
+async fn read_rows(
+    reader: Reader<'_>,
+    views: &[RowView],
+    is_last_first: bool,
+    page: &mut RowPage,
+    is_sought: impl Fn(&RowRef<'_>) -> bool,
+    names: &impl Names,
+) -> Result<usize, Refusal> {
+    let mut texts = RowTexts::default();
+    let mut taken = 0;
+    for views in views.chunks(ROWS_READ) {
+        let mut claims_at: Vec<_> = views.iter().map(|view| view.claim_at).collect();
+        if is_last_first {
+            claims_at.reverse();
+        }
+        let mut records = reader.driver.read_records(&claims_at).await.map_err(unreadable)?;
+        if is_last_first {
+            records.reverse();
+        }
+        for (views, records) in views.chunks(ROWS_MADE).zip(records.chunks(ROWS_MADE)) {
+            let mut reasons = Vec::with_capacity(views.len());
+            for view in views {
+                reasons.push(reason(reader.driver, view).await?);
             }
-            rows.push(row);
+            let _turn = reader.rounds.turn(Work::Reads).await;
+            for ((view, stored), reason) in views.iter().zip(records).zip(&reasons) {
+                let record = decode(stored)?;
+                let row = translate::row(view, &record, reason.as_deref(), &mut texts, names);
+                let row = row.ok_or_else(|| not_the_claim(view))?;
+                if is_sought(&row) && !page.push(&row) {
+                    return Ok(taken);
+                }
+                taken += 1;
+            }
         }
     }
-    let next = rows.last().filter(|_| more).map(|row| row.event_id);
-    Ok(ReplyResult::ScanPage { rows, next })
+    Ok(taken)
 }
 
-async fn read_rows(reader: Reader<'_>, views: &[RowView], names: &impl Names) -> Result<Vec<Row>, Refusal> {
-    let claims_at: Vec<_> = views.iter().map(|view| view.claim_at).collect();
-    let records = reader.driver.read_records(&claims_at).await.map_err(unreadable)?;
-    let mut rows = Vec::with_capacity(views.len());
-    for (views, records) in views.chunks(ROWS_MADE).zip(records.chunks(ROWS_MADE)) {
-        let mut reasons = Vec::with_capacity(views.len());
-        for view in views {
-            reasons.push(match view.tombstone {
-                Some(tombstone) => Some(reason(reader.driver, tombstone.entry_at).await?),
-                None => None,
-            });
-        }
-        let _turn = reader.rounds.turn(Work::Reads).await;
-        for ((view, stored), reason) in views.iter().zip(records).zip(reasons) {
-            let name = names.corpus(Some(view.event_id.prefix()));
-            let row = translate::row(view, &name, &decode(stored)?, reason);
-            rows.push(row.ok_or_else(|| {
-                unreadable(format!("log offset {} is not the claim of {}", view.claim_at, view.event_id))
-            })?);
-        }
-    }
-    Ok(rows)
-}
-
-async fn reason(driver: &Driver, entry_at: u64) -> Result<String, Refusal> {
-    let records = driver.read_records(&[entry_at]).await.map_err(unreadable)?;
+/// What a row's tombstone says, if it has one.
+async fn reason(driver: &Driver, view: &RowView) -> Result<Option<String>, Refusal> {
+    let Some(tombstone) = view.tombstone else { return Ok(None) };
+    let records = driver.read_records(&[tombstone.entry_at]).await.map_err(unreadable)?;
     let stored = records.first().ok_or_else(|| unreadable("the tombstone's record is not there".into()))?;
-    Ok(decode(stored)?.meta.rationale.to_owned())
+    Ok(Some(decode(stored)?.meta.rationale.to_owned()))
 }
 
 /// A record as what it says.

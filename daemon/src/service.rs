@@ -106,6 +106,8 @@ pub struct Service {
     gathers: RefCell<Slab<Gathering>>,
     greeted: RefCell<HashSet<u64>>,
     pub(crate) builder: RefCell<wire::Builder>,
+    /// Empty pages, for the next rows that are read.
+    pub(crate) pages: RefCell<Vec<wire::RowPage>>,
     /// The clocks are read once for all frames of one read.
     now: Cell<Option<Now>>,
     pub(crate) reads: Cell<usize>,
@@ -138,6 +140,7 @@ impl Service {
             gathers: RefCell::default(),
             greeted: RefCell::default(),
             builder: RefCell::new(wire::Builder::new()),
+            pages: RefCell::default(),
             now: Cell::new(None),
             reads: Cell::new(0),
             asked_bytes: Cell::new(0),

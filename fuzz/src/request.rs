@@ -2,8 +2,8 @@
 
 use claim_protocol::frame::{FrameBuffer, split_frame};
 use claim_protocol::{
-    Builder, DecodeError, FRAME_BYTES_MAX, Reply, Request, decode_any, decode_reply, decode_request, encode_reply,
-    encode_request,
+    Builder, DecodeError, FRAME_BYTES_MAX, Reply, Request, decode_any, decode_any_reply, decode_reply, decode_request,
+    encode_reply, encode_request,
 };
 use claim_translate as translate;
 use uuid::Uuid;
@@ -58,6 +58,7 @@ fn split_in_pieces(stream: &[u8], piece: usize) -> (Vec<Vec<u8>>, bool) {
 fn content(bytes: &[u8]) {
     // What is read in one pass is what the general way reads.
     assert_eq!(decode_request(bytes).ok(), decode_any(bytes).ok());
+    assert_eq!(decode_reply(bytes).ok(), decode_any_reply(bytes).ok());
     match decode_request(bytes) {
         Ok(request) => {
             same_request(&request);

@@ -32,6 +32,7 @@ pub mod frame;
 #[path = "generated/claimd_generated.rs"]
 #[allow(clippy::all, clippy::pedantic, clippy::undocumented_unsafe_blocks, unsafe_op_in_unsafe_fn, unused, mismatched_lifetime_syntaxes)]
 mod generated;
+mod reader;
 pub mod reply;
 pub mod request;
 mod values;
@@ -44,16 +45,18 @@ pub use bounds::{
     REPORT_LIST_MAX, SCAN_ROWS_MAX, TAIL_ENTRIES_MAX, TAIL_WAIT_MS_MAX, UNLESS_REGISTERED_MS_MAX,
 };
 pub use decode_error::DecodeError;
+#[doc(hidden)]
+pub use decode_reply::decode_any_reply;
 pub use decode_reply::decode_reply;
 #[doc(hidden)]
 pub use decode_request::decode_any;
 pub use decode_request::decode_request;
-pub use encode_reply::{encode_claimed, encode_reply, entry_frame_bytes, row_frame_bytes};
+pub use encode_reply::{RowPage, encode_claimed, encode_reply, encode_row_found, entry_frame_bytes, row_frame_bytes};
 pub use encode_request::encode_request;
 pub use frame::{FrameBuffer, FrameTooLarge};
 pub use reply::{
     ClaimContent, Claimed, CorpusInfo, DisputeInfo, DisputeSide, Entry, Head, Merge, Orphan, Pair, Proposal,
-    ReconcileReport, Reply, ReplyResult, Row, ServerError, ShardEndpoint, ShardStatus, Signature, StageTimes,
+    ReconcileReport, Reply, ReplyResult, Row, RowRef, ServerError, ShardEndpoint, ShardStatus, Signature, StageTimes,
     StatusReport, Suspect, Total, Welcome,
 };
 

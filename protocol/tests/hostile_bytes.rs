@@ -3,7 +3,8 @@
 use claim_protocol::frame::split_frame;
 use claim_protocol::{
     Builder, CHAIN_HASH_BYTES, ClaimItem, DisputeVerdict, FRAME_PREFIX_BYTES, LogPosition, Operation, ReasonCode,
-    Reply, ReplyResult, Request, Role, Verdict, decode_any, decode_reply, decode_request, encode_reply, encode_request,
+    Reply, ReplyResult, Request, Role, Verdict, decode_any, decode_any_reply, decode_reply, decode_request,
+    encode_reply, encode_request,
 };
 use proptest::prelude::{ProptestConfig, any, proptest};
 use proptest::{collection, prop_assert};
@@ -80,6 +81,36 @@ fn claims_are_read_alike_with_any_byte_changed() {
         }
         for length in 0..bytes.len() {
             assert!(is_read_alike(&bytes[..length]), "the first {length} of {bytes:?}");
+        }
+    }
+}
+
+/// The same of replies.
+fn is_reply_read_alike(bytes: &[u8]) -> bool {
+    match (decode_reply(bytes), decode_any_reply(bytes)) {
+        (Ok(reply), Ok(any)) => reply == any,
+        (found, any) => found.is_err() && any.is_err(),
+    }
+}
+
+#[test]
+fn rows_are_read_alike_with_any_byte_changed() {
+    let has_rows = |result: &ReplyResult| {
+        matches!(result, ReplyResult::Row(_) | ReplyResult::ScanPage { .. } | ReplyResult::Found { .. })
+    };
+    let replies: Vec<_> = samples::results().into_iter().filter(has_rows).map(reply).collect();
+    assert!(replies.len() >= 5, "a row, a page of a scan, a page of a search");
+    for bytes in replies {
+        assert!(is_reply_read_alike(&bytes) && decode_reply(&bytes).is_ok());
+        for at in 0..bytes.len() {
+            for change in [1, 2, 4, 8, 16, 32, 64, 128, 255] {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= change;
+                assert!(is_reply_read_alike(&damaged), "byte {at} changed by {change} of {bytes:?}");
+            }
+        }
+        for length in 0..bytes.len() {
+            assert!(is_reply_read_alike(&bytes[..length]), "the first {length} of {bytes:?}");
         }
     }
 }

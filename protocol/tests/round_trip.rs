@@ -5,8 +5,8 @@ use claim_protocol::{
     AT_LEAST_MAX, BATCH_ITEMS_MAX, Builder, ClaimContent, ClaimItem, DISPUTE_IDS_MAX, DISPUTE_RATIONALE_BYTES_MAX,
     DisputeVerdict, EVENT_KEY_BYTES_MAX, Entry, FRAME_BYTES_MAX, FrameTooLarge, LogPosition, METADATA_BYTES_MAX,
     NAME_BYTES_MAX, Operation, QUARTER_YEAR_MAX, QUARTER_YEAR_MIN, RATIONALE_BYTES_MAX, Reply, ReplyResult, Request,
-    Row, SCAN_ROWS_MAX, TAIL_WAIT_MS_MAX, UNLESS_REGISTERED_MS_MAX, Uuid, Verdict, decode_reply, decode_request,
-    encode_claimed, encode_reply, encode_request, entry_frame_bytes, row_frame_bytes,
+    Row, RowPage, SCAN_ROWS_MAX, TAIL_WAIT_MS_MAX, UNLESS_REGISTERED_MS_MAX, Uuid, Verdict, decode_reply,
+    decode_request, encode_claimed, encode_reply, encode_request, encode_row_found, entry_frame_bytes, row_frame_bytes,
 };
 use samples::{ID, KEY, claimed, entry, error, item, row};
 
@@ -328,7 +328,7 @@ fn the_estimates_of_rows_and_entries_hold() {
         };
         for count in [1, 2, SCAN_ROWS_MAX] {
             let page = frame_bytes(ReplyResult::ScanPage { rows: vec![row.clone(); count], next: Some(ID) });
-            assert!(page <= REST_BYTES + count * row_frame_bytes(&row), "{count} rows with {length}: {page}");
+            assert!(page <= REST_BYTES + count * row_frame_bytes(&row.by_ref()), "{count} rows with {length}: {page}");
             let history =
                 frame_bytes(ReplyResult::History { entries: vec![entry.clone(); count], next: None, related: vec![] });
             assert!(
@@ -337,4 +337,46 @@ fn the_estimates_of_rows_and_entries_hold() {
             );
         }
     }
+}
+
+/// A page that is made row by row is the page that is made of all rows, however often it was one before; and so is a row.
+#[test]
+fn a_page_made_row_by_row_is_the_same_frame() {
+    let at = LogPosition { shard: 1, position: 77 };
+    let whole = |result| {
+        let mut stream = Vec::new();
+        let reply = Reply { request_id: 7, positions: vec![at], result };
+        encode_reply(&mut Builder::new(), &reply, &mut stream).expect("fits");
+        stream
+    };
+    let other = Row { corpus: "b".to_owned(), category: "y".to_owned(), tombstone_reason: None, ..row() };
+    let mut page = RowPage::default();
+    for rows in [vec![row(), row(), other.clone(), row()], vec![], vec![other.clone(), other]] {
+        let (mut scanned, mut found) = (Vec::new(), Vec::new());
+        rows.iter().for_each(|row| assert!(page.push(&row.by_ref())));
+        assert_eq!(page.last(), rows.last().map(|row| row.event_id));
+        page.scan_page(7, Some(at), Some(ID), &mut scanned);
+        rows.iter().for_each(|row| assert!(page.push(&row.by_ref())));
+        page.found(7, Some(at), Some(9), &mut found);
+        assert_eq!(scanned, whole(ReplyResult::ScanPage { rows: rows.clone(), next: Some(ID) }));
+        assert_eq!(found, whole(ReplyResult::Found { rows, next: Some(9) }));
+    }
+    let mut single = Vec::new();
+    encode_row_found(&mut Builder::new(), 7, Some(at), &row().by_ref(), &mut single);
+    assert_eq!(single, whole(ReplyResult::Row(Box::new(row()))));
+}
+
+#[test]
+fn a_page_ends_before_the_row_that_may_not_fit() {
+    let full = Row { metadata: vec![7; METADATA_BYTES_MAX], ..row() };
+    let mut page = RowPage::default();
+    let count = (0..).take_while(|_| page.push(&full.by_ref())).count();
+    let mut stream = Vec::new();
+    page.scan_page(7, None, None, &mut stream);
+    assert!(
+        (1..=FRAME_BYTES_MAX / METADATA_BYTES_MAX).contains(&count) && stream.len() <= FRAME_BYTES_MAX,
+        "{count} rows"
+    );
+    let read = decode_reply(content(&stream)).expect("it verifies");
+    assert!(matches!(read.result, ReplyResult::ScanPage { rows, .. } if rows == vec![full; count]));
 }

@@ -10,6 +10,7 @@ use claim_engine::row::RowView;
 use claim_engine::time::{Quarter, rfc3339};
 use claim_protocol as wire;
 use claim_protocol::LogPosition;
+use std::borrow::Cow;
 use uuid::Uuid;
 
 /// What numbers are called.
@@ -22,10 +23,39 @@ pub trait Names {
     fn sides(&self, dispute: DisputeId) -> Vec<EventId>;
 }
 
+/// What rows that come one after the other mostly have in common, as text.
+#[derive(Debug, Default)]
+pub struct RowTexts {
+    corpus: Option<(Prefix, String)>,
+    quarter: Option<(Quarter, String)>,
+}
+
+impl RowTexts {
+    /// The name of a row's corpus, and its effective quarter.
+    fn of(&mut self, view: &RowView, names: &impl Names) -> (&str, &str) {
+        let prefix = view.event_id.prefix();
+        let (_, corpus) = match self.corpus.take() {
+            Some(known) if known.0 == prefix => self.corpus.insert(known),
+            _ => self.corpus.insert((prefix, names.corpus(Some(prefix)))),
+        };
+        let (_, quarter) = match self.quarter.take() {
+            Some(known) if known.0 == view.effective_quarter => self.quarter.insert(known),
+            _ => self.quarter.insert((view.effective_quarter, view.effective_quarter.to_string())),
+        };
+        (corpus, quarter)
+    }
+}
+
 /// A row, from what the index knows, its claim's record, and the reason of its tombstone.
 ///
 /// Returns `None` when the record is not that row's claim, logged again or not.
-pub fn row(view: &RowView, corpus: &str, record: &Record<'_>, reason: Option<String>) -> Option<wire::reply::Row> {
+pub fn row<'a>(
+    view: &RowView,
+    record: &Record<'a>,
+    reason: Option<&'a str>,
+    texts: &'a mut RowTexts,
+    names: &impl Names,
+) -> Option<wire::RowRef<'a>> {
     let (claim, claimed_at_us) = match &record.entry {
         Entry::Claim(claim) => (claim, record.meta.timestamp_us),
         Entry::Carry { claim, claimed_at_us, .. } => (claim, *claimed_at_us),
@@ -34,20 +64,21 @@ pub fn row(view: &RowView, corpus: &str, record: &Record<'_>, reason: Option<Str
     if claim.event_id != view.event_id {
         return None;
     }
-    let or_own = |name: &str| if name.is_empty() { corpus.to_owned() } else { name.to_owned() };
-    Some(wire::reply::Row {
+    let (corpus, effective_quarter) = texts.of(view, names);
+    let or_own = |name: &'a str| if name.is_empty() { corpus } else { name };
+    Some(wire::RowRef {
         event_id: claim.event_id.as_uuid(),
-        corpus: corpus.to_owned(),
+        corpus,
         lifecycle: lifecycle(view.lifecycle),
         claim_timestamp_us: claimed_at_us,
         claim_sequence: claim.claim_sequence,
-        event_key: claim.event_key.to_owned(),
+        event_key: claim.event_key,
         occurred_at_us: claim.occurred_at_us,
         owning_corpus: or_own(claim.owning_corpus),
         hosting_corpus: or_own(claim.hosting_corpus),
-        category: claim.category.to_owned(),
+        category: claim.category,
         taxonomy_version: claim.taxonomy_version,
-        metadata: claim.metadata.to_vec(),
+        metadata: claim.metadata,
         canonical_id: view.canonical_id.map(EventId::as_uuid),
         tombstoned_at_us: view.tombstone.map(|t| t.at_us),
         tombstone_reason_code: view.tombstone.and_then(|t| t.reason_code).map(reason_code_out),
@@ -57,8 +88,8 @@ pub fn row(view: &RowView, corpus: &str, record: &Record<'_>, reason: Option<Str
         reconciliation_state: reconciliation_state(view.reconciliation),
         over_budget: view.over_budget,
         incident_active: view.incident_active,
-        effective_quarter: view.effective_quarter.to_string(),
-        reactivation_quarter: view.reactivation_quarter.map(|quarter| quarter.to_string()),
+        effective_quarter,
+        reactivation_quarter: view.reactivation_quarter.map(|quarter| Cow::Owned(quarter.to_string())),
         retention_expires_at_us: view.retention_expires_at_us,
         references: view.references,
     })

@@ -5,7 +5,7 @@ pub mod pages;
 mod replies;
 mod requests;
 
-pub use entries::{Names, entry, quarters, row, subject};
+pub use entries::{Names, RowTexts, entry, quarters, row, subject};
 pub use replies::{claimed, configuration, corpus, dispute, head, pairs, proposal, report, retention, status, totals};
 pub use requests::{event_id, with_operation};
 

@@ -5,6 +5,7 @@ mod dispute;
 mod reconcile;
 mod registry;
 mod row;
+mod rows;
 mod status;
 
 use crate::bounds::{APPARENT_BYTES_MAX, REPLY_TABLES_MAX, TABLES_DEEP_MAX};
@@ -28,6 +29,18 @@ const VERIFIER: VerifierOptions = VerifierOptions {
 /// # Errors
 /// Fatal when the bytes do not verify; otherwise a value is unknown. See [`DecodeError::fatal`].
 pub fn decode_reply(content: &[u8]) -> Result<Reply, DecodeError> {
+    match rows::decode(content) {
+        Some(reply) => Ok(reply),
+        None => decode_any_reply(content),
+    }
+}
+
+/// The same in the general way, which takes every reply, and says what is wrong with one.
+///
+/// # Errors
+/// As [`decode_reply`].
+#[doc(hidden)]
+pub fn decode_any_reply(content: &[u8]) -> Result<Reply, DecodeError> {
     let root = flatbuffers::root_with_opts::<wire::Reply>(&VERIFIER, content)
         .map_err(|error| DecodeError::unverified("reply", &error))?;
     let result = decode_result(&root).map_err(|message| DecodeError::content(root.request_id(), message))?;

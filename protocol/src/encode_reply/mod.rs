@@ -8,7 +8,7 @@ mod row;
 mod status;
 
 pub use audit::entry_frame_bytes;
-pub use row::row_frame_bytes;
+pub use row::{RowPage, encode_row_found, row_frame_bytes};
 
 use crate::Builder;
 use crate::frame::{FrameTooLarge, append_frame};
@@ -28,15 +28,23 @@ const FIXED_BYTES: usize = 336;
 /// The reply does not fit in a frame; `out` is as it was.
 pub fn encode_reply(builder: &mut Builder, reply: &Reply, out: &mut Vec<u8>) -> Result<(), FrameTooLarge> {
     builder.reset();
-    let positions = (!reply.positions.is_empty()).then(|| {
-        let positions = reply.positions.iter().map(|at| wire::LogPosition::new(at.shard, at.position));
-        builder.create_vector_from_iter(positions)
+    let result = encode_result(builder, &reply.result);
+    append_reply(builder, reply.request_id, &reply.positions, result, out)
+}
+
+/// Ends a reply, and appends it as one whole frame.
+fn append_reply(
+    builder: &mut Builder,
+    request_id: u64,
+    positions: &[LogPosition],
+    (result_type, result): Encoded,
+    out: &mut Vec<u8>,
+) -> Result<(), FrameTooLarge> {
+    let positions = (!positions.is_empty()).then(|| {
+        builder.create_vector_from_iter(positions.iter().map(|at| wire::LogPosition::new(at.shard, at.position)))
     });
-    let (result_type, result) = encode_result(builder, &reply.result);
-    let root = wire::Reply::create(
-        builder,
-        &wire::ReplyArgs { request_id: reply.request_id, positions, result_type, result: Some(result) },
-    );
+    let reply = wire::ReplyArgs { request_id, positions, result_type, result: Some(result) };
+    let root = wire::Reply::create(builder, &reply);
     builder.finish_minimal(root);
     append_frame(builder.finished_data(), out)
 }
@@ -50,19 +58,9 @@ pub fn encode_claimed(
     out: &mut Vec<u8>,
 ) {
     builder.reset();
-    let positions = builder.create_vector(&[wire::LogPosition::new(position.shard, position.position)]);
-    let result = row::encode_claimed(builder, claimed).as_union_value();
-    let root = wire::Reply::create(
-        builder,
-        &wire::ReplyArgs {
-            request_id,
-            positions: Some(positions),
-            result_type: wire::ReplyResult::Claimed,
-            result: Some(result),
-        },
-    );
-    builder.finish_minimal(root);
-    append_frame(builder.finished_data(), out).expect("a claim's reply has a fixed size of some hundred bytes");
+    let result = (wire::ReplyResult::Claimed, row::encode_claimed(builder, claimed).as_union_value());
+    append_reply(builder, request_id, &[position], result, out)
+        .expect("a claim's reply has a fixed size of some hundred bytes");
 }
 
 /// A result's type and its table.
@@ -144,7 +142,7 @@ fn encode_result(builder: &mut Builder, result: &ReplyResult) -> Encoded {
             (wire::ReplyResult::ClockConfirmed, wire::ClockConfirmed::create(builder, &args).as_union_value())
         }
         ReplyResult::Row(row) => {
-            let row = Some(row::encode_row(builder, row));
+            let row = Some(row::encode_row(builder, &mut row::Texts::default(), &row.by_ref()));
             (wire::ReplyResult::RowFound, wire::RowFound::create(builder, &wire::RowFoundArgs { row }).as_union_value())
         }
         ReplyResult::History { entries, next, related } => {
@@ -156,8 +154,7 @@ fn encode_result(builder: &mut Builder, result: &ReplyResult) -> Encoded {
             (wire::ReplyResult::HistoryFound, table.as_union_value())
         }
         ReplyResult::ScanPage { rows, next } => {
-            let rows: Vec<_> = rows.iter().map(|row| row::encode_row(builder, row)).collect();
-            let rows = Some(builder.create_vector(&rows));
+            let rows = Some(row::encode_rows(builder, rows));
             let next = next.map(wire_uuid);
             let table = wire::ScanPage::create(builder, &wire::ScanPageArgs { rows, next: next.as_ref() });
             (wire::ReplyResult::ScanPage, table.as_union_value())
@@ -188,8 +185,7 @@ fn encode_result(builder: &mut Builder, result: &ReplyResult) -> Encoded {
         }
         ReplyResult::Reconciled(report) => reconcile::reconciled(builder, report),
         ReplyResult::Found { rows, next } => {
-            let rows: Vec<_> = rows.iter().map(|row| row::encode_row(builder, row)).collect();
-            let rows = Some(builder.create_vector(&rows));
+            let rows = Some(row::encode_rows(builder, rows));
             (
                 wire::ReplyResult::Found,
                 wire::Found::create(builder, &wire::FoundArgs { rows, next: next.unwrap_or(0) }).as_union_value(),

@@ -1,15 +1,16 @@
 //! Rows.
 
-use super::{FIXED_BYTES, wire_reason};
+use super::{Encoded, FIXED_BYTES, append_reply, wire_reason};
 use crate::generated::claimd as wire;
-use crate::reply::{Claimed, Row};
-use crate::wire_values::{optional_string, wire_uuid};
-use crate::{Builder, Uuid};
-use flatbuffers::WIPOffset;
+use crate::reply::{Claimed, Row, RowRef};
+use crate::values::LogPosition;
+use crate::wire_values::wire_uuid;
+use crate::{Builder, FRAME_BYTES_MAX, Uuid};
+use flatbuffers::{ForwardsUOffset, Vector, WIPOffset};
 
 /// At least the bytes that `row` takes in a page. A daemon adds these up to keep a page below
 /// [`FRAME_BYTES_MAX`](crate::FRAME_BYTES_MAX); the rest of a page takes at most 256 bytes.
-pub fn row_frame_bytes(row: &Row) -> usize {
+pub fn row_frame_bytes(row: &RowRef<'_>) -> usize {
     FIXED_BYTES
         + row.corpus.len()
         + row.event_key.len()
@@ -17,9 +18,9 @@ pub fn row_frame_bytes(row: &Row) -> usize {
         + row.hosting_corpus.len()
         + row.category.len()
         + row.metadata.len()
-        + row.tombstone_reason.as_ref().map_or(0, String::len)
+        + row.tombstone_reason.map_or(0, str::len)
         + row.effective_quarter.len()
-        + row.reactivation_quarter.as_ref().map_or(0, String::len)
+        + row.reactivation_quarter.as_ref().map_or(0, |quarter| quarter.len())
 }
 
 pub(super) fn encode_claimed<'b>(builder: &mut Builder, claimed: &Claimed) -> WIPOffset<wire::Claimed<'b>> {
@@ -40,16 +41,58 @@ pub(super) fn encode_referenced<'b>(builder: &mut Builder, canonical_id: Uuid) -
     WIPOffset::new(wire::Referenced::create(builder, &args).value())
 }
 
-pub(super) fn encode_row<'b>(builder: &mut Builder, row: &Row) -> WIPOffset<wire::Row<'b>> {
-    let corpus = Some(builder.create_string(&row.corpus));
-    let event_key = Some(builder.create_string(&row.event_key));
-    let owning_corpus = Some(builder.create_string(&row.owning_corpus));
-    let hosting_corpus = Some(builder.create_string(&row.hosting_corpus));
-    let category = Some(builder.create_string(&row.category));
-    let metadata = (!row.metadata.is_empty()).then(|| builder.create_vector(&row.metadata));
-    let tombstone_reason = row.tombstone_reason.as_ref().map(|reason| builder.create_string(reason));
-    let effective_quarter = optional_string(builder, &row.effective_quarter);
-    let reactivation_quarter = row.reactivation_quarter.as_ref().map(|quarter| builder.create_string(quarter));
+/// A text that was written to a page, and where: the next row that has the same one refers to it.
+#[derive(Debug, Default)]
+struct Repeated {
+    text: String,
+    at: Option<WIPOffset<&'static str>>,
+}
+
+impl Repeated {
+    fn encode(&mut self, builder: &mut Builder, text: &str) -> WIPOffset<&'static str> {
+        match self.at {
+            Some(at) if self.text == text => at,
+            _ => {
+                self.text.clear();
+                self.text.push_str(text);
+                *self.at.insert(builder.create_string(text))
+            }
+        }
+    }
+}
+
+/// The texts that the rows of a page mostly share.
+#[derive(Debug, Default)]
+pub(super) struct Texts {
+    corpus: Repeated,
+    owning_corpus: Repeated,
+    hosting_corpus: Repeated,
+    category: Repeated,
+    effective_quarter: Repeated,
+}
+
+impl Texts {
+    /// Nothing is written any more.
+    fn forget(&mut self) {
+        let Texts { corpus, owning_corpus, hosting_corpus, category, effective_quarter } = self;
+        for text in [corpus, owning_corpus, hosting_corpus, category, effective_quarter] {
+            text.at = None;
+        }
+    }
+}
+
+/// Texts that are those of the row before are not written again.
+pub(super) fn encode_row<'b>(builder: &mut Builder, texts: &mut Texts, row: &RowRef<'_>) -> WIPOffset<wire::Row<'b>> {
+    let corpus = Some(texts.corpus.encode(builder, row.corpus));
+    let event_key = Some(builder.create_string(row.event_key));
+    let owning_corpus = Some(texts.owning_corpus.encode(builder, row.owning_corpus));
+    let hosting_corpus = Some(texts.hosting_corpus.encode(builder, row.hosting_corpus));
+    let category = Some(texts.category.encode(builder, row.category));
+    let metadata = (!row.metadata.is_empty()).then(|| builder.create_vector(row.metadata));
+    let tombstone_reason = row.tombstone_reason.map(|reason| builder.create_string(reason));
+    let has_quarter = !row.effective_quarter.is_empty();
+    let effective_quarter = has_quarter.then(|| texts.effective_quarter.encode(builder, row.effective_quarter));
+    let reactivation_quarter = row.reactivation_quarter.as_deref().map(|quarter| builder.create_string(quarter));
     let event_id = wire_uuid(row.event_id);
     let canonical_id = row.canonical_id.map(wire_uuid);
     let table = wire::Row::create(
@@ -83,4 +126,83 @@ pub(super) fn encode_row<'b>(builder: &mut Builder, row: &Row) -> WIPOffset<wire
         },
     );
     WIPOffset::new(table.value())
+}
+
+/// Some rows, in a vector.
+pub(super) fn encode_rows<'b>(builder: &mut Builder, rows: &[Row]) -> WIPOffset<RowVector<'b>> {
+    let mut texts = Texts::default();
+    let rows: Vec<_> = rows.iter().map(|row| encode_row(builder, &mut texts, &row.by_ref())).collect();
+    builder.create_vector(&rows)
+}
+
+/// Rows in a reply.
+pub(super) type RowVector<'b> = Vector<'b, ForwardsUOffset<wire::Row<'b>>>;
+
+/// A page of rows as it grows. Whatever its rows are, it fits a frame.
+#[derive(Default)]
+pub struct RowPage {
+    builder: Builder,
+    texts: Texts,
+    rows: Vec<WIPOffset<wire::Row<'static>>>,
+    last: Option<Uuid>,
+    bytes: usize,
+}
+
+/// A page of rows ends when it has grown to this, so that the next row still fits the frame.
+const PAGE_BYTES_MAX: usize = FRAME_BYTES_MAX - (256 << 10);
+
+impl RowPage {
+    /// Puts a row at its end. False if the page is full: it ends before that row.
+    pub fn push(&mut self, row: &RowRef<'_>) -> bool {
+        self.bytes += row_frame_bytes(row);
+        if self.bytes > PAGE_BYTES_MAX && !self.rows.is_empty() {
+            return false;
+        }
+        self.rows.push(encode_row(&mut self.builder, &mut self.texts, row));
+        self.last = Some(row.event_id);
+        true
+    }
+
+    /// The id of its last row.
+    pub fn last(&self) -> Option<Uuid> {
+        self.last
+    }
+
+    /// Appends it to `out` as the reply to a scan, as [`encode_reply`](super::encode_reply) does, and is empty then.
+    pub fn scan_page(&mut self, request_id: u64, at: Option<LogPosition>, next: Option<Uuid>, out: &mut Vec<u8>) {
+        let rows = Some(self.builder.create_vector(&self.rows));
+        let next = next.map(wire_uuid);
+        let table = wire::ScanPage::create(&mut self.builder, &wire::ScanPageArgs { rows, next: next.as_ref() });
+        self.finish(request_id, at, (wire::ReplyResult::ScanPage, table.as_union_value()), out);
+    }
+
+    /// Appends it to `out` as the reply to a search, as [`encode_reply`](super::encode_reply) does, and is empty then.
+    pub fn found(&mut self, request_id: u64, at: Option<LogPosition>, next: Option<u64>, out: &mut Vec<u8>) {
+        let rows = Some(self.builder.create_vector(&self.rows));
+        let table = wire::Found::create(&mut self.builder, &wire::FoundArgs { rows, next: next.unwrap_or(0) });
+        self.finish(request_id, at, (wire::ReplyResult::Found, table.as_union_value()), out);
+    }
+
+    fn finish(&mut self, request_id: u64, at: Option<LogPosition>, result: Encoded, out: &mut Vec<u8>) {
+        append_reply(&mut self.builder, request_id, at.as_slice(), result, out).expect("a page fits a frame");
+        self.builder.reset();
+        self.texts.forget();
+        self.rows.clear();
+        (self.last, self.bytes) = (None, 0);
+    }
+}
+
+/// Appends the reply to a lookup as [`encode_reply`](super::encode_reply) does.
+pub fn encode_row_found(
+    builder: &mut Builder,
+    request_id: u64,
+    at: Option<LogPosition>,
+    row: &RowRef<'_>,
+    out: &mut Vec<u8>,
+) {
+    builder.reset();
+    let row = Some(encode_row(builder, &mut Texts::default(), row));
+    let table = wire::RowFound::create(builder, &wire::RowFoundArgs { row });
+    let result = (wire::ReplyResult::RowFound, table.as_union_value());
+    append_reply(builder, request_id, at.as_slice(), result, out).expect("a row fits a frame");
 }

@@ -11,7 +11,7 @@ pub use audit::{ClaimContent, Entry, Head, Pair};
 pub use dispute::{DisputeInfo, DisputeSide};
 pub use reconcile::{Merge, Orphan, ReconcileReport, Suspect};
 pub use registry::{CorpusInfo, Proposal, Signature, Total};
-pub use row::{Claimed, Row};
+pub use row::{Claimed, Row, RowRef};
 pub use status::{ShardEndpoint, ShardStatus, StageTimes, StatusReport, Welcome};
 
 use crate::{ErrorCode, ErrorOutcome, LogPosition};
