@@ -31,8 +31,8 @@ pub struct Carrying {
     places: HashMap<(usize, u64), u64>,
     /// By old shard and position: the new one.
     positions: HashMap<(usize, u64), u64>,
-    /// By row: what its last tombstone said.
-    reasons: HashMap<EventId, String>,
+    /// By row: where the entry of its last tombstone is, and what that said.
+    reasons: HashMap<EventId, (u64, String)>,
 }
 
 impl Carrying {
@@ -60,7 +60,9 @@ impl Carrying {
         self.places.insert((old, local.log_offset), log_offset);
         self.positions.insert((old, local.position), position);
         match record.entry {
-            Entry::Tombstone { .. } => drop(self.reasons.insert(event_id, record.meta.rationale.to_owned())),
+            Entry::Tombstone { .. } => {
+                drop(self.reasons.insert(event_id, (log_offset, record.meta.rationale.to_owned())))
+            }
             Entry::Reactivate { .. } => drop(self.reasons.remove(&event_id)),
             _ => {}
         }
@@ -87,7 +89,7 @@ impl Carrying {
         if let Entry::DisputeStep { dispute, step: DisputeStep::Arbitrate, .. } = record.entry {
             let sides = shard.disputes().get(dispute).map(|dispute| dispute.sides);
             for event_id in sides.iter().flat_map(|sides| sides.ids()).filter(|id| self.claims.contains_key(id)) {
-                self.reasons.insert(*event_id, record.meta.rationale.to_owned());
+                self.reasons.insert(*event_id, (log_offset, record.meta.rationale.to_owned()));
             }
         }
     }
@@ -113,8 +115,11 @@ impl Carrying {
                 (claim_at, change, is_tombstoned)
             }
         };
-        let reason = self.reasons.get(&event_id).filter(|_| is_tombstoned && record.meta.rationale.is_empty());
-        let rationale = reason.map_or(record.meta.rationale, String::as_str).to_owned();
+        // The entry of a tombstone in the carry's own segment goes with it.
+        let reason =
+            self.reasons.get(&event_id).filter(|(at, _)| is_tombstoned && rows.segment_of(*at) != rows.segment());
+        let reason = reason.map(|(_, reason)| reason.as_str()).filter(|_| record.meta.rationale.is_empty());
+        let rationale = reason.unwrap_or(record.meta.rationale).to_owned();
         let meta = Meta { rationale: &rationale, ..record.meta };
         let mut body = Vec::new();
         Record { meta, entry: Entry::Carry { claim, claimed_at_us, claim_at, change: &change } }.encode(&mut body);

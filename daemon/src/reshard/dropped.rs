@@ -176,13 +176,16 @@ fn check(superblock: &Superblock, stream: &Stream, dropped_to: Quarter) -> Resul
     let ends_at = stream.shard.retention().seals.last().map_or(0, |seal| seal.segments.1);
     if superblock.first_segment() != ends_at {
         return Err(format!(
-            "shard {shard} has dropped what is before segment {ends_at}, and its log still begins with segment {}: serve the              ledger until it does not, stop it, and run the same command again",
+            "shard {shard} has dropped what is before segment {ends_at}, and its log still begins with segment {}: serve the \
+             ledger until it does not, stop it, and run the same command again",
             superblock.first_segment()
         ));
     }
     if let Some(first) = stream.first_us.map(Quarter::of).filter(|first| *first <= dropped_to) {
         return Err(format!(
-            "shard {shard} still has entries of {first}, and another shard has dropped what is up to {dropped_to}: serve the ledger              until every shard has dropped that, which `claimctl retention` shows, stop it, and run the same command again. Where              nobody asks anything of a shard its time goes on with what every shard is told, such as `claimctl barrier`"
+            "shard {shard} still has entries of {first}, and another shard has dropped what is up to {dropped_to}: serve the ledger \
+             until every shard has dropped that, which `claimctl retention` shows, stop it, and run the same command again. Where \
+             nobody asks anything of a shard its time goes on with what every shard is told, such as `claimctl barrier`"
         ));
     }
     let begins_behind = stream.start.as_ref().map_or(0, Shard::globals_applied);

@@ -252,11 +252,9 @@ impl Taking {
             match record.entry {
                 Entry::Carry { claim, .. } => drop(self.carried.insert(claim.event_id)),
                 Entry::RetentionDrop { dropped } if !Dropped::decode(dropped)?.kept.is_empty() => {
-                    return Err(
-                        "an earlier build's drop, which counts what is left otherwise: the ledger is resharded once \
-                                the quarter of this entry is dropped"
-                            .to_owned(),
-                    );
+                    let what = "a drop of an earlier build, which counts what is left itself: the ledger can be resharded once the \
+                                quarter of this entry is dropped";
+                    return Err(what.to_owned());
                 }
                 _ => {}
             }

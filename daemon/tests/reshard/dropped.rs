@@ -5,7 +5,8 @@ use crate::harness::{Daemon, claimd, options, run, run_json, scratch, settle};
 use crate::told::{assert_same_left, told};
 use crate::{CORPORA, DAY_US, files, reshard};
 use claim_client::{
-    Client, ClientError, DisputeState, DisputeVerdict, ErrorCode, ReasonCode, Role, ShardStatus, Uuid, Verdict,
+    Client, ClientError, DisputeState, DisputeVerdict, ErrorCode, ReasonCode, RequestOptions, Role, ShardStatus, Uuid,
+    Verdict,
 };
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -294,7 +295,10 @@ fn shards_that_have_dropped_unequally_are_refused_until_they_are_level() {
     let output = run(&["reshard", "--data", &text(&ledger.data()), "--to", &text(&to), "--shards", "1"]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{said}");
-    assert!(said.contains("shard 1 still has entries of") && said.contains("claimctl barrier"), "{said}");
+    assert!(
+        said.contains("shard 1 still has entries of") && said.contains("claimctl barrier") && !said.contains("  "),
+        "{said}"
+    );
     assert!(!to.exists() && fs::read_dir(scratch.path()).expect("ours").count() == 0, "nothing is made");
 
     ledger.start();
@@ -314,4 +318,111 @@ fn shards_that_have_dropped_unequally_are_refused_until_they_are_level() {
     drop(client);
     daemon.stop();
     assert_eq!(run_json("verify", &to, &[]).0, 0);
+}
+
+/// xorshift64*.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % bound.max(1)
+    }
+}
+
+/// A quarter of whatever comes; what is refused is. Every shard hears of its end.
+fn any_quarter(client: &Client, random: &mut Random, ids: &mut Vec<(usize, Uuid)>, quarter: i64, corpora: usize) {
+    let mut at_us = FIRST_US + quarter * QUARTER_US;
+    for n in 0..60 {
+        at_us += 1 + random.below(DAY_US as usize / 2) as i64;
+        let time = RequestOptions { rationale: format!("at {at_us}"), ..at(at_us) };
+        let corpus = random.below(corpora);
+        // Young rows and old ones.
+        let reach = if random.below(2) == 0 { 40 } else { 400 };
+        let first = ids.len().saturating_sub(reach);
+        let (owner, id) = ids.get(first + random.below(ids.len() - first)).copied().unwrap_or_default();
+        let reason = [ReasonCode::Other, ReasonCode::FalseAlarm, ReasonCode::Duplicate][random.below(3)];
+        match random.below(20) {
+            0..=6 => {
+                let key = format!("key-{}", random.below(40));
+                ids.push((corpus, claim(client, CORPORA[corpus], &key, at_us, at_us).event_id));
+            }
+            7..=10 => drop(client.retract(CORPORA[owner], id, reason, &time).wait()),
+            11..=15 => drop(client.reactivate(id, &time).wait()),
+            16 | 17 => drop(client.reference(CORPORA[corpus], id, &time).wait()),
+            18 => {
+                let other = claim(client, CORPORA[(owner + 1) % corpora], "of a dispute", at_us, at_us).event_id;
+                let Ok(opened) = client.dispute(CORPORA[owner], &[id, other], &time).wait() else { continue };
+                let opened = opened.value.dispute_id;
+                if random.below(4) > 0 {
+                    let verdict = [DisputeVerdict::References, DisputeVerdict::Tombstone, DisputeVerdict::Canonical];
+                    let verdicts = [(other, DisputeVerdict::Canonical), (id, verdict[random.below(3)])];
+                    let verdicts = verdicts.map(|(event_id, verdict)| Verdict { event_id, verdict });
+                    let until = Instant::now() + PATIENCE;
+                    loop {
+                        let found = client.dispute_lookup(opened, &options()).wait().expect("the dispute").value.state;
+                        let is_refused = found == DisputeState::Arbitrate
+                            && client.arbitrate(opened, &verdicts, &time).wait().is_err();
+                        if is_refused || matches!(found, DisputeState::Closed | DisputeState::Void) {
+                            break;
+                        }
+                        assert!(Instant::now() < until, "dispute {opened} stays in {found}");
+                        std::thread::sleep(Duration::from_millis(2));
+                    }
+                }
+            }
+            _ if n % 2 == 0 => drop(client.reconcile(false, &time).wait()),
+            _ => drop(client.cap(CORPORA[corpus], 1_000 + n, &time).wait()),
+        }
+    }
+    client.barrier(&at(at_us + 1)).wait().expect("a barrier");
+}
+
+/// Rows are kept for a year, so that some are logged again and again.
+#[test]
+fn whatever_was_dropped_is_told_the_same_after_every_reshard() {
+    let given = std::env::var("CLAIMD_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = given.unwrap_or_else(|| u64::from(std::process::id()) + 1);
+    println!("CLAIMD_TEST_SEED={seed}");
+    let mut random = Random(seed);
+    let mut ledger = Ledger::new(1 + random.below(3) as u16, Some("[retention]\nyears = 1\n"));
+    let config = ledger.config.clone().expect("one");
+    let start = |data: &Path| Daemon::start_more(data, &["--config", config.to_str().expect("a path of ours")]);
+    let client = ledger.client();
+    onboard(&client, &CORPORA, FIRST_US);
+    drop(client);
+    ledger.stop();
+    let (mut ids, mut quarter, mut data) = (Vec::new(), 0, ledger.data());
+    for round in 0..3 {
+        let daemon = start(&data);
+        let client = daemon.client();
+        for _ in 0..8 {
+            wait_until_prepared(&client);
+            any_quarter(&client, &mut random, &mut ids, quarter, CORPORA.len());
+            // Some quarters nothing happens.
+            quarter += 1 + i64::from(random.below(5) == 0);
+        }
+        wait_until(&client, "something is due", |shard| shard.retention_due.is_none());
+        drop(client);
+        daemon.kill();
+        settle(&data, &start);
+        let daemon = start(&data);
+        let due = told(&daemon.client());
+        daemon.stop();
+        let shards = 1 + random.below(4) as u16;
+        let to = ledger.dir.path().join(format!("round-{round}"));
+        resharded(&data, &to, shards);
+        let daemon = start(&to);
+        let client = daemon.client();
+        assert_same_left(&told(&client), &due);
+        let gone = ids.iter().filter(|(_, id)| !due.rows.contains_key(id));
+        assert!(gone.filter(|(_, id)| id.as_u128() % 5 == 0).all(|(_, id)| expired(&client, *id)));
+        drop(client);
+        daemon.stop();
+        let carried = due.rows.values().filter(|row| row.reactivated_at_us.is_some()).count();
+        println!("round {round}: {} of {} rows, {carried} came back, {shards} shards", due.rows.len(), ids.len());
+        data = to;
+    }
 }
