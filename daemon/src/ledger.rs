@@ -18,7 +18,7 @@ pub const SHARDS_MAX: u16 = 256;
 
 /// The files hold everybody's rows and the key that batches are hashed with: they are for the daemon and its group, as the
 /// sockets are.
-const FILE_MODE: u32 = 0o640;
+pub(crate) const FILE_MODE: u32 = 0o640;
 pub(crate) const DIRECTORY_MODE: u32 = 0o750;
 
 /// What `claimd format` is told.

@@ -76,7 +76,7 @@ enum Command {
     Restore(RestoreArgs),
     /// Make a ledger of another number of shards from a stopped one, whole corpora at a time; the old one stays as it is.
     #[command(
-        after_help = "Example:\n  claimd reshard --data /var/lib/claimd --to /var/lib/claimd-8 --shards 8\n\nNothing is lost and no id changes; positions are new, and so is the ledger's id. The new directory appears once it is verified and compared with the old ledger, row by row; killed before that, the same command starts over. It takes memory for all rows, about 800 bytes each, and room for a second ledger.\nExit status: 0 done, 1 the ledger is damaged or the new one differs, 2 usage, 3 it could not be read or written."
+        after_help = "Example:\n  claimd reshard --data /var/lib/claimd --to /var/lib/claimd-8 --shards 8\n\nNothing is lost and no id changes; positions are new, and so is the ledger's id. Quarters that were dropped stay so, with their seals; all shards must have dropped the same ones, which `claimctl retention` shows. The new directory appears once it is verified and compared with the old ledger, row by row; killed before that, the same command starts over. It takes memory for all rows, about 800 bytes each, and room for a second ledger.\nExit status: 0 done, 1 the ledger is damaged or the new one differs, 2 usage, 3 it could not be read or written."
     )]
     Reshard(ReshardArgs),
     /// Say what a configuration file means, or what is wrong with it.

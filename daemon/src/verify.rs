@@ -230,7 +230,8 @@ pub fn place(path: &Path, error: &io::Error) -> String {
     format!("{}: {error}", path.display())
 }
 
-fn open(path: &Path) -> Result<ReadAhead, String> {
+/// A file, to be read.
+pub fn open(path: &Path) -> Result<ReadAhead, String> {
     ReadAhead::open(path, *BATCH_BYTES_RANGE.end() as usize).map_err(|e| place(path, &e))
 }
 

@@ -190,6 +190,25 @@ fn thirteen_years_leave_quarter_by_quarter() {
         !sealed.is_empty() && sealed.iter().all(|line| line["index_bytes"].as_u64().is_some_and(|bytes| bytes > 0))
     );
 
+    // So it is with another number of shards.
+    harness::settle(&ledger.data(), &|data| harness::Daemon::start(data));
+    let daemon = harness::Daemon::start(&ledger.data());
+    let totals = daemon.client().totals("", &options()).wait().expect("totals").value;
+    daemon.stop();
+    let three = ledger.dir.path().join("three");
+    let (code, said) = run_json("reshard", &ledger.data(), &["--shards", "3", "--to", three.to_str().expect("a path")]);
+    assert_eq!((code, &said[0]["rows"]), (0, &rows.len().into()), "{said:?}");
+    assert_eq!(run_json("verify", &three, &[]).0, 0);
+    let resharded = harness::Daemon::start(&three);
+    let client = resharded.client();
+    assert_eq!(all_rows(&client), rows);
+    assert_eq!(client.totals("", &options()).wait().expect("totals").value, totals);
+    let (gone, _) = ages.iter().find(|(id, _)| !expected.contains(*id)).expect("one that is gone");
+    let error = client.lookup(*gone, &options()).wait().expect_err("it was dropped");
+    assert_eq!(refused(&error), Some(ErrorCode::Expired));
+    drop(client);
+    resharded.stop();
+
     // A backup of what is left makes the same ledger again.
     let backup = ledger.dir.path().join("backup");
     let made =

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 pub const HOLDS_MAX: usize = 1_000;
 /// Corpora and quarters whose rows one seal counts; the rows of the others are counted together, without a corpus.
 pub const TOTALS_MAX: usize = 2_500;
+/// Bytes of a seal's totals, those of others apart: a record must fit a batch.
+const TOTALS_BYTES_MAX: usize = 56 << 10;
 
 /// Rows of a corpus and quarter by lifecycle, in the order of [`Lifecycle::LOGGED`](crate::row::Lifecycle::LOGGED).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +22,26 @@ pub struct QuarterTotal {
     pub quarter: Quarter,
     /// How many.
     pub rows: [u64; 4],
+}
+
+/// The totals of a seal, bounded: those that there is no room for are summed up, with the seal's last quarter.
+pub fn bounded_totals(all: impl IntoIterator<Item = QuarterTotal>, last: Quarter) -> Vec<QuarterTotal> {
+    let mut totals: Vec<QuarterTotal> = Vec::new();
+    let mut totals_bytes = 0;
+    let mut others = [0; 4];
+    for total in all {
+        let bytes = postcard::to_stdvec(&total).expect("a total is encoded in memory").len();
+        if total.prefix != 0 && totals.len() < TOTALS_MAX && totals_bytes + bytes <= TOTALS_BYTES_MAX {
+            totals_bytes += bytes;
+            totals.push(total);
+        } else {
+            others.iter_mut().zip(total.rows).for_each(|(sum, n)| *sum += n);
+        }
+    }
+    if others != [0; 4] {
+        totals.push(QuarterTotal { prefix: 0, quarter: last, rows: others });
+    }
+    totals
 }
 
 /// What was in segments that are dropped.

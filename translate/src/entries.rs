@@ -316,6 +316,8 @@ fn says(entry: &Entry<'_>, names: &impl Names) -> Says {
             Ok(Dropped { seal, .. }) => {
                 let (first, end) = seal.segments;
                 let segments = match end.saturating_sub(1) {
+                    // Told again by a reshard: another drop has the segment.
+                    _ if end == first => "no segment".to_owned(),
                     last if last <= first => format!("segment {first}"),
                     last => format!("segments {first} to {last}"),
                 };

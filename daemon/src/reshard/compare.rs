@@ -3,13 +3,14 @@
 use super::read::{Digest, Stream};
 use super::write::Plan;
 use claim_engine::command::Corpus;
+use claim_engine::dispute::DisputeId;
 use claim_engine::log::entry::{Entry, Record};
 use claim_engine::log::verify::GlobalCopy;
 use claim_engine::row::{ReconciliationState, RowState};
 use claim_engine::shard::Shard;
 use claim_engine::shard::rows::Found;
 use claim_engine::time::Quarter;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Rows that are compared at a time.
 const PAGE_ROWS: usize = 10_000;
@@ -38,6 +39,8 @@ pub struct Compared {
     pub entries: u64,
     /// Rows that were clean and that a pass will look at once more.
     pub pending_again: u64,
+    /// Rows of quarters that are dropped.
+    pub carried: usize,
 }
 
 /// What entries add up to, by corpus.
@@ -76,6 +79,14 @@ pub fn compare(plan: &Plan, new: &[Stream], due: &BTreeMap<u16, Digest>) -> Resu
             return Err(format!("the disputes of shard {} differ", stream.report.shard));
         }
     }
+    let unflagged = |streams: &[Stream]| -> BTreeSet<DisputeId> {
+        streams.iter().flat_map(|stream| stream.shard.disputes().unflagged()).collect()
+    };
+    if unflagged(&plan.streams) != unflagged(new) {
+        return Err("other disputes have rows that can't be flagged".to_owned());
+    }
+    same_retention(&plan.streams, new)?;
+    compared.carried = new.iter().map(|stream| stream.shard.rows().only_carried().count()).sum();
     for corpus in first.shard.registry().corpora() {
         let to = plan.placement.new_of(corpus.prefix).ok_or("a corpus without a place")?;
         let old = &plan.streams[usize::from(corpus.shard)].shard;
@@ -100,6 +111,36 @@ pub fn compare(plan: &Plan, new: &[Stream], due: &BTreeMap<u16, Digest>) -> Resu
         }
     }
     Ok(compared)
+}
+
+/// Every quarter is held that was, and what was dropped adds up to the same.
+fn same_retention(old: &[Stream], new: &[Stream]) -> Result<(), String> {
+    let Some(first) = old.first() else { return Ok(()) };
+    let dropped_to = |streams: &[Stream]| streams.iter().map(|s| s.shard.retention().dropped_to()).max().flatten();
+    for stream in new {
+        let (retention, shard) = (stream.shard.retention(), stream.report.shard);
+        if retention.holds != first.shard.retention().holds {
+            return Err(format!("the holds of shard {shard} differ"));
+        }
+        if retention.dropped_to() != dropped_to(old) {
+            let (is, was) = (retention.dropped_to(), dropped_to(old));
+            return Err(format!("shard {shard} has dropped what is up to {is:?} instead of {was:?}"));
+        }
+    }
+    if gone(old) != gone(new) {
+        return Err("the seals of dropped quarters add up to other control totals".to_owned());
+    }
+    Ok(())
+}
+
+/// The control totals of all that was dropped, and how many of its rows were logged again.
+fn gone(streams: &[Stream]) -> ([u64; 4], u64) {
+    let seals = || streams.iter().flat_map(|stream| &stream.shard.retention().seals);
+    let mut sum = [0; 4];
+    for total in seals().flat_map(|seal| &seal.totals) {
+        sum.iter_mut().zip(total.rows).for_each(|(sum, n)| *sum += n);
+    }
+    (sum, seals().map(|seal| seal.carried).sum())
 }
 
 /// But for the places of corpora the global orders are the same.

@@ -5,22 +5,30 @@
 //! |---|---|
 //! | `read` | the old shards' entries, verified and applied |
 //! | `placement` | which corpus goes where |
+//! | `dropped` | what the old ledger has dropped, and how the new one begins with that |
+//! | `carry` | rows that were logged again |
 //! | `write` | the new shards' logs |
 //! | `compare` | the new ledger, read again, beside the old one |
 //!
 //! The new ledger is made under another name, and gets its own only once it verifies and is the same as the old one. A run
 //! that is killed leaves that other directory behind, and the next one starts over.
 
+mod carry;
 mod compare;
+mod dropped;
 mod placement;
 mod read;
 mod write;
 
 use crate::ledger::{self, io_error};
+use crate::rewriting;
 use crate::verify::{self, EXIT_DAMAGED, EXIT_UNREADABLE};
+use claim_engine::log::end::LogEnd;
 use claim_engine::log::superblock::{FORMAT_VERSION, Superblock};
+use claim_engine::mutant::Mutation;
 use claim_engine::storage::{DirectIo, RealStorage};
 use compare::Compared;
+use dropped::Beginning;
 use glommio::LocalExecutor;
 use indicatif::ProgressBar;
 use nix::fcntl::{Flock, FlockArg};
@@ -108,10 +116,12 @@ fn reshard(options: &ReshardOptions) -> Result<Done, Failure> {
     bar.set_length(2 * old_bytes);
     let plan = read_old(data, &old, *shards, &bar)?;
     let _making_lock = start_over(&making, started_over)?;
-    let new = new_superblocks(&old[0], *shards)?;
+    let mut new = new_superblocks(&old[0], *shards)?;
     let mut written = Vec::new();
-    for superblock in &new {
-        written.push(write_new(&plan, superblock, data, &making, *direct, &bar)?);
+    for superblock in &mut new {
+        let done = write_new(&plan, superblock, data, &making, *direct, &bar)?;
+        superblock.origin = done.origin;
+        written.push(done);
     }
     sync(&making)?;
     bar.set_length(bar.position() + new.iter().map(|s| bytes(ledger::shard_path(&making, s.shard))).sum::<u64>());
@@ -150,12 +160,6 @@ fn lock(data: &Path, old: &[Superblock]) -> Result<Vec<Flock<File>>, String> {
             return Err(format!(
                 "{} is no regular file: a ledger on raw block devices is copied into files of those names first, for instance \
                  with dd, and resharded from there",
-                path.display()
-            ));
-        }
-        if superblock.first_segment() != 0 {
-            return Err(format!(
-                "{}: the first segments of the ledger have been dropped, and a ledger is resharded from its first entry on",
                 path.display()
             ));
         }
@@ -217,7 +221,8 @@ fn read_ledger(data: &Path, superblocks: &[Superblock], bar: &ProgressBar) -> Re
     let mut streams = Vec::new();
     for superblock in superblocks {
         let path = ledger::shard_path(data, superblock.shard);
-        streams.push(read::read_shard(&path, superblock, superblock.shard == 0, bar)?);
+        let globals_before = streams.first().map(|first: &Stream| first.globals_before);
+        streams.push(read::read_shard(&path, superblock, globals_before, bar)?);
     }
     let mut reports: Vec<_> = streams.iter_mut().map(|stream| stream.take_report()).collect();
     verify::compare(&mut reports);
@@ -245,9 +250,11 @@ fn read_old(data: &Path, old: &[Superblock], shards: u16, bar: &ProgressBar) -> 
         followed += stream.catch_up(superblock, &globals)?;
     }
     let last_us = streams.iter().map(|stream| stream.shard.last_us()).max().unwrap_or(0);
-    let placement = Placement::new(&globals, shards)?;
+    let beginning = Beginning::new(old, &mut streams)?;
+    let before = beginning.as_ref().and_then(Beginning::first).map_or(&[][..], |first| first.registry().corpora());
+    let placement = Placement::new(before, &globals, shards)?;
     let now_us = crate::clock::now().wall_us;
-    Ok(Plan { old: old.to_vec(), streams, globals, placement, now_us, followed, last_us })
+    Ok(Plan { old: old.to_vec(), streams, globals, placement, beginning, now_us, followed, last_us })
 }
 
 /// A ledger of its own, that is: no batch of the old one verifies in it.
@@ -263,11 +270,19 @@ fn new_superblocks(old: &Superblock, shards: u16) -> Result<Vec<Superblock>, Str
         key,
         shard,
         shard_count: shards,
+        origin: None,
         checkpoint: None,
         version: FORMAT_VERSION,
         ..old.clone()
     };
     Ok((0..shards).map(superblock).collect())
+}
+
+/// Makes the file of a shard whose first segment is dropped. It has no superblock until it is known where the seal before its log is.
+fn make_file_behind(path: &Path, superblock: &Superblock) -> io::Result<()> {
+    let file = rewriting::begin(path, ledger::FILE_MODE, superblock.geometry)?;
+    let begins_at = LogEnd::at_start(superblock, 0, Mutation::NONE).next_batch_at;
+    rewriting::finish(&file, superblock, begins_at).map(|_| ())
 }
 
 fn write_new(
@@ -279,7 +294,13 @@ fn write_new(
     bar: &ProgressBar,
 ) -> Result<Written, Failure> {
     let path = ledger::shard_path(making, superblock.shard);
-    ledger::make_file(&path, superblock, direct).map_err(|e| e.to_string())?;
+    match &plan.beginning {
+        Some(beginning) => {
+            let began = Superblock { origin: Some(beginning.origin(superblock)), ..superblock.clone() };
+            make_file_behind(&path, &began).map_err(|e| verify::place(&path, &e))?;
+        }
+        None => ledger::make_file(&path, superblock, direct).map_err(|e| e.to_string())?,
+    }
     let mut files = Vec::new();
     for old in &plan.old {
         let path = ledger::shard_path(data, old.shard);
@@ -300,7 +321,7 @@ fn sync(directory: &Path) -> Result<(), String> {
 
 fn say(options: &ReshardOptions, done: &Done) -> io::Result<()> {
     let out = &mut io::stdout().lock();
-    let Compared { corpora, entries, pending_again } = &done.compared;
+    let Compared { corpora, entries, pending_again, carried } = &done.compared;
     let rows: u64 = corpora.iter().map(|corpus| corpus.rows).sum();
     if options.json {
         let corpora: Vec<_> = corpora
@@ -311,7 +332,7 @@ fn say(options: &ReshardOptions, done: &Done) -> io::Result<()> {
             "what": "resharded", "from": {"ledger": done.from.to_string(), "data": options.data, "shards": done.from_shards},
             "to": {"ledger": done.ledger.to_string(), "data": options.to, "shards": options.shards},
             "rows": rows, "entries": entries, "global_entries": done.globals, "followed": done.followed, "keys_dropped": done.keys_dropped,
-            "pending_again": pending_again, "started_over": done.started_over, "corpora": corpora,
+            "pending_again": pending_again, "carried": carried, "started_over": done.started_over, "corpora": corpora,
         });
         return writeln!(out, "{object}");
     }
@@ -329,6 +350,13 @@ fn say(options: &ReshardOptions, done: &Done) -> io::Result<()> {
     }
     if *pending_again > 0 {
         writeln!(out, "{pending_again} rows are pending again, until the next pass of reconciliation")?;
+    }
+    if *carried > 0 {
+        writeln!(
+            out,
+            "{carried} rows were logged again when their quarters were dropped: their histories begin with that, and entries before \
+             are in the log alone"
+        )?;
     }
     writeln!(
         out,

@@ -1,6 +1,7 @@
 //! Where each corpus lived, and where it lives then.
 
 use super::read::Global;
+use claim_engine::command::Corpus;
 use claim_engine::corpus::Prefix;
 use claim_engine::log::entry::{Entry, Record};
 use std::collections::BTreeSet;
@@ -18,14 +19,19 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// Places the corpora of a global order over so many shards, in the order of their onboarding, by the registry's rule: on
-    /// the shard with the fewest, then the lowest.
-    pub fn new(globals: &[Global], shards: u16) -> Result<Placement, String> {
+    /// Places corpora over so many shards, in the order of their onboarding, by the registry's rule: on the shard with the fewest,
+    /// then the lowest. `before` are those that were onboarded before a global order begins.
+    pub fn new(before: &[Corpus], globals: &[Global], shards: u16) -> Result<Placement, String> {
         let mut placement = Placement { shards, ..Placement::default() };
         let mut corpora = vec![0_u32; usize::from(shards)];
+        let mut onboarded: Vec<_> = before.iter().map(|corpus| (corpus.prefix, corpus.shard)).collect();
         for global in globals {
             let record = Record::decode(global.kind, &global.body).map_err(|e| e.to_string())?;
-            let Entry::Onboard { prefix, shard: old, .. } = record.entry else { continue };
+            if let Entry::Onboard { prefix, shard, .. } = record.entry {
+                onboarded.push((prefix, shard));
+            }
+        }
+        for (prefix, old) in onboarded {
             if usize::from(prefix.get()) != placement.corpora.len() + 1 {
                 return Err(format!("prefix {prefix} is onboarded out of turn"));
             }

@@ -7,16 +7,17 @@ use claim_engine::dispute::DisputeId;
 use claim_engine::id::EventId;
 use claim_engine::log::batch::BATCH_HEADER_BYTES;
 use claim_engine::log::end::LogEnd;
-use claim_engine::log::entry::{Entry, Record, merges};
+use claim_engine::log::entry::{ClaimEntry, Entry, Record, merges};
 use claim_engine::log::io::{Io, IoDone};
 use claim_engine::log::record::{self, RawRecord};
 use claim_engine::log::superblock::Superblock;
-use claim_engine::log::verify::Standing;
+use claim_engine::log::verify::{Standing, state_at_start};
 use claim_engine::log::writer::LogWriter;
 use claim_engine::mutant::Mutation;
+use claim_engine::retention::Dropped;
 use claim_engine::shard::Shard;
 use indicatif::ProgressBar;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -25,10 +26,12 @@ use xxhash_rust::xxh3::xxh3_128;
 pub struct Local {
     /// Its time.
     pub at_us: i64,
-    /// How much of the global order its shard had before it.
+    /// How much of the global order its shard had before it, as far as shard 0 still has that.
     pub globals: u64,
     /// Where its record lies.
     pub log_offset: u64,
+    /// Its position.
+    pub position: u64,
     /// The record's bytes there.
     pub bytes: u32,
     /// The prefix of the corpus that it goes with; 0: none.
@@ -42,6 +45,10 @@ pub struct Local {
 pub struct Copy {
     /// When the shard logged it.
     pub at_us: i64,
+    /// Where.
+    pub log_offset: u64,
+    /// Its position.
+    pub position: u64,
     /// With a dispute's step: the rows of this shard that it changed, a bit each.
     pub rows: u8,
     /// With merges: which of them the shard applied.
@@ -105,6 +112,18 @@ pub struct Stream {
     pub globals: Vec<Global>,
     /// By corpus: claims and what happened to them, alarms, refusals.
     pub digests: BTreeMap<u16, Digest>,
+    /// How much of the global order stood before shard 0's log.
+    pub globals_before: u64,
+    /// Its state where its log begins.
+    pub start: Option<Shard>,
+    /// The time of its first entry.
+    pub first_us: Option<i64>,
+    /// An entry of the global order that shard 0 has dropped, and that is about rows which are here.
+    pub without_global: Option<u64>,
+    /// Rows that were logged again.
+    pub carried: BTreeSet<EventId>,
+    /// Disputes in quarantine of which a row here is not flagged, where shard 0's log begins.
+    pub unflagged: Vec<DisputeId>,
     /// Rows with entries behind their claim, and how many of the shard's own there were up to the last of them.
     touched: HashMap<EventId, usize>,
 }
@@ -114,15 +133,29 @@ pub fn is_single(kind: u16) -> bool {
     (1..=6).contains(&kind)
 }
 
-/// Reads a shard's file, verifies it, and keeps what a reshard goes by. The error is a sentence; damage is in the report.
+/// Reads a shard's file, verifies it, and keeps what a reshard goes by. `globals_before` is how much of the global order stood before
+/// shard 0's log; `None` for shard 0 itself. The error is a sentence; damage is in the report.
 pub fn read_shard(
     path: &Path,
     superblock: &Superblock,
-    keeps_globals: bool,
+    globals_before: Option<u64>,
     bar: &ProgressBar,
 ) -> Result<Stream, String> {
+    // What is damaged there is in the report.
+    let state = || -> Result<Shard, String> {
+        let start = state_at_start(&mut verify::open(path)?, superblock);
+        Ok(start.unwrap_or_else(|_| Shard::new(superblock)).without_keys())
+    };
+    let (start, shard) = (state()?, state()?);
+    let keeps_globals = globals_before.is_none();
+    let globals_before = globals_before.unwrap_or(start.globals_applied());
     let mut taking = Taking {
-        shard: Shard::new(superblock).without_keys(),
+        unflagged: start.disputes().unflagged().collect(),
+        first_us: None,
+        without_global: None,
+        carried: BTreeSet::new(),
+        globals_before,
+        shard,
         locals: Vec::new(),
         copies: Vec::new(),
         globals: Vec::new(),
@@ -143,8 +176,24 @@ pub fn read_shard(
     if let Some(reason) = taking.failed.filter(|_| !is_damaged) {
         return Err(format!("{}: {reason}", path.display()));
     }
-    let Taking { shard, locals, copies, globals, digests, touched, .. } = taking;
-    Ok(Stream { report, shard, locals, copies, globals, digests, touched })
+    let Taking {
+        shard, locals, copies, globals, digests, touched, first_us, without_global, carried, unflagged, ..
+    } = taking;
+    Ok(Stream {
+        report,
+        shard,
+        locals,
+        copies,
+        globals,
+        digests,
+        globals_before,
+        start: Some(start),
+        first_us,
+        without_global,
+        carried,
+        unflagged,
+        touched,
+    })
 }
 
 struct Taking {
@@ -154,6 +203,11 @@ struct Taking {
     globals: Vec<Global>,
     digests: BTreeMap<u16, Digest>,
     touched: HashMap<EventId, usize>,
+    first_us: Option<i64>,
+    without_global: Option<u64>,
+    carried: BTreeSet<EventId>,
+    unflagged: Vec<DisputeId>,
+    globals_before: u64,
     keeps_globals: bool,
     failed: Option<String>,
 }
@@ -161,9 +215,14 @@ struct Taking {
 impl Taking {
     fn take(&mut self, raw: &RawRecord<'_>, log_offset: u64) -> Result<(), String> {
         let record = Record::decode(raw.kind, raw.body).map_err(|e| e.to_string())?;
-        if record.entry.global_sequence().is_some() {
+        self.first_us.get_or_insert(record.meta.timestamp_us);
+        if let Some(sequence) = record.entry.global_sequence() {
             let copy = copy_of(&record, &self.shard, &self.locals, &self.touched)?;
-            self.copies.push(copy);
+            if sequence > self.globals_before {
+                self.copies.push(Copy { log_offset, position: raw.position, ..copy });
+            } else if !copy.needs.is_empty() {
+                self.without_global.get_or_insert(sequence);
+            }
             if self.keeps_globals {
                 self.globals.push(Global { kind: raw.kind, body: raw.body.to_vec() });
             }
@@ -173,33 +232,55 @@ impl Taking {
             }
             self.locals.push(Local {
                 at_us: record.meta.timestamp_us,
-                globals: self.shard.globals_applied(),
+                globals: self.shard.globals_applied().saturating_sub(self.globals_before),
                 log_offset,
+                position: raw.position,
                 bytes: record::padded(raw.body.len()) as u32,
                 home,
-                is_for_all: matches!(record.entry, Entry::User { .. } | Entry::Repair { .. } | Entry::Restore { .. }),
+                is_for_all: matches!(
+                    record.entry,
+                    Entry::User { .. } | Entry::Repair { .. } | Entry::Restore { .. } | Entry::RetentionDrop { .. }
+                ),
             });
             if let Entry::Reference { event_id, .. }
             | Entry::Tombstone { event_id, .. }
-            | Entry::Reactivate { event_id } = record.entry
+            | Entry::Reactivate { event_id }
+            | Entry::Carry { claim: ClaimEntry { event_id, .. }, .. } = record.entry
             {
                 self.touched.insert(event_id, self.locals.len());
             }
+            match record.entry {
+                Entry::Carry { claim, .. } => drop(self.carried.insert(claim.event_id)),
+                Entry::RetentionDrop { dropped } if !Dropped::decode(dropped)?.kept.is_empty() => {
+                    let what = "a drop of an earlier build, which counts what is left itself: the ledger can be resharded once the \
+                                quarter of this entry is dropped";
+                    return Err(what.to_owned());
+                }
+                _ => {}
+            }
         }
-        self.shard.apply(raw.position, log_offset, &record)
+        self.shard.apply(raw.position, log_offset, &record)?;
+        if record.entry.global_sequence() == Some(self.globals_before) {
+            self.unflagged = self.shard.disputes().unflagged().collect();
+        }
+        Ok(())
     }
 }
 
 /// The prefix of the corpus that an entry goes with, 0 for none; `None` for what stays behind: the runs of the old ledger.
 fn home(record: &Record<'_>) -> Result<Option<u16>, String> {
     Ok(Some(match &record.entry {
-        Entry::Claim(claim) => claim.event_id.prefix().get(),
+        Entry::Claim(claim) | Entry::Carry { claim, .. } => claim.event_id.prefix().get(),
         // References are logged, and their keys are kept, where the row lives that they name.
         Entry::Reference { event_id, .. } | Entry::Tombstone { event_id, .. } | Entry::Reactivate { event_id } => {
             event_id.prefix().get()
         }
         Entry::Alarm { .. } | Entry::Forbidden { .. } => record.meta.corpus.map_or(0, Prefix::get),
-        Entry::User { .. } | Entry::Repair { .. } | Entry::Restore { .. } | Entry::Reshard { .. } => 0,
+        Entry::User { .. }
+        | Entry::Repair { .. }
+        | Entry::Restore { .. }
+        | Entry::Reshard { .. }
+        | Entry::RetentionDrop { .. } => 0,
         Entry::Recovery { .. } => return Ok(None),
         other => return Err(format!("this build does not know how to reshard a {}", other.operation())),
     }))
@@ -211,7 +292,8 @@ fn copy_of(
     locals: &[Local],
     touched: &HashMap<EventId, usize>,
 ) -> Result<Copy, String> {
-    let mut copy = Copy { at_us: record.meta.timestamp_us, rows: 0, applied: Vec::new(), needs: Vec::new() };
+    let at_us = record.meta.timestamp_us;
+    let mut copy = Copy { at_us, log_offset: 0, position: 0, rows: 0, applied: Vec::new(), needs: Vec::new() };
     let mut concerned: Vec<EventId> = Vec::new();
     match &record.entry {
         Entry::Dispute { sides, .. } => concerned.extend(sides.ids()),
@@ -251,6 +333,14 @@ impl Stream {
     /// Has a shard that stopped before it had all of the global order follow the rest, as it would at its next start: what
     /// that means for its rows is decided by its state. Gives the number of entries that it followed.
     pub fn catch_up(&mut self, superblock: &Superblock, globals: &[Global]) -> Result<u64, String> {
+        let globals_before = self.globals_before;
+        if self.shard.globals_applied() < globals_before {
+            return Err(format!(
+                "shard {} lacks entries of the global order up to {globals_before}, which shard 0 has dropped: restore the ledger from \
+                 a backup that has them",
+                superblock.shard
+            ));
+        }
         let missing = globals.get(self.copies.len()..).unwrap_or_default();
         let Some(walked) = self.report.walked.as_ref().filter(|_| !missing.is_empty()) else { return Ok(0) };
         // Nothing of this is written: the writer gives each record its place, and takes it for durable.

@@ -6,22 +6,27 @@
 //! are what its part was decided by. Its time is raised, or lowered, to between its neighbours'. Every record is applied to
 //! a shard as it is written: what would not apply ends the reshard.
 
+use super::carry::Carrying;
+use super::dropped::{Beginning, FIRST_SEGMENT};
 use super::placement::Placement;
 use super::read::{Digest, Global, Local, Stream, is_single, sides};
 use crate::rewriting::{meta, own_principal, work_off};
 use claim_engine::corpus::Prefix;
 use claim_engine::log::end::LogEnd;
 use claim_engine::log::entry::{
-    Entry, Merge, Principal, Record, ReshardSource, encode_floors, encode_merges, encode_sources, floors, merges,
+    Entry, Merge, Meta, Principal, Record, ReshardSource, encode_floors, encode_merges, encode_sources, floors, merges,
 };
-use claim_engine::log::layout::Geometry;
+use claim_engine::log::layout::{BLOCK_BYTES, Geometry};
 use claim_engine::log::record;
-use claim_engine::log::superblock::Superblock;
+use claim_engine::log::superblock::{Origin, Superblock};
 use claim_engine::log::writer::LogWriter;
 use claim_engine::mutant::Mutation;
+use claim_engine::retention::Dropped;
+use claim_engine::sealed::{Catalog, Checkpoint, Seal, page_batch, pages_of_none, pages_per_part, seal_batch};
 use claim_engine::shard::Shard;
 use claim_engine::shard::keys::KeyId;
 use claim_engine::storage::RealStorage;
+use claim_engine::time::Quarter;
 use indicatif::ProgressBar;
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
@@ -41,6 +46,8 @@ pub struct Plan {
     pub globals: Vec<Global>,
     /// Where each corpus lived, and lives.
     pub placement: Placement,
+    /// What is dropped, if anything is.
+    pub beginning: Option<Beginning>,
     /// When this is done, by the wall clock.
     pub now_us: i64,
     /// Copies of global entries that old shards did not have yet.
@@ -52,6 +59,8 @@ pub struct Plan {
 /// What was written for one new shard.
 #[derive(Debug, Default)]
 pub struct Written {
+    /// Where its log begins, if the old ledger has dropped anything.
+    pub origin: Option<Origin>,
     /// By old shard: entries taken.
     pub entries: Vec<u64>,
     /// Entries that lost their idempotency key to another entry of the same key, by corpus: what they add up to then.
@@ -88,7 +97,7 @@ impl Window {
     }
 }
 
-/// Writes the log of one new shard. The file is formatted.
+/// Writes the log of one new shard. The file is formatted, or has a segment to begin with behind those that are dropped.
 pub async fn write_shard(
     plan: &Plan,
     superblock: &Superblock,
@@ -96,22 +105,33 @@ pub async fn write_shard(
     files: Vec<File>,
     bar: &ProgressBar,
 ) -> Result<Written, String> {
-    // A format leaves one segment with a header.
-    let writer = LogWriter::new(superblock, LogEnd::at_start(superblock, 1, Mutation::NONE), None, Mutation::NONE);
+    let begun = match &plan.beginning {
+        Some(beginning) => Begun::behind(beginning, plan, superblock, storage).await?,
+        None => Begun::at_first(superblock)?,
+    };
+    let Begun { superblock, writer, shard } = begun;
+    let carried = plan.streams.iter().flat_map(|stream| &stream.carried);
+    let is_here = |prefix: Prefix| plan.placement.new_of(prefix) == Some(superblock.shard);
     let mut making = Making {
         plan,
+        storage,
         number: superblock.shard,
         room_bytes_min: writer.room_bytes() / 2,
-        shard: Shard::new(superblock).without_keys(),
+        shard,
         writer,
         next: vec![0; plan.streams.len()],
         windows: files.into_iter().map(|file| Window { file, start: 0, bytes: Vec::new() }).collect(),
         keys: HashSet::new(),
         repairs: HashSet::new(),
+        carrying: Carrying::new(carried, is_here),
+        dropped_to: plan.beginning.as_ref().map(Beginning::dropped_before).unwrap_or_default(),
         globals: 0,
-        written: Written { entries: vec![0; plan.streams.len()], ..Written::default() },
+        written: Written { origin: superblock.origin, entries: vec![0; plan.streams.len()], ..Written::default() },
+        superblock,
     };
-    making.recovery(superblock)?;
+    if !making.carrying.fits(making.superblock.geometry) {
+        return Err("more rows were logged again than a segment has bytes".to_owned());
+    }
     making.reserve_keys()?;
     for old in 0..plan.streams.len() {
         making.seek(old);
@@ -120,25 +140,108 @@ pub async fn write_shard(
     while let Some((old, local)) = making.first() {
         due = due.max(local.globals);
         while making.globals < due && !making.is_held() {
-            making.global(Some(local.at_us))?;
+            making.global(Some(local.at_us)).await?;
         }
-        making.local(old, &local)?;
+        making.local(old, &local).await?;
         bar.inc(local.bytes.into());
-        making.drain_if_full(storage).await?;
     }
     while (making.globals as usize) < plan.globals.len() {
-        making.global(None)?;
-        making.drain_if_full(storage).await?;
+        making.global(None).await?;
     }
-    making.reshard()?;
-    making.drain(storage).await?;
+    if let Some(beginning) = &plan.beginning
+        && making.shard.retention().seals.len() != beginning.seals()
+    {
+        return Err("not all that was dropped is told".to_owned());
+    }
+    making.reshard().await?;
+    making.drain().await?;
     making.writer.mark();
-    making.drain(storage).await?;
+    making.drain().await?;
     Ok(making.written)
+}
+
+/// A log with its first record, which is that of an incarnation.
+struct Begun {
+    superblock: Superblock,
+    writer: LogWriter,
+    shard: Shard,
+}
+
+impl Begun {
+    /// Of a ledger in which nothing has happened. A format leaves one segment with a header.
+    fn at_first(superblock: &Superblock) -> Result<Begun, String> {
+        let end = LogEnd::at_start(superblock, 1, Mutation::NONE);
+        let mut writer = LogWriter::new(superblock, end, None, Mutation::NONE);
+        let mut shard = Shard::new(superblock).without_keys();
+        let record = recovery(superblock, &writer, shard.last_us());
+        let (position, log_offset) = writer.append_recovery(&record);
+        shard.apply(position, log_offset, &record)?;
+        Ok(Begun { superblock: superblock.clone(), writer, shard })
+    }
+
+    /// Behind what is dropped. The seal before it stands in it, and then the superblock says where the log begins.
+    async fn behind(
+        beginning: &Beginning,
+        plan: &Plan,
+        superblock: &Superblock,
+        storage: &RealStorage,
+    ) -> Result<Begun, String> {
+        let snapshot = beginning.small_state(superblock, &plan.placement)?;
+        let origin = beginning.origin(superblock);
+        let end = LogEnd { segments_prepared: FIRST_SEGMENT + 1, ..origin.start };
+        let mut writer = LogWriter::new(superblock, end, None, Mutation::NONE);
+        // It is of no quarter that is gone.
+        let record = recovery(superblock, &writer, beginning.first_us());
+        let (position, log_offset) = writer.append_recovery(&record);
+        let seal = write_seal(&mut writer, storage, superblock, origin.start, &snapshot).await?;
+        let superblock = Superblock { origin: Some(Origin { seal, ..origin }), ..superblock.clone() };
+        superblock.write(storage).await.map_err(|e| format!("writing the superblock failed: {e}"))?;
+        let mut shard = Shard::restore(&superblock, &snapshot, Catalog::at_start(&superblock))?.without_keys();
+        shard.apply(position, log_offset, &record)?;
+        Ok(Begun { superblock, writer, shard })
+    }
+}
+
+fn recovery(superblock: &Superblock, writer: &LogWriter, at_us: i64) -> Record<'static> {
+    let entry = Entry::Recovery { incarnation: writer.incarnation(), cut_at: superblock.geometry.first_batch() };
+    Record { meta: meta(at_us, Principal::default()), entry }
+}
+
+/// Writes the seal of the segment before the log's first one, in which nothing is.
+async fn write_seal(
+    writer: &mut LogWriter,
+    storage: &RealStorage,
+    superblock: &Superblock,
+    start: LogEnd,
+    snapshot: &[u8],
+) -> Result<Checkpoint, String> {
+    let segment = FIRST_SEGMENT - 1;
+    let (pages, summary, snapshot) = pages_of_none(segment, snapshot);
+    let pages_per_part = pages_per_part(superblock.geometry);
+    let mut parts = Vec::new();
+    for part in pages.chunks(pages_per_part as usize * BLOCK_BYTES as usize) {
+        parts.push(writer.append_sealing(page_batch(part)));
+        sealed(writer, storage).await?;
+    }
+    let resume = start.into();
+    let seal = Seal { segment, parts, pages_per_part, summary, snapshot, resume, previous: None };
+    let batch = seal_batch(&seal)?;
+    if batch.len() as u64 > superblock.geometry.batch_bytes_max {
+        return Err("the small state of the old ledger is larger than what a seal can name".to_owned());
+    }
+    writer.append_sealing(batch);
+    sealed(writer, storage).await
+}
+
+async fn sealed(writer: &mut LogWriter, storage: &RealStorage) -> Result<Checkpoint, String> {
+    work_off(writer, storage).await?;
+    writer.take_sealing().ok_or_else(|| "a part of a seal is not durable".to_owned())
 }
 
 struct Making<'a> {
     plan: &'a Plan,
+    storage: &'a RealStorage,
+    superblock: Superblock,
     number: u16,
     shard: Shard,
     writer: LogWriter,
@@ -151,21 +254,16 @@ struct Making<'a> {
     keys: HashSet<u64>,
     /// The repairs that were told: time, place, last position given up.
     repairs: HashSet<(i64, u64, u64)>,
+    /// What carries say by their new places.
+    carrying: Carrying,
+    /// By old shard: how far the drops that were told go.
+    dropped_to: Vec<Option<Quarter>>,
     /// How much of the global order is written.
     globals: u64,
     written: Written,
 }
 
 impl Making<'_> {
-    /// The first record of a log is that of an incarnation.
-    fn recovery(&mut self, superblock: &Superblock) -> Result<(), String> {
-        let entry =
-            Entry::Recovery { incarnation: self.writer.incarnation(), cut_at: superblock.geometry.first_batch() };
-        let record = Record { meta: meta(self.shard.last_us(), Principal::default()), entry };
-        let (position, log_offset) = self.writer.append_recovery(&record);
-        self.shard.apply(position, log_offset, &record)
-    }
-
     /// Of two entries with the same key an entry of the global order keeps it: all shards' copies are the same.
     fn reserve_keys(&mut self) -> Result<(), String> {
         if self.number != 0 {
@@ -211,7 +309,7 @@ impl Making<'_> {
     }
 
     /// Writes the next entry of the global order, with this shard's part of it.
-    fn global(&mut self, next_us: Option<i64>) -> Result<(), String> {
+    async fn global(&mut self, next_us: Option<i64>) -> Result<(), String> {
         let index = self.globals as usize;
         let global = &self.plan.globals[index];
         let placement = &self.plan.placement;
@@ -260,22 +358,25 @@ impl Making<'_> {
         let at_us = at_us.unwrap_or_else(|| of_old(0));
         record.meta.timestamp_us = at_us.min(next_us.unwrap_or(i64::MAX)).max(self.shard.last_us());
         let what = record.entry.operation();
-        self.append(&record).map_err(|reason| {
+        let (position, log_offset) = self.append(&record).await.map_err(|reason| {
+            let sequence = record.entry.global_sequence().unwrap_or(0);
             format!(
-                "entry {} of the global order, a {what}, can't be put between the entries of new shard {}: {reason}",
-                index + 1,
+                "entry {sequence} of the global order, a {what}, can't be put between the entries of new shard {}: {reason}",
                 self.number
             )
         })?;
+        let copies = self.plan.streams.iter().map(|stream| &stream.copies[index]);
+        self.carrying.moved_global(copies, &self.shard, &record, position, log_offset);
         self.globals += 1;
         Ok(())
     }
 
     /// Writes an entry of an old shard.
-    fn local(&mut self, old: usize, local: &Local) -> Result<(), String> {
+    async fn local(&mut self, old: usize, local: &Local) -> Result<(), String> {
+        let number = self.number;
         let place = |reason: String| {
             let from = format!("the entry at log offset {} of old shard {old}", local.log_offset);
-            format!("{from} can't be put into new shard {}: {reason}", self.number)
+            format!("{from} can't be put into new shard {number}: {reason}")
         };
         let superblock = &self.plan.old[old];
         let bytes = self.windows[old].record(superblock.geometry, local).map_err(&place)?.to_vec();
@@ -284,7 +385,16 @@ impl Making<'_> {
         self.next[old] += 1;
         self.seek(old);
         let encoded;
+        let carry = self.carrying.carry(old, &record, &self.shard).map_err(&place)?;
+        if let (Entry::Carry { claim_at, change, .. }, Some(carry)) = (&mut record.entry, &carry) {
+            (*claim_at, *change, record.meta.rationale) = (carry.claim_at, &carry.change, &carry.rationale);
+        }
         match &mut record.entry {
+            Entry::RetentionDrop { dropped } => {
+                let dropped = Dropped::decode(dropped)?;
+                self.written.entries[old] += 1;
+                return self.dropped(old, &dropped, record.meta).await;
+            }
             Entry::User { uid, name } if self.shard.user(*uid) == Some(*name) => return Ok(()),
             Entry::Repair { cut_at, given_up_to, floors } | Entry::Restore { cut_at, given_up_to, floors } => {
                 encoded = self.floors_here(old as u16, floors);
@@ -308,14 +418,33 @@ impl Making<'_> {
         }
         self.written.entries[old] += 1;
         let what = record.entry.operation();
-        let number = self.number;
-        self.append(&record).map_err(|reason| {
+        let (position, log_offset) = self.append(&record).await.map_err(|reason| {
             format!(
                 "the {what} at log offset {} of old shard {old} can't be put into new shard {number}: {reason}; the times of \
                  the old shards say another order than what they decided",
                 local.log_offset
             )
-        })
+        })?;
+        self.carrying.moved(old, local, &record, position, log_offset);
+        Ok(())
+    }
+
+    /// An old shard has dropped quarters. It is told once all old shards have.
+    async fn dropped(&mut self, old: usize, dropped: &Dropped, meta: Meta<'_>) -> Result<(), String> {
+        let plan = self.plan;
+        let (Some(beginning), Some(origin)) = (&plan.beginning, self.superblock.origin) else {
+            return Err("a drop in a log that nothing was dropped from".to_owned());
+        };
+        self.dropped_to[old] = self.dropped_to[old].max(Some(dropped.seal.quarters.1));
+        for index in self.shard.retention().seals.len()..beginning.seals_to(&self.dropped_to) {
+            let previous = self.shard.retention().seals.last().map_or([0; 32], |seal| seal.hash);
+            let seal = beginning.seal(index, &self.superblock, &plan.placement, previous, meta.timestamp_us);
+            let gone_before_us = seal.quarters.1.end_us();
+            let (start, checkpoint) = (origin.start.into(), origin.seal);
+            let dropped = Dropped { seal, start, checkpoint, gone_before_us, kept: Vec::new() }.encode();
+            self.append(&Record { meta, entry: Entry::RetentionDrop { dropped: &dropped } }).await?;
+        }
+        Ok(())
     }
 
     /// Whether repairs of an old shard are told here, even those that say nothing of a corpus: their time counts, too.
@@ -339,7 +468,7 @@ impl Making<'_> {
     }
 
     /// The last entry says where the others come from.
-    fn reshard(&mut self) -> Result<(), String> {
+    async fn reshard(&mut self) -> Result<(), String> {
         let plan = self.plan;
         let mut from = Vec::new();
         for (stream, (entries, shard)) in plan.streams.iter().zip(self.written.entries.iter().zip(0..)) {
@@ -357,20 +486,27 @@ impl Making<'_> {
             sources: &sources,
         };
         // No corpus is to see a time before one that its old shard had.
-        self.append(&Record { meta: meta(plan.last_us.max(self.shard.last_us()), own_principal()), entry })
+        let meta = meta(plan.last_us.max(self.shard.last_us()), own_principal());
+        self.append(&Record { meta, entry }).await.map(|_| ())
     }
 
-    fn append(&mut self, record: &Record<'_>) -> Result<(), String> {
+    /// Gives the record's position and log offset.
+    async fn append(&mut self, record: &Record<'_>) -> Result<(u64, u64), String> {
+        let last_us = self.shard.last_us();
+        // A quarter is dropped by whole segments. What is written makes room ahead.
+        if last_us > 0 && Quarter::of(last_us) != Quarter::of(record.meta.timestamp_us) {
+            self.drain().await?;
+            self.writer.end_segment();
+        } else if self.writer.room_bytes() < self.room_bytes_min {
+            self.drain().await?;
+        }
         let (position, log_offset) = self.writer.append(record);
-        self.shard.apply(position, log_offset, record)
+        self.shard.apply(position, log_offset, record)?;
+        Ok((position, log_offset))
     }
 
-    async fn drain_if_full(&mut self, storage: &RealStorage) -> Result<(), String> {
-        if self.writer.room_bytes() < self.room_bytes_min { self.drain(storage).await } else { Ok(()) }
-    }
-
-    async fn drain(&mut self, storage: &RealStorage) -> Result<(), String> {
-        work_off(&mut self.writer, storage).await
+    async fn drain(&mut self) -> Result<(), String> {
+        work_off(&mut self.writer, self.storage).await
     }
 }
 

@@ -14,11 +14,14 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// How long a daemon may take to serve on a loaded machine.
 const READY_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long logs may take to begin behind what was dropped.
+const SETTLING_PATIENCE: Duration = Duration::from_secs(120);
 
 /// A scratch directory on the file system of the build: /tmp may be a tmpfs, which is not O_DIRECT.
 pub fn scratch() -> TempDir {
@@ -164,6 +167,26 @@ pub fn run_json(command: &str, data: &Path, more: &[&str]) -> (i32, Vec<serde_js
         println!("{command}: {errors}");
     }
     (output.status.code().expect("an exit code"), lines)
+}
+
+/// Serves a ledger, which nobody serves, until all of its logs begin behind what was dropped last.
+pub fn settle(data: &Path, start: &dyn Fn(&Path) -> Daemon) {
+    let until = Instant::now() + SETTLING_PATIENCE;
+    let is_settled = || {
+        let (code, found) = run_json("verify", data, &[]);
+        assert_eq!(code, 0, "{found:?}");
+        let shards = found.last().expect("a summary")["shards"].as_array().expect("shards").clone();
+        shards.iter().all(|shard| {
+            let seals = shard["seals"].as_array().expect("seals");
+            seals.last().is_some_and(|last| last["segments"][1] == shard["first_segment"])
+        })
+    };
+    while !is_settled() {
+        assert!(Instant::now() < until, "the logs do not begin later");
+        let daemon = start(data);
+        std::thread::sleep(Duration::from_millis(100));
+        daemon.stop();
+    }
 }
 
 /// Flips a bit of a shard's file.

@@ -1,6 +1,7 @@
 //! `claimd reshard` with the real binary: whatever the number of shards, the ledger says the same through the client library,
 //! and goes on where it was.
 
+mod dropped;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod told;

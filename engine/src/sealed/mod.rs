@@ -15,8 +15,8 @@ mod walk;
 pub use cache::{Block, BlockCache, CACHE_BLOCKS_MIN};
 pub use read::{Record, claims_between};
 pub use seal::{
-    Chain, Checkpoint, Resume, Seal, SealError, append_bytes, page_batch, pages_per_part, read_chain, read_origin,
-    seal_batch,
+    Chain, Checkpoint, Resume, Seal, SealError, append_bytes, page_batch, pages_of_none, pages_per_part, read_chain,
+    read_origin, seal_batch,
 };
 pub use summary::{Index, IndexInput, Summary};
 pub use walk::{Cursor, Walk};

@@ -247,3 +247,12 @@ pub fn append_bytes(pages: &mut Vec<u8>, segment: u64, bytes: &[u8]) -> RunPlace
     let count = run::append_bytes(pages, segment, bytes);
     RunPlace { first, pages: count, entries: bytes.len() as u64 }
 }
+
+/// The pages of a segment in which nothing was, with where its summary and the snapshot behind it are.
+pub fn pages_of_none(segment: u64, snapshot: &[u8]) -> (Vec<u8>, RunPlace, RunPlace) {
+    let mut pages = Vec::new();
+    let summary = postcard::to_stdvec(&Summary { segment, ..Summary::default() }).expect("it is encoded in memory");
+    let summary = append_bytes(&mut pages, segment, &summary);
+    let snapshot = append_bytes(&mut pages, segment, snapshot);
+    (pages, summary, snapshot)
+}

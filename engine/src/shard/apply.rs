@@ -329,7 +329,7 @@ impl Shard {
         Ok(())
     }
 
-    fn budget_mut(&mut self, prefix: Prefix) -> &mut Budget {
+    pub(super) fn budget_mut(&mut self, prefix: Prefix) -> &mut Budget {
         let index = usize::from(prefix.get());
         if self.budgets.len() <= index {
             self.budgets.resize_with(index + 1, Budget::default);

@@ -55,6 +55,11 @@ impl Disputes {
         restored
     }
 
+    /// The same where rows of other disputes are not flagged.
+    pub(super) fn inherited(&self, unflagged: Vec<DisputeId>) -> Disputes {
+        Disputes::restored(self.all.values().cloned(), self.moved_at_us, unflagged)
+    }
+
     fn dismiss(&mut self, sides: &Sides) {
         let set = sides.as_set();
         for (i, a) in set.iter().enumerate() {

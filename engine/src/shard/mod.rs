@@ -17,6 +17,7 @@ pub mod disputes;
 mod follow;
 pub mod gather;
 mod idempotency;
+mod inherited;
 pub mod keys;
 pub mod passes;
 pub mod registry;
@@ -25,6 +26,7 @@ pub mod rows;
 mod snapshot;
 
 pub use decide::ALIASES_FOLLOWED_MAX;
+pub use inherited::Inherited;
 pub use retention::{LookedTo, ToCarry};
 
 use crate::command::{Claimed, Fact, Outcome, Request};

@@ -70,6 +70,19 @@ impl Passes {
         self.ended.get(&pass).copied()
     }
 
+    /// The same before the first position of another log, with what shards remember of their own rows.
+    pub(super) fn inherited<'a>(&self, of_shards: impl Iterator<Item = &'a Passes>) -> Passes {
+        let before = |mark: PassMark| PassMark { position: 0, ..mark };
+        Passes {
+            begun: self.begun.map(before),
+            done: self.done.map(before),
+            ended: self.ended.clone(),
+            changed: of_shards.flat_map(|passes| passes.changed.keys()).map(|key_hash| (*key_hash, 0)).collect(),
+            everything_since: self.everything_since.map(|_| 0),
+            barriers: self.barriers.clone(),
+        }
+    }
+
     pub(super) fn changed(&mut self, found: &Found, position: u64) {
         self.changed.insert(found.key_hash, position);
     }

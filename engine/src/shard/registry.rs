@@ -141,6 +141,20 @@ impl Registry {
         Ok(())
     }
 
+    /// The same with its corpora on other shards.
+    pub(super) fn placed(&self, place: impl Fn(Prefix) -> Option<u16>) -> Result<Registry, String> {
+        let mut placed = Registry { per_shard: Vec::new(), ..self.clone() };
+        for corpus in &mut placed.corpora {
+            corpus.shard = place(corpus.prefix).ok_or_else(|| format!("prefix {} has no place", corpus.prefix))?;
+            let shard = usize::from(corpus.shard);
+            if placed.per_shard.len() <= shard {
+                placed.per_shard.resize(shard + 1, 0);
+            }
+            placed.per_shard[shard] += 1;
+        }
+        Ok(placed)
+    }
+
     /// Makes anew what is not part of a snapshot.
     pub(super) fn index(&mut self) {
         self.by_name = self.corpora.iter().map(|corpus| (corpus.name.clone(), corpus.prefix)).collect();

@@ -12,12 +12,10 @@ use crate::log::layout::{BLOCK_BYTES, RECORD_BYTES_MAX};
 use crate::log::record::RECORD_HEADER_BYTES;
 use crate::log::superblock::{Origin, Superblock};
 use crate::log::writer::LogWriter;
-use crate::retention::{Dropped, Due, QuarterSeal, QuarterTotal, Retention, RetentionPlan, TOTALS_MAX};
+use crate::retention::{Dropped, Due, QuarterSeal, QuarterTotal, Retention, RetentionPlan, bounded_totals};
 use crate::sealed::{self, Fetch, Unread};
 use crate::time::{Now, Quarter};
 
-/// Bytes of a seal's totals, those of others apart: a record must fit a batch.
-const TOTALS_BYTES_MAX: usize = 56 << 10;
 /// Bytes of an entry beside what it holds, rounded up.
 const ENTRY_BYTES: u64 = 256;
 /// Entries of the open segment that a carry names; where there are more, the segment ends before.
@@ -236,27 +234,18 @@ impl Shard {
         let Some(last) = catalog.segment(due.end_segment - 1) else { return Err("the sealing of its segments".into()) };
         let (start, checkpoint) = (last.resume, last.checkpoint);
         let first_segment = catalog.first();
-        let mut totals: Vec<QuarterTotal> = Vec::new();
-        let mut totals_bytes = 0;
-        let mut others = [0; 4];
-        for corpus in self.registry.corpora().iter().filter(|corpus| corpus.shard == self.number) {
-            // What is left of quarters before them is in their own seals.
-            let quarters = due.quarters.0..=due.quarters.1;
-            let gone = self.rows.totals(corpus.prefix).into_iter().filter(|(quarter, _)| quarters.contains(quarter));
-            for (quarter, rows) in gone {
-                let total = QuarterTotal { prefix: corpus.prefix.get(), quarter, rows };
-                let bytes = postcard::to_stdvec(&total).expect("a total is encoded in memory").len();
-                if totals.len() < TOTALS_MAX && totals_bytes + bytes <= TOTALS_BYTES_MAX {
-                    totals_bytes += bytes;
-                    totals.push(total);
-                } else {
-                    others.iter_mut().zip(rows).for_each(|(sum, n)| *sum += n);
-                }
-            }
-        }
-        if others != [0; 4] {
-            totals.push(QuarterTotal { prefix: 0, quarter: due.quarters.1, rows: others });
-        }
+        // What is left of quarters before them is in their own seals.
+        let quarters = due.quarters.0..=due.quarters.1;
+        let own = self.registry.corpora().iter().filter(|corpus| corpus.shard == self.number);
+        let gone = own.flat_map(|corpus| {
+            let prefix = corpus.prefix.get();
+            self.rows.totals(corpus.prefix).into_iter().map(move |(quarter, rows)| QuarterTotal {
+                prefix,
+                quarter,
+                rows,
+            })
+        });
+        let totals = bounded_totals(gone.filter(|total| quarters.contains(&total.quarter)), due.quarters.1);
         let time_us = self.clock.time_us(now, self.last_us);
         let mut seal = QuarterSeal {
             quarters: due.quarters,

@@ -53,6 +53,29 @@ impl Default for Outliving {
     }
 }
 
+/// What became of a row, from a carry of another log, as one of this log holds it; and whether it is tombstoned. `moved` says where
+/// an entry of the other log is in this one, `position` which position it has.
+pub fn carried_elsewhere(
+    change: &[u8],
+    moved: impl Fn(u64) -> Option<u64>,
+    is_in_open: impl Fn(u64) -> bool,
+    position: impl Fn(u64) -> u64,
+) -> Result<(Vec<u8>, bool), String> {
+    let change: Change = postcard::from_bytes(change).map_err(|e| format!("a carry that no build writes: {e}"))?;
+    let entries = change.entries_at.iter().filter_map(|at| moved(*at)).filter(|at| is_in_open(*at));
+    let change = Change {
+        entries_at: entries.collect(),
+        entries_before: 0,
+        segment_before: None,
+        position: position(change.position),
+        // What is not in this log is before its beginning.
+        tombstone: change.tombstone.map(|stone| Tombstone { entry_at: moved(stone.entry_at).unwrap_or(0), ..stone }),
+        ..change
+    };
+    let encoded = postcard::to_stdvec(&change).expect("what became of a row is encoded in memory");
+    Ok((encoded, change.tombstone.is_some()))
+}
+
 impl Rows {
     /// Sizes of the log.
     pub fn geometry(&self) -> Geometry {
@@ -137,7 +160,7 @@ impl Rows {
     }
 
     /// What became of a row, as a carry holds it.
-    pub(in super::super) fn carried_change(&self, row: &Found) -> Fetch<Vec<u8>> {
+    pub fn carried_change(&self, row: &Found) -> Fetch<Vec<u8>> {
         let change = match self.newest_change(row.event_id, row.claim_at)? {
             // What is in the open segment is the newest, and stays.
             Some((segment, change)) if segment == self.open.number => change.into_owned(),

@@ -12,7 +12,7 @@ mod segment;
 mod tallies;
 
 use carried::Outliving;
-pub use carried::{Carried, Standing};
+pub use carried::{Carried, Standing, carried_elsewhere};
 use change::{Change, Noted};
 pub(super) use change::{Happened, With};
 pub use segment::{IndexJob, SegmentRows, correlation_hash};
@@ -178,8 +178,13 @@ impl Rows {
         &self.tallies
     }
 
+    /// Goes on from what is left of rows that are all gone.
+    pub(super) fn inherit(&mut self, tallies: Tallies) {
+        self.tallies = tallies;
+    }
+
     /// The segment of the last record.
-    pub(super) fn segment(&self) -> u64 {
+    pub fn segment(&self) -> u64 {
         self.open.number
     }
 
@@ -221,7 +226,7 @@ impl Rows {
     }
 
     /// The segment that a log offset lies in.
-    pub(super) fn segment_of(&self, log_offset: u64) -> u64 {
+    pub fn segment_of(&self, log_offset: u64) -> u64 {
         self.geometry.segment_of(log_offset)
     }
 

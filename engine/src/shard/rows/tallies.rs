@@ -85,6 +85,14 @@ impl Tallies {
         self.quarters.get(&(prefix.get(), quarter)).map_or(0, |tally| tally.over_budget)
     }
 
+    /// What others say of a corpus whose rows are all gone: its last id and its last slot.
+    pub fn inherit(&mut self, prefix: Prefix, others: &Tallies) {
+        if let Some(tally) = others.of(prefix) {
+            let Tally { last_id, quarter, sequence, .. } = *tally;
+            *self.of_mut(prefix) = Tally { last_id, quarter, sequence, ..Tally::default() };
+        }
+    }
+
     fn enter(&mut self, prefix: Prefix, quarter: Quarter) -> &mut Tally {
         let tally = self.of_mut(prefix);
         if tally.quarter != Some(quarter) {
