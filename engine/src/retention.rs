@@ -232,3 +232,32 @@ impl Retention {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::layout::RECORD_BYTES_MAX;
+
+    /// However many corpora there are, and however large their numbers, a seal fits a record, and no row is left out of it.
+    #[test]
+    fn totals_are_bounded_and_add_up() {
+        let last = Quarter::of(1_772_529_242_000_000);
+        let most = u64::from(u32::MAX);
+        for (corpora, rows) in
+            [(1, [0, 1, 2, 3]), (2_500, [1; 4]), (2_501, [1; 4]), (60_000, [most; 4]), (65_535, [0, 7, 0, most])]
+        {
+            let total = |prefix| QuarterTotal { prefix, quarter: last, rows };
+            let totals = bounded_totals((1..=corpora).map(total), last);
+            let sums: Vec<u64> = (0..4).map(|at| totals.iter().map(|total| total.rows[at]).sum()).collect();
+            assert_eq!(sums, rows.map(|n| n * u64::from(corpora)), "{corpora} corpora");
+            let kept = totals.iter().filter(|total| total.prefix != 0).count();
+            let is_cut = totals.last().is_some_and(|total| total.prefix == 0);
+            assert!(kept <= TOTALS_MAX && is_cut == (kept < usize::from(corpora)), "{corpora} corpora");
+            let bytes = postcard::to_stdvec(&totals).expect("it is encoded in memory").len();
+            assert!(bytes as u64 + 4_096 <= RECORD_BYTES_MAX, "{corpora} corpora take {bytes} bytes");
+            // A seal that is made of seals keeps what they have left out apart.
+            let again = bounded_totals(totals.iter().cloned(), last);
+            assert_eq!(again, totals, "{corpora} corpora");
+        }
+    }
+}
