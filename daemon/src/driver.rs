@@ -55,6 +55,10 @@ pub struct Driver {
     outlet: RefCell<Option<Outlet>>,
     outputs: RefCell<Vec<Output>>,
     is_delivering: Cell<bool>,
+    /// I/O that was begun and has not ended.
+    under_way: Cell<usize>,
+    /// Nothing more is begun.
+    has_ended: Cell<bool>,
     scrubbed: RefCell<Scrubbed>,
 }
 
@@ -96,6 +100,8 @@ impl Driver {
             outlet: RefCell::new(None),
             outputs: RefCell::new(Vec::new()),
             is_delivering: Cell::new(false),
+            under_way: Cell::new(0),
+            has_ended: Cell::new(false),
             scrubbed: RefCell::new(Scrubbed::default()),
         })
     }
@@ -127,10 +133,11 @@ impl Driver {
 
     /// Starts what the engine wants done, and delivers what it lets out.
     pub fn pump(self: &Rc<Self>) {
-        loop {
+        while !self.has_ended.get() {
             let io = self.engine.borrow_mut().next_io();
             let Some(io) = io else { break };
             let this = Rc::clone(self);
+            self.under_way.set(self.under_way.get() + 1);
             glommio::spawn_local(async move {
                 let done = match io {
                     // In another thread: it takes milliseconds.
@@ -166,11 +173,22 @@ impl Driver {
                 };
                 this.pulse.beat();
                 this.engine.borrow_mut().complete(clock::now(), &mut this.entropy.borrow_mut(), done);
+                this.under_way.set(this.under_way.get() - 1);
                 this.pump();
             })
             .detach();
         }
         self.deliver();
+    }
+
+    /// Begins nothing more.
+    pub fn end(&self) {
+        self.has_ended.set(true);
+    }
+
+    /// Whether everything that was begun has ended: what other threads do for an executor must not outlive it.
+    pub fn is_at_rest(&self) -> bool {
+        self.under_way.get() == 0
     }
 
     /// Hands outputs to the outlet. What the outlet itself causes is delivered by the call that is under way.

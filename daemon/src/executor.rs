@@ -239,6 +239,8 @@ async fn serve(plan: &Plan, drivers: Drivers, mesh: Mesh<Message>, (readiness, s
     plan.shared.drained.fetch_add(1, Ordering::SeqCst);
     let all_drained = || plan.shared.drained.load(Ordering::SeqCst) >= plan.shared.cores.len();
     let is_clean = until(deadline, all_drained).await && until(deadline, || service.is_idle()).await && is_clean;
+    service.local_drivers().for_each(|driver| driver.end());
+    until(deadline, || service.local_drivers().all(|driver| driver.is_at_rest())).await;
     if !is_clean {
         tracing::warn!(
             executor = plan.executor,
