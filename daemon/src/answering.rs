@@ -268,6 +268,8 @@ impl Service {
                         Next::Scan(next) => page.scan_page(asked.request_id, at, next, out),
                         Next::Found(next) => page.found(asked.request_id, at, next, out),
                     });
+                    // Nothing is written to a connection that has ended: what is on the page is nobody else's.
+                    page.clear();
                     let mut pages = this.pages.borrow_mut();
                     if pages.len() < PAGES_KEPT {
                         pages.push(page);

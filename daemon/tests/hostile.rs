@@ -2,6 +2,7 @@
 
 mod harness;
 
+use claim_client::ScanRange;
 use claim_protocol as wire;
 use claim_protocol::{ErrorCode, Operation, Request, reply::ReplyResult};
 use harness::{Daemon, format, item, options, scratch};
@@ -226,4 +227,31 @@ fn versions_that_do_not_meet_are_told_so() {
     let ReplyResult::Error(error) = &only.result else { panic!("{only:?}") };
     assert!(error.message.contains("version 1"), "{error}");
     assert_eq!(only.request_id, 9);
+}
+
+/// Whoever asks for rows and goes before they come leaves nothing behind for the next one who asks.
+#[test]
+fn rows_that_nobody_waits_for_are_told_to_nobody() {
+    // Those of one corpus take a while to read.
+    const ROWS: [(&str, usize); 2] = [("customer", 1_000), ("billing", 20)];
+    let scratch = scratch();
+    format(scratch.path(), 1, "wall");
+    let daemon = Daemon::start(scratch.path());
+    let client = daemon.client();
+    for (corpus, count) in ROWS {
+        client.onboard(corpus, "", &options()).wait().unwrap();
+        client.claim_batch(corpus, &vec![item("event"); count], &options()).wait().unwrap();
+    }
+    let scan = Operation::Scan { corpus: "customer", since_us: None, until_us: None, after: None, limit: 0 };
+    let scans = (2..34).flat_map(|request_id| frame(&Request::new(request_id, scan.clone())));
+    let asked: Vec<u8> = hello().into_iter().chain(scans).collect();
+    for _ in 0..20 {
+        let mut stream = open(&daemon.socket());
+        let _ = stream.write_all(&asked);
+        drop(stream);
+        let rows = client.scan("billing", ScanRange::default(), &options()).rows();
+        let corpora: Vec<String> = rows.map(|row| row.expect("a row").corpus).collect();
+        assert_eq!(corpora, vec!["billing"; ROWS[1].1]);
+    }
+    daemon.stop();
 }

@@ -2,6 +2,7 @@
 //! the general verifier, which says what is wrong with it.
 
 use crate::Uuid;
+use crate::bounds::FRAME_BYTES_MAX;
 
 /// A table: where it starts and how long it says it is, and where its fields are.
 pub(crate) struct Table<'a> {
@@ -78,7 +79,11 @@ impl<'a> Reader<'a> {
         let at = self.indirect(at)?;
         let length = u32::from_le_bytes(self.number(at)?) as usize;
         let end = (at + 4).checked_add(length)?;
+        // Sharing makes little bytes look like many: no more is copied than a frame holds.
         self.visited += length;
+        if self.visited > FRAME_BYTES_MAX {
+            return None;
+        }
         Some(Some((self.bytes.get(at + 4..end)?, end)))
     }
 

@@ -361,6 +361,13 @@ fn a_page_made_row_by_row_is_the_same_frame() {
         assert_eq!(scanned, whole(ReplyResult::ScanPage { rows: rows.clone(), next: Some(ID) }));
         assert_eq!(found, whole(ReplyResult::Found { rows, next: Some(9) }));
     }
+    // A page that was never sent.
+    assert!(page.push(&row().by_ref()));
+    page.clear();
+    let mut empty = Vec::new();
+    assert_eq!(page.last(), None);
+    page.scan_page(7, Some(at), None, &mut empty);
+    assert_eq!(empty, whole(ReplyResult::ScanPage { rows: vec![], next: None }));
     let mut single = Vec::new();
     encode_row_found(&mut Builder::new(), 7, Some(at), &row().by_ref(), &mut single);
     assert_eq!(single, whole(ReplyResult::Row(Box::new(row()))));

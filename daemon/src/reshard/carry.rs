@@ -82,14 +82,17 @@ impl Carrying {
         if self.claims.is_empty() || !is_of_rows {
             return;
         }
-        for (old, copy) in copies.enumerate() {
+        // One that a shard has yet to follow has no place.
+        for (old, copy) in copies.enumerate().filter(|(_, copy)| copy.log_offset > 0) {
             self.places.insert((old, copy.log_offset), log_offset);
             self.positions.insert((old, copy.position), position);
         }
-        if let Entry::DisputeStep { dispute, step: DisputeStep::Arbitrate, .. } = record.entry {
+        if let Entry::DisputeStep { dispute, step: DisputeStep::Arbitrate, rows, .. } = record.entry {
             let sides = shard.disputes().get(dispute).map(|dispute| dispute.sides);
-            for event_id in sides.iter().flat_map(|sides| sides.ids()).filter(|id| self.claims.contains_key(id)) {
-                self.reasons.insert(*event_id, (log_offset, record.meta.rationale.to_owned()));
+            let sides = sides.iter().flat_map(|sides| sides.ids().iter().enumerate());
+            let changed = sides.filter(|(bit, _)| rows & (1 << bit) != 0).map(|(_, event_id)| *event_id);
+            for event_id in changed.filter(|id| self.claims.contains_key(id)) {
+                self.reasons.insert(event_id, (log_offset, record.meta.rationale.to_owned()));
             }
         }
     }

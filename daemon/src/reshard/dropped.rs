@@ -188,6 +188,15 @@ fn check(superblock: &Superblock, stream: &Stream, dropped_to: Quarter) -> Resul
              nobody asks anything of a shard its time goes on with what every shard is told, such as `claimctl barrier`"
         ));
     }
+    let own = stream.shard.retention().dropped_to();
+    let mut carried = stream.shard.rows().carried().values().filter_map(|row| row.standing);
+    if own < Some(dropped_to) && carried.any(|standing| standing.effective <= dropped_to) {
+        return Err(format!(
+            "shard {shard} still has rows that were logged again and count in quarters up to {dropped_to}, which another shard has \
+             dropped: serve the ledger until every shard has dropped that, which `claimctl retention` shows, stop it, and run the \
+             same command again"
+        ));
+    }
     let begins_behind = stream.start.as_ref().map_or(0, Shard::globals_applied);
     let ahead = Some(begins_behind).filter(|behind| *behind > stream.globals_before);
     match ahead.or(stream.without_global) {

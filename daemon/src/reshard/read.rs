@@ -341,6 +341,10 @@ impl Stream {
                 superblock.shard
             ));
         }
+        // Told apart where the beginning is looked at.
+        if self.start.as_ref().map_or(0, Shard::globals_applied) > globals_before {
+            return Ok(0);
+        }
         let missing = globals.get(self.copies.len()..).unwrap_or_default();
         let Some(walked) = self.report.walked.as_ref().filter(|_| !missing.is_empty()) else { return Ok(0) };
         // Nothing of this is written: the writer gives each record its place, and takes it for durable.
@@ -351,9 +355,13 @@ impl Stream {
             record.meta.timestamp_us = record.meta.timestamp_us.max(self.shard.last_us());
             self.shard.append_global(record, &mut writer)?;
             while let Some(Io::Write { number, batch, .. }) = writer.next_io() {
-                let (raw, _) = record::read(&batch[BATCH_HEADER_BYTES..]).map_err(|e| e.to_string())?;
-                let record = Record::decode(raw.kind, raw.body).map_err(|e| e.to_string())?;
-                self.copies.push(copy_of(&record, &self.shard, &self.locals, &self.touched)?);
+                let records = &batch[BATCH_HEADER_BYTES..];
+                // A batch without records ends its segment.
+                if records.first_chunk().is_some_and(|checksum| *checksum != [0; 8]) {
+                    let (raw, _) = record::read(records).map_err(|e| e.to_string())?;
+                    let record = Record::decode(raw.kind, raw.body).map_err(|e| e.to_string())?;
+                    self.copies.push(copy_of(&record, &self.shard, &self.locals, &self.touched)?);
+                }
                 writer.complete(IoDone::Write { number, batch, result: Ok(()) }, 0);
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! Whatever is not as a daemon lays it out is left to the general way. So what is read here is what it would read.
 
-use crate::bounds::{FRAME_BYTES_MAX, SCAN_ROWS_MAX};
+use crate::bounds::SCAN_ROWS_MAX;
 use crate::generated::claimd as wire;
 use crate::reader::{Reader, Table};
 use crate::reply::{Reply, ReplyResult, Row};
@@ -37,8 +37,7 @@ pub(super) fn decode(content: &[u8]) -> Option<Reply> {
         }
     };
     let request_id = reader.u64(&root, wire::Reply::VT_REQUEST_ID)?.unwrap_or(0);
-    // Sharing makes little bytes look like many; the general way has a bound for that.
-    (reader.visited() <= FRAME_BYTES_MAX).then_some(Reply { request_id, positions, result })
+    Some(Reply { request_id, positions, result })
 }
 
 fn positions(reader: &Reader<'_>, root: &Table<'_>) -> Option<Vec<LogPosition>> {
@@ -114,4 +113,53 @@ fn row_of(reader: &mut Reader<'_>, row: &Table<'_>) -> Option<Row> {
         retention_expires_at_us: i64(R::VT_RETENTION_EXPIRES_AT_US)?.unwrap_or(0),
         references: reader.u32(row, R::VT_REFERENCES)?.unwrap_or(0),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bounds::{FRAME_BYTES_MAX, FRAME_PREFIX_BYTES, METADATA_BYTES_MAX};
+    use crate::{Builder, RowRef, Uuid, encode_row_found};
+
+    #[test]
+    fn what_is_read_again_and_again_ends_with_the_bytes_of_a_frame() {
+        let metadata = vec![7; METADATA_BYTES_MAX];
+        let row = RowRef {
+            event_id: Uuid::from_u128(1),
+            corpus: "a",
+            lifecycle: Lifecycle::Registered,
+            claim_timestamp_us: 1,
+            claim_sequence: 1,
+            event_key: "key",
+            occurred_at_us: 1,
+            owning_corpus: "a",
+            hosting_corpus: "a",
+            category: "x",
+            taxonomy_version: 1,
+            metadata: &metadata,
+            canonical_id: None,
+            tombstoned_at_us: None,
+            tombstone_reason_code: None,
+            tombstone_reason: None,
+            reactivated_at_us: None,
+            dispute_id: None,
+            reconciliation_state: ReconciliationState::Pending,
+            over_budget: false,
+            incident_active: false,
+            effective_quarter: "2026-Q1",
+            reactivation_quarter: None,
+            retention_expires_at_us: 1,
+            references: 0,
+        };
+        let mut frame = Vec::new();
+        encode_row_found(&mut Builder::new(), 7, None, &row, &mut frame);
+        let mut reader = Reader::new(&frame[FRAME_PREFIX_BYTES..]);
+        let table =
+            |at: Option<usize>| reader.table(reader.indirect(at.unwrap_or(0)).expect("in it")).expect("a table");
+        let root = table(None);
+        let found = table(root.field(wire::Reply::VT_RESULT, 4).expect("in it"));
+        let row = table(found.field(wire::RowFound::VT_ROW, 4).expect("in it"));
+        let read = (0..).take_while(|_| reader.vector(&row, wire::Row::VT_METADATA).is_some()).count();
+        assert_eq!(read, FRAME_BYTES_MAX / METADATA_BYTES_MAX);
+    }
 }

@@ -9,7 +9,7 @@ use crate::{Builder, FRAME_BYTES_MAX, Uuid};
 use flatbuffers::{ForwardsUOffset, Vector, WIPOffset};
 
 /// At least the bytes that `row` takes in a page. A daemon adds these up to keep a page below
-/// [`FRAME_BYTES_MAX`](crate::FRAME_BYTES_MAX); the rest of a page takes at most 256 bytes.
+/// [`FRAME_BYTES_MAX`]; the rest of a page takes at most 256 bytes.
 pub fn row_frame_bytes(row: &RowRef<'_>) -> usize {
     FIXED_BYTES
         + row.corpus.len()
@@ -185,6 +185,11 @@ impl RowPage {
 
     fn finish(&mut self, request_id: u64, at: Option<LogPosition>, result: Encoded, out: &mut Vec<u8>) {
         append_reply(&mut self.builder, request_id, at.as_slice(), result, out).expect("a page fits a frame");
+        self.clear();
+    }
+
+    /// Makes it empty, whether it was a reply or not, and keeps its memory.
+    pub fn clear(&mut self) {
         self.builder.reset();
         self.texts.forget();
         self.rows.clear();
