@@ -8,13 +8,11 @@ use claim_engine::id::EventId;
 use claim_engine::log::entry::{Entry, Record, encode_merges, merges};
 use claim_engine::row::RowView;
 use claim_protocol::reply::ReplyResult;
-use claim_protocol::{self as wire, FRAME_BYTES_MAX, LogPosition, RowPage, RowRef, entry_frame_bytes};
+use claim_protocol::{self as wire, LogPosition, PAGE_BYTES_MAX, RowPage, RowRef, entry_frame_bytes};
 use claim_translate::{self as translate, Names, RowTexts, pages};
 use std::rc::Rc;
 use uuid::Uuid;
 
-/// A page of entries ends when its reply has grown to this, so that the next entry still fits the frame.
-const PAGE_BYTES_MAX: usize = FRAME_BYTES_MAX - (256 << 10);
 /// Rows whose records are read at once.
 const ROWS_READ: usize = 256;
 

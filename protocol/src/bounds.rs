@@ -54,3 +54,6 @@ pub(crate) const REPLY_TABLES_MAX: usize = 1 << 17;
 /// Bytes that the verifier may visit. It counts a shared string or vtable at each use, so that the figure lies above the
 /// frame's own size; it also bounds the work and memory that one frame can ask for by sharing.
 pub(crate) const APPARENT_BYTES_MAX: usize = 2 * FRAME_BYTES_MAX;
+
+/// A page of rows or entries ends when its reply has grown to this, so that the next one still fits the frame.
+pub const PAGE_BYTES_MAX: usize = FRAME_BYTES_MAX - (256 << 10);

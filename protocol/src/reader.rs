@@ -93,3 +93,36 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(bytes).ok().filter(|_| is_ended).map(Some)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bounds::{FRAME_PREFIX_BYTES, METADATA_BYTES_MAX};
+    use crate::generated::claimd as wire;
+    use crate::{Builder, ClaimItem, Operation, Request, encode_request};
+
+    #[test]
+    fn what_is_read_again_and_again_ends_with_the_bytes_of_a_frame() {
+        let metadata = vec![7; METADATA_BYTES_MAX];
+        let item = ClaimItem {
+            event_key: "key",
+            occurred_at_us: 1,
+            owning_corpus: "",
+            hosting_corpus: "",
+            category: "x",
+            taxonomy_version: 1,
+            metadata: &metadata,
+        };
+        let claim = Operation::Claim { corpus: "a", item, unless_registered_within_ms: 0 };
+        let mut frame = Vec::new();
+        encode_request(&mut Builder::new(), &Request::new(7, claim), &mut frame).expect("it fits");
+        let mut reader = Reader::new(&frame[FRAME_PREFIX_BYTES..]);
+        let table =
+            |at: Option<usize>| reader.table(reader.indirect(at.unwrap_or(0)).expect("in it")).expect("a table");
+        let root = table(None);
+        let claim = table(root.field(wire::Request::VT_OPERATION, 4).expect("in it"));
+        let item = table(claim.field(wire::Claim::VT_ITEM, 4).expect("in it"));
+        let read = (0..).take_while(|_| reader.vector(&item, wire::ClaimItem::VT_METADATA).is_some()).count();
+        assert_eq!(read, FRAME_BYTES_MAX / METADATA_BYTES_MAX);
+    }
+}

@@ -16,11 +16,10 @@ use crate::backup::manifest::sync_directory;
 use crate::ledger;
 use crate::verify::{self, EXIT_DAMAGED, EXIT_UNREADABLE};
 use claim_engine::log::end::LogEnd;
-use claim_engine::log::layout::BATCH_BYTES_RANGE;
 use claim_engine::log::record::RawRecord;
 use claim_engine::log::verify::Standing;
 use claim_engine::mutant::Mutation;
-use claim_engine::storage::{DirectIo, ReadAhead};
+use claim_engine::storage::DirectIo;
 use claim_engine::time::rfc3339;
 use nix::fcntl::{Flock, FlockArg};
 use plan::{Seen, plan};
@@ -140,8 +139,4 @@ fn lock(path: &Path) -> Result<Flock<File>, String> {
         }
         error => format!("{}: locking it failed: {error}", path.display()),
     })
-}
-
-fn open(path: &Path) -> Result<ReadAhead, String> {
-    ReadAhead::open(path, *BATCH_BYTES_RANGE.end() as usize).map_err(|e| verify::place(path, &e))
 }

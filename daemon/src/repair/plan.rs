@@ -1,8 +1,8 @@
 //! What stays of each shard, and what is given up.
 
-use super::open;
 use super::rebuild::state_at;
 use crate::rewriting::MS_US;
+use crate::verify::open;
 use crate::verify::{self, ShardReport};
 use claim_engine::corpus::Prefix;
 use claim_engine::log::end::LogEnd;

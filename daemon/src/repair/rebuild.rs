@@ -1,9 +1,9 @@
 //! Writes a shard's new file: what stays, and what a repair has to say behind it.
 
-use super::open;
 use super::plan::{Plan, floor_us, floors};
 use crate::rewriting::{self, floor_parts, meta, own_principal, work_off};
 use crate::verify;
+use crate::verify::open;
 use claim_engine::log::end::LogEnd;
 use claim_engine::log::entry::{Entry, Record, encode_floors};
 use claim_engine::log::superblock::Superblock;

@@ -142,7 +142,7 @@ fn encode_result(builder: &mut Builder, result: &ReplyResult) -> Encoded {
             (wire::ReplyResult::ClockConfirmed, wire::ClockConfirmed::create(builder, &args).as_union_value())
         }
         ReplyResult::Row(row) => {
-            let row = Some(row::encode_row(builder, &mut row::Texts::default(), &row.by_ref()));
+            let row = Some(row::encode_row(builder, None, &row.by_ref()));
             (wire::ReplyResult::RowFound, wire::RowFound::create(builder, &wire::RowFoundArgs { row }).as_union_value())
         }
         ReplyResult::History { entries, next, related } => {

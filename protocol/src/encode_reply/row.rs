@@ -5,11 +5,11 @@ use crate::generated::claimd as wire;
 use crate::reply::{Claimed, Row, RowRef};
 use crate::values::LogPosition;
 use crate::wire_values::wire_uuid;
-use crate::{Builder, FRAME_BYTES_MAX, Uuid};
+use crate::{Builder, PAGE_BYTES_MAX, Uuid};
 use flatbuffers::{ForwardsUOffset, Vector, WIPOffset};
 
 /// At least the bytes that `row` takes in a page. A daemon adds these up to keep a page below
-/// [`FRAME_BYTES_MAX`]; the rest of a page takes at most 256 bytes.
+/// [`PAGE_BYTES_MAX`]; the rest of a page takes at most 256 bytes.
 pub fn row_frame_bytes(row: &RowRef<'_>) -> usize {
     FIXED_BYTES
         + row.corpus.len()
@@ -81,17 +81,34 @@ impl Texts {
     }
 }
 
-/// Texts that are those of the row before are not written again.
-pub(super) fn encode_row<'b>(builder: &mut Builder, texts: &mut Texts, row: &RowRef<'_>) -> WIPOffset<wire::Row<'b>> {
-    let corpus = Some(texts.corpus.encode(builder, row.corpus));
+/// A text that may be that of the row before.
+fn encode_text(builder: &mut Builder, before: Option<&mut Repeated>, text: &str) -> WIPOffset<&'static str> {
+    match before {
+        Some(before) => before.encode(builder, text),
+        None => builder.create_string(text),
+    }
+}
+
+/// On a page, texts that are those of the row before are not written again.
+pub(super) fn encode_row<'b>(
+    builder: &mut Builder,
+    mut texts: Option<&mut Texts>,
+    row: &RowRef<'_>,
+) -> WIPOffset<wire::Row<'b>> {
+    let mut encode = |of: fn(&mut Texts) -> &mut Repeated, text: &str| {
+        Some(encode_text(builder, texts.as_deref_mut().map(of), text))
+    };
+    let corpus = encode(|texts| &mut texts.corpus, row.corpus);
+    let owning_corpus = encode(|texts| &mut texts.owning_corpus, row.owning_corpus);
+    let hosting_corpus = encode(|texts| &mut texts.hosting_corpus, row.hosting_corpus);
+    let category = encode(|texts| &mut texts.category, row.category);
+    let effective_quarter = match row.effective_quarter {
+        "" => None,
+        quarter => encode(|texts| &mut texts.effective_quarter, quarter),
+    };
     let event_key = Some(builder.create_string(row.event_key));
-    let owning_corpus = Some(texts.owning_corpus.encode(builder, row.owning_corpus));
-    let hosting_corpus = Some(texts.hosting_corpus.encode(builder, row.hosting_corpus));
-    let category = Some(texts.category.encode(builder, row.category));
     let metadata = (!row.metadata.is_empty()).then(|| builder.create_vector(row.metadata));
     let tombstone_reason = row.tombstone_reason.map(|reason| builder.create_string(reason));
-    let has_quarter = !row.effective_quarter.is_empty();
-    let effective_quarter = has_quarter.then(|| texts.effective_quarter.encode(builder, row.effective_quarter));
     let reactivation_quarter = row.reactivation_quarter.as_deref().map(|quarter| builder.create_string(quarter));
     let event_id = wire_uuid(row.event_id);
     let canonical_id = row.canonical_id.map(wire_uuid);
@@ -131,7 +148,7 @@ pub(super) fn encode_row<'b>(builder: &mut Builder, texts: &mut Texts, row: &Row
 /// Some rows, in a vector.
 pub(super) fn encode_rows<'b>(builder: &mut Builder, rows: &[Row]) -> WIPOffset<RowVector<'b>> {
     let mut texts = Texts::default();
-    let rows: Vec<_> = rows.iter().map(|row| encode_row(builder, &mut texts, &row.by_ref())).collect();
+    let rows: Vec<_> = rows.iter().map(|row| encode_row(builder, Some(&mut texts), &row.by_ref())).collect();
     builder.create_vector(&rows)
 }
 
@@ -148,9 +165,6 @@ pub struct RowPage {
     bytes: usize,
 }
 
-/// A page of rows ends when it has grown to this, so that the next row still fits the frame.
-const PAGE_BYTES_MAX: usize = FRAME_BYTES_MAX - (256 << 10);
-
 impl RowPage {
     /// Puts a row at its end. False if the page is full: it ends before that row.
     pub fn push(&mut self, row: &RowRef<'_>) -> bool {
@@ -158,7 +172,7 @@ impl RowPage {
         if self.bytes > PAGE_BYTES_MAX && !self.rows.is_empty() {
             return false;
         }
-        self.rows.push(encode_row(&mut self.builder, &mut self.texts, row));
+        self.rows.push(encode_row(&mut self.builder, Some(&mut self.texts), row));
         self.last = Some(row.event_id);
         true
     }
@@ -206,7 +220,7 @@ pub fn encode_row_found(
     out: &mut Vec<u8>,
 ) {
     builder.reset();
-    let row = Some(encode_row(builder, &mut Texts::default(), row));
+    let row = Some(encode_row(builder, None, row));
     let table = wire::RowFound::create(builder, &wire::RowFoundArgs { row });
     let result = (wire::ReplyResult::RowFound, table.as_union_value());
     append_reply(builder, request_id, at.as_slice(), result, out).expect("a row fits a frame");
