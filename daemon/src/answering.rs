@@ -1,6 +1,6 @@
 //! What leaves the engines: to connections, to other executors, to gatherings; and what is read for it from the ledger.
 
-use crate::driver::{Driver, StoredRecord};
+use crate::driver::Driver;
 use crate::gather::Part;
 use crate::log_reader;
 use crate::message::Message;
@@ -13,6 +13,7 @@ use claim_engine::engine::Output;
 use claim_engine::error::{Code, Refusal};
 use claim_engine::id::EventId;
 use claim_engine::log::end::Head;
+use claim_engine::log::record::RawRecord;
 use claim_engine::row::RowView;
 use claim_protocol::reply::ReplyResult;
 use claim_protocol::{self as wire, LogPosition, Reply};
@@ -230,10 +231,10 @@ impl Service {
         &self,
         asked: &Asked,
         view: &RowView,
-        stored: &StoredRecord,
+        claim: RawRecord<'_>,
         reason: Option<&str>,
     ) -> Result<(), Refusal> {
-        reading::with_row(view, stored, reason, self, |row| {
+        reading::with_row(view, claim, reason, self, |row| {
             let builder = &mut *self.builder.borrow_mut();
             self.reply(&asked.reply_to, |out| wire::encode_row_found(builder, asked.request_id, asked.at(), row, out));
         })
@@ -241,10 +242,10 @@ impl Service {
 
     /// Reads from the ledger what an answer needs, and then answers.
     fn read(self: &Rc<Self>, asked: Asked, outcome: Outcome, then: Then) {
-        if let (Outcome::Row(view), Some(driver)) = (&outcome, &self.drivers[usize::from(asked.shard)])
-            && view.tombstone.is_none()
-            && let Some(stored) = driver.record_at_hand(view.claim_at)
-            && self.finish_row(&asked, view, &stored, None).is_ok()
+        if let Outcome::Row(row) = &outcome
+            && row.view.tombstone.is_none()
+            && let Some(claim) = &row.claim
+            && self.finish_row(&asked, &row.view, claim.raw(), None).is_ok()
         {
             return;
         }
@@ -261,7 +262,9 @@ impl Service {
             let answer = reading::read(reader, of, outcome, &within, page, &*this).await;
             let began = Instant::now();
             let finished = match answer {
-                Ok(Answer::Row(view, stored, reason)) => this.finish_row(&asked, &view, &stored, reason.as_deref()),
+                Ok(Answer::Row(view, stored, reason)) => {
+                    this.finish_row(&asked, &view, stored.raw(), reason.as_deref())
+                }
                 Ok(Answer::Rows(mut page, next)) => {
                     let at = asked.at();
                     this.reply(&asked.reply_to, |out| match next {
@@ -354,7 +357,7 @@ impl Service {
                 let mut entries = Vec::with_capacity(page.records.len());
                 for stored in &page.records {
                     let at = LogPosition { shard: asked.shard, position: stored.position };
-                    entries.push(translate::entry(&reading::decode(stored)?, at, &*this));
+                    entries.push(translate::entry(&reading::decode(stored.raw())?, at, &*this));
                 }
                 let durable_position = driver.engine.borrow().durable().position;
                 Ok(ReplyResult::TailPage { entries, next_position: page.next_position, durable_position })

@@ -10,7 +10,7 @@ use claim_engine::engine::{Engine, Output};
 use claim_engine::entropy::Entropy;
 use claim_engine::log::io::{Io, IoDone, perform};
 use claim_engine::log::layout::BLOCK_BYTES;
-use claim_engine::log::record::{self, RECORD_HEADER_BYTES};
+use claim_engine::log::record::{self, RECORD_HEADER_BYTES, RawRecord};
 use claim_engine::peer::PeerMessage;
 use claim_engine::scheduling;
 use claim_engine::storage::{RealStorage, Storage};
@@ -78,6 +78,13 @@ pub struct StoredRecord {
     pub kind: u16,
     /// Its body, within what was read.
     pub body: Bytes,
+}
+
+impl StoredRecord {
+    /// As it lies in a batch.
+    pub fn raw(&self) -> RawRecord<'_> {
+        RawRecord { position: self.position, kind: self.kind, body: &self.body }
+    }
 }
 
 impl Driver {
@@ -289,13 +296,6 @@ impl Driver {
     fn is_sealed(&self, log_offset: u64) -> bool {
         let engine = self.engine.borrow();
         engine.superblock().geometry.segment_of(log_offset) < engine.shard().rows().catalog().end()
-    }
-
-    /// The record at a log offset of a sealed segment, if it is at hand.
-    pub fn record_at_hand(&self, log_offset: u64) -> Option<StoredRecord> {
-        let is_sealed = self.is_sealed(log_offset);
-        let record = is_sealed.then(|| self.engine.borrow().shard().rows().catalog().record_at(log_offset))?.ok()?;
-        Some(StoredRecord { position: record.position, kind: record.kind, body: record.body.into() })
     }
 
     async fn read_storage(&self, log_offset: u64, bytes: u64) -> Result<Vec<u8>, String> {

@@ -2,11 +2,13 @@
 
 use crate::driver::{Driver, StoredRecord};
 use crate::rounds::{Rounds, Work};
-use claim_engine::command::Outcome;
+use claim_engine::command::{FoundRow, Outcome};
 use claim_engine::error::{Code, Refusal};
 use claim_engine::id::EventId;
 use claim_engine::log::entry::{Entry, Record, encode_merges, merges};
+use claim_engine::log::record::RawRecord;
 use claim_engine::row::RowView;
+use claim_engine::sealed::Stretch;
 use claim_protocol::reply::ReplyResult;
 use claim_protocol::{self as wire, LogPosition, PAGE_BYTES_MAX, RowPage, RowRef, entry_frame_bytes};
 use claim_translate::{self as translate, Names, RowTexts, pages};
@@ -81,22 +83,23 @@ pub async fn read(
     names: &impl Names,
 ) -> Result<Answer, Refusal> {
     match outcome {
-        Outcome::Row(view) => {
+        Outcome::Row(row) => {
+            let FoundRow { view, .. } = *row;
             let mut records = reader.driver.read_records(&[view.claim_at]).await.map_err(unreadable)?;
             let record = records.pop().ok_or_else(|| unreadable("the row's record is not there".into()))?;
             let reason = reason(reader.driver, &view).await?;
-            Ok(Answer::Row(*view, record, reason))
+            Ok(Answer::Row(view, record, reason))
         }
-        Outcome::Rows { rows: views, more } => {
+        Outcome::Rows { rows: views, more, log } => {
             let mut page = page();
-            let taken = read_rows(reader, &views, false, &mut page, |_| true, names).await?;
+            let taken = read_rows(reader, &views, Found::In(log), &mut page, |_| true, names).await?;
             let next = page.last().filter(|_| more || taken < views.len());
             Ok(Answer::Rows(page, Next::Scan(next)))
         }
         Outcome::Found { rows: views, next } => {
             let mut page = page();
             let is_sought = |row: &RowRef<'_>| within.event_key.as_ref().is_none_or(|key| key == row.event_key);
-            let taken = read_rows(reader, &views, true, &mut page, is_sought, names).await?;
+            let taken = read_rows(reader, &views, Found::LastFirst, &mut page, is_sought, names).await?;
             let next = match views.get(taken) {
                 Some(view) => Some(pages::at(shard, view.claim_at)),
                 None => pages::next(shard, shards, next),
@@ -122,13 +125,13 @@ pub async fn read(
 /// Makes a row of its claim.
 pub fn with_row<T>(
     view: &RowView,
-    stored: &StoredRecord,
+    claim: RawRecord<'_>,
     reason: Option<&str>,
     names: &impl Names,
     take: impl FnOnce(&RowRef<'_>) -> T,
 ) -> Result<T, Refusal> {
     let mut texts = RowTexts::default();
-    let record = decode(stored)?;
+    let record = decode(claim)?;
     let row = translate::row(view, &record, reason, &mut texts, names);
     row.map(|row| take(&row)).ok_or_else(|| not_the_claim(view))
 }
@@ -150,7 +153,7 @@ async fn read_entries(
         let records = reader.driver.read_records(chunk).await.map_err(unreadable)?;
         let _turn = reader.rounds.turn(Work::Reads).await;
         for stored in &records {
-            let mut record = decode(stored)?;
+            let mut record = decode(stored.raw())?;
             if within.takes(record.meta.timestamp_us) {
                 let own_merges;
                 if let (Some(about), Entry::Reconcile { merges: all, .. }) = (within.about, &mut record.entry) {
@@ -176,12 +179,19 @@ fn merges_of(row: EventId, all: &[u8]) -> Vec<u8> {
     encode_merges(&own)
 }
 
-/// Puts those of the rows on a page that are sought, until it is full; how many of the rows are behind it. Where the last claimed come
-/// first, they are read in the log's order all the same: neighbours are read together in it.
+/// How rows were found.
+enum Found {
+    /// In the log's order, most of them in a stretch that is still at hand.
+    In(Option<Stretch>),
+    /// The last claimed first. They are read in the log's order all the same: neighbours are read together in it.
+    LastFirst,
+}
+
+/// Puts those of the rows on a page that are sought, until it is full; how many of the rows are behind it.
 async fn read_rows(
     reader: Reader<'_>,
     views: &[RowView],
-    is_last_first: bool,
+    found: Found,
     page: &mut RowPage,
     is_sought: impl Fn(&RowRef<'_>) -> bool,
     names: &impl Names,
@@ -189,22 +199,26 @@ async fn read_rows(
     let mut texts = RowTexts::default();
     let mut taken = 0;
     for views in views.chunks(ROWS_READ) {
-        let mut claims_at: Vec<_> = views.iter().map(|view| view.claim_at).collect();
-        if is_last_first {
-            claims_at.reverse();
-        }
-        let mut records = reader.driver.read_records(&claims_at).await.map_err(unreadable)?;
-        if is_last_first {
-            records.reverse();
-        }
-        for (views, records) in views.chunks(ROWS_MADE).zip(records.chunks(ROWS_MADE)) {
+        let at_hand = match &found {
+            Found::In(Some(log)) => views.iter().map(|view| log.found(view.claim_at)).collect(),
+            _ => None,
+        };
+        let read;
+        let claims: Vec<RawRecord<'_>> = match at_hand {
+            Some(claims) => claims,
+            None => {
+                read = read_claims(reader.driver, views, matches!(found, Found::LastFirst)).await?;
+                read.iter().map(StoredRecord::raw).collect()
+            }
+        };
+        for (views, claims) in views.chunks(ROWS_MADE).zip(claims.chunks(ROWS_MADE)) {
             let mut reasons = Vec::with_capacity(views.len());
             for view in views {
                 reasons.push(reason(reader.driver, view).await?);
             }
             let _turn = reader.rounds.turn(Work::Reads).await;
-            for ((view, stored), reason) in views.iter().zip(records).zip(&reasons) {
-                let record = decode(stored)?;
+            for ((view, claim), reason) in views.iter().zip(claims).zip(&reasons) {
+                let record = decode(*claim)?;
                 let row = translate::row(view, &record, reason.as_deref(), &mut texts, names);
                 let row = row.ok_or_else(|| not_the_claim(view))?;
                 if is_sought(&row) && !page.push(&row) {
@@ -217,17 +231,29 @@ async fn read_rows(
     Ok(taken)
 }
 
+async fn read_claims(driver: &Driver, views: &[RowView], is_last_first: bool) -> Result<Vec<StoredRecord>, Refusal> {
+    let mut claims_at: Vec<_> = views.iter().map(|view| view.claim_at).collect();
+    if is_last_first {
+        claims_at.reverse();
+    }
+    let mut records = driver.read_records(&claims_at).await.map_err(unreadable)?;
+    if is_last_first {
+        records.reverse();
+    }
+    Ok(records)
+}
+
 /// What a row's tombstone says, if it has one.
 async fn reason(driver: &Driver, view: &RowView) -> Result<Option<String>, Refusal> {
     let Some(tombstone) = view.tombstone else { return Ok(None) };
     let records = driver.read_records(&[tombstone.entry_at]).await.map_err(unreadable)?;
     let stored = records.first().ok_or_else(|| unreadable("the tombstone's record is not there".into()))?;
-    Ok(Some(decode(stored)?.meta.rationale.to_owned()))
+    Ok(Some(decode(stored.raw())?.meta.rationale.to_owned()))
 }
 
 /// A record as what it says.
-pub fn decode(stored: &StoredRecord) -> Result<Record<'_>, Refusal> {
-    Record::decode(stored.kind, &stored.body).map_err(|e| unreadable(e.to_string()))
+pub fn decode(raw: RawRecord<'_>) -> Result<Record<'_>, Refusal> {
+    Record::decode(raw.kind, raw.body).map_err(|e| unreadable(e.to_string()))
 }
 
 /// The refusal of what the storage does not give.

@@ -1,8 +1,8 @@
 //! Time as the ledger keeps it: microseconds since 1970-01-01T00:00:00Z, and UTC calendar quarters.
 
+use jiff::Timestamp as JiffTimestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-use jiff::{Timestamp as JiffTimestamp, ToSpan};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -81,7 +81,7 @@ impl Quarter {
     /// The first microsecond of the quarter.
     pub fn start_us(self) -> i64 {
         let first = Date::new(self.year, (self.quarter - 1) * 3 + 1, 1).expect("a quarter starts on a real day");
-        first.to_zoned(TimeZone::UTC).expect("UTC has no gaps").timestamp().as_microsecond()
+        first.duration_since(Date::constant(1970, 1, 1)).as_micros() as i64
     }
 
     /// The first microsecond after the quarter.
@@ -108,9 +108,10 @@ impl Quarter {
 
     /// The quarter after this one.
     pub fn next(self) -> Quarter {
-        let first = Date::new(self.year, (self.quarter - 1) * 3 + 1, 1).expect("a quarter starts on a real day");
-        let next = first.checked_add(3.months()).expect("years end at 9998, jiff's at 9999");
-        Quarter { year: next.year(), quarter: (next.month() - 1) / 3 + 1 }
+        match self.quarter {
+            4 => Quarter { year: self.year + 1, quarter: 1 },
+            n => Quarter { year: self.year, quarter: n + 1 },
+        }
     }
 }
 

@@ -584,8 +584,8 @@ impl Cluster {
                 self.entries.push((node, *id, Kind::Reactivate, sent.key));
             }
             (What::Lookup(id), Outcome::Row(row)) => {
-                assert_eq!(*id, row.event_id);
-                self.read(node, row.claim_at);
+                assert_eq!(*id, row.view.event_id);
+                self.read(node, row.view.claim_at);
             }
             (What::History { .. }, Outcome::History { entries_at, .. }) => {
                 entries_at.iter().for_each(|at| drop(self.read(node, *at)));
@@ -725,7 +725,7 @@ impl State {
         let corpora = shard.registry().corpora().to_vec();
         let scan =
             |prefix| fetch(engine, disk, |engine| engine.shard().rows().scan(prefix, None, None, None, usize::MAX));
-        let rows = corpora.iter().flat_map(|corpus| scan(corpus.prefix).0);
+        let rows = corpora.iter().flat_map(|corpus| scan(corpus.prefix).rows);
         let rows = rows.map(|found| shard.view(&found)).collect();
         State {
             last_position: shard.last_position(),

@@ -102,7 +102,7 @@ impl Shard<'_, '_> {
         loop {
             match self.engine.shard().rows().get(event_id) {
                 Ok(found) => return Ok(found.is_some()),
-                Err(Unread::Damaged(what)) => return Err(what),
+                Err(unread @ (Unread::Damaged(_) | Unread::Stretch(_))) => return Err(unread.to_string()),
                 Err(Unread::Missing(blocks)) => {
                     for at in blocks.into_iter().map(|block| block * BLOCK_BYTES) {
                         let file_offset = self.superblock.geometry.file_offset(at);

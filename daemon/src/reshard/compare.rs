@@ -196,11 +196,11 @@ fn same_corpus(corpus: &Corpus, to: u16, old: &Shard, new: &Shard, at_us: i64) -
         let page = |shard: &Shard| {
             shard.rows().scan(prefix, None, None, after, PAGE_ROWS).map_err(|unread| unread.to_string())
         };
-        let ((before, more), (now, more_now)) = (page(old)?, page(new)?);
-        if before.len() != now.len() || more != more_now {
+        let (before, now) = (page(old)?, page(new)?);
+        if before.rows.len() != now.rows.len() || before.more != now.more {
             return Err("a scan has other rows".to_owned());
         }
-        for (before, now) in before.iter().zip(&now) {
+        for (before, now) in before.rows.iter().zip(&now.rows) {
             if seen(before) != seen(now) {
                 return Err(format!("row {}: {:?} instead of {:?}", before.event_id, seen(now), seen(before)));
             }
@@ -212,8 +212,8 @@ fn same_corpus(corpus: &Corpus, to: u16, old: &Shard, new: &Shard, at_us: i64) -
                 (was, is) => return Err(format!("row {}: {is:?} instead of {was:?}", before.event_id)),
             }
         }
-        after = now.last().map(|row| row.event_id);
-        if !more {
+        after = now.rows.last().map(|row| row.event_id);
+        if !now.more {
             return Ok(pending_again);
         }
     }

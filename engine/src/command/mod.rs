@@ -3,8 +3,8 @@
 mod outcome;
 
 pub use outcome::{
-    Claimed, Corpus, CorpusDetails, CorpusUsage, Fact, Orphan, Outcome, PassReport, Proposal, REPORT_LINES_MAX, Reply,
-    RowFact, SUSPECT_ROWS_MAX, Signature, Stop, Suspect, Total,
+    Claimed, Corpus, CorpusDetails, CorpusUsage, Fact, FoundRow, Orphan, Outcome, PassReport, Proposal,
+    REPORT_LINES_MAX, Reply, RowFact, SUSPECT_ROWS_MAX, Signature, Stop, Suspect, Total,
 };
 
 use crate::dispute::{DisputeId, Verdict};

@@ -8,6 +8,7 @@ use crate::id::EventId;
 use crate::log::entry::{AlarmKind, Merge, PassCounts};
 use crate::policy::Role;
 use crate::row::{Lifecycle, RowState, RowView};
+use crate::sealed::{Record, Stretch};
 use crate::time::Quarter;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,15 @@ pub struct Claimed {
     pub claim_timestamp_us: i64,
     /// Its slot in the corpus's quarter, from 1.
     pub claim_sequence: u64,
+}
+
+/// A row; what it holds is its claim's record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundRow {
+    /// The row.
+    pub view: RowView,
+    /// The record, if it was read to find the row.
+    pub claim: Option<Record>,
 }
 
 /// An audited stop of mutations.
@@ -333,8 +343,8 @@ pub enum Outcome {
     },
     /// The shard's corpora.
     Corpora(Vec<CorpusDetails>),
-    /// The row; what it holds is to be read from the log.
-    Row(Box<RowView>),
+    /// The row; what it holds is to be read from the log, if it is not there.
+    Row(Box<FoundRow>),
     /// Log offsets of the entries, oldest first.
     History {
         /// The entries.
@@ -350,6 +360,8 @@ pub enum Outcome {
         rows: Vec<RowView>,
         /// Whether there are more after these.
         more: bool,
+        /// The log that most of them were found in, if it was read for them.
+        log: Option<Stretch>,
     },
     /// Rows of one hash of an event key; what they hold is to be read from the log, the key itself included.
     Found {

@@ -136,6 +136,12 @@ impl Engine {
                 }
                 self.read_blocks(blocks, Waiter::Parked(id));
             }
+            Needs::Stretch(range) => {
+                if let Some(parked) = self.parked.get_mut(&id) {
+                    parked.rounds += 1;
+                }
+                self.read_stretch(range, Waiter::Parked(id));
+            }
             Needs::Key(sought) if self.mutation.is(Mutant::ClaimWithoutReservation) => {
                 self.ask_about_key(id, sought);
             }

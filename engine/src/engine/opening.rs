@@ -235,6 +235,7 @@ async fn apply(
             Ok(()) => return shard.apply(raw.position, log_offset, &record).map_err(error),
             Err(Unread::Damaged(what)) => return Err(error(what)),
             Err(Unread::Missing(blocks)) => read_blocks(storage, superblock, shard, blocks).await?,
+            Err(unread @ Unread::Stretch(_)) => return Err(error(unread.to_string())),
         }
     }
 }
@@ -244,7 +245,7 @@ async fn complete(storage: &impl Storage, superblock: &Superblock, shard: &mut S
     loop {
         match shard.complete() {
             Ok(()) => return Ok(()),
-            Err(Unread::Damaged(what)) => return Err(what),
+            Err(unread @ (Unread::Damaged(_) | Unread::Stretch(_))) => return Err(unread.to_string()),
             Err(Unread::Missing(blocks)) => {
                 read_blocks(storage, superblock, shard, blocks).await.map_err(|e| e.to_string())?;
             }

@@ -7,11 +7,12 @@ use crate::error::{Code, Refusal};
 use crate::log::io::Io;
 use crate::log::layout::BLOCK_BYTES;
 use crate::peer::{Answer, Ask};
-use crate::sealed::Unread;
+use crate::sealed::{Stretch, Unread};
 use crate::shard::gather::Gathered;
 use crate::time::Now;
 use hashbrown::HashMap;
 use std::collections::VecDeque;
+use std::ops::Range;
 
 /// Reads under way, at most.
 const READS_IN_FLIGHT_MAX: usize = 64;
@@ -48,6 +49,17 @@ struct Group {
     left: usize,
     waiter: Waiter,
     failed: Option<String>,
+    /// What is read is wanted in one piece.
+    is_stretch: bool,
+}
+
+/// A read that is under way.
+#[derive(Debug, Clone, Copy)]
+struct InFlight {
+    group: u64,
+    bytes: u64,
+    /// Requests wait for it.
+    is_urgent: bool,
 }
 
 /// See the module.
@@ -58,8 +70,7 @@ pub(super) struct Reads {
     queue: VecDeque<(u64, u64, u64)>,
     /// Those that nobody but a shard waits for. They come after.
     background: VecDeque<(u64, u64, u64)>,
-    /// Reads under way, with their groups, and whether requests wait for them.
-    in_flight: HashMap<u64, (u64, bool)>,
+    in_flight: HashMap<u64, InFlight>,
     background_in_flight: usize,
     /// What is to be gone on with after a pause: those that are to begin, and those that are under way.
     pauses: VecDeque<u64>,
@@ -76,8 +87,6 @@ impl Engine {
     pub(super) fn read_blocks(&mut self, mut blocks: Vec<u64>, waiter: Waiter) {
         blocks.sort_unstable();
         blocks.dedup();
-        self.reads.next += 1;
-        let group = self.reads.next;
         let mut ranges: Vec<(u64, u64)> = Vec::new();
         for block in blocks {
             match ranges.last_mut() {
@@ -85,13 +94,25 @@ impl Engine {
                 _ => ranges.push((block, 1)),
             }
         }
+        self.read_ranges(ranges, false, waiter);
+    }
+
+    /// Has a stretch of the log read in one piece for somebody.
+    pub(super) fn read_stretch(&mut self, range: Range<u64>, waiter: Waiter) {
+        let blocks = (range.start / BLOCK_BYTES, (range.end - range.start) / BLOCK_BYTES);
+        self.read_ranges(vec![blocks], true, waiter);
+    }
+
+    fn read_ranges(&mut self, ranges: Vec<(u64, u64)>, is_stretch: bool, waiter: Waiter) {
+        self.reads.next += 1;
+        let group = self.reads.next;
         self.reads.works += usize::from(matches!(waiter, Waiter::Work));
         let is_urgent = match &waiter {
             Waiter::Parked(_) => true,
             Waiter::Asked(asking) => !asking.ask.is_of_pass(),
             Waiter::Work => false,
         };
-        self.reads.groups.insert(group, Group { left: ranges.len(), waiter, failed: None });
+        self.reads.groups.insert(group, Group { left: ranges.len(), waiter, failed: None, is_stretch });
         let queue = if is_urgent { &mut self.reads.queue } else { &mut self.reads.background };
         queue.extend(ranges.into_iter().map(|(first, count)| (group, first, count)));
     }
@@ -104,6 +125,7 @@ impl Engine {
         }
         match unread {
             Unread::Missing(blocks) => self.read_blocks(blocks, Waiter::Work),
+            Unread::Stretch(range) => self.read_stretch(range, Waiter::Work),
             Unread::Damaged(what) => self.work_failed(&what),
         }
     }
@@ -131,10 +153,11 @@ impl Engine {
         *background_in_flight += usize::from(!is_urgent);
         self.reads.next += 1;
         let id = self.reads.next;
-        self.reads.in_flight.insert(id, (group, is_urgent));
+        let bytes = count * BLOCK_BYTES;
+        self.reads.in_flight.insert(id, InFlight { group, bytes, is_urgent });
         let log_offset = first * BLOCK_BYTES;
         let file_offset = self.superblock.geometry.file_offset(log_offset);
-        Some(Io::Read { id, log_offset, file_offset, bytes: count * BLOCK_BYTES })
+        Some(Io::Read { id, log_offset, file_offset, bytes })
     }
 
     pub(super) fn read_done(
@@ -145,12 +168,19 @@ impl Engine {
         log_offset: u64,
         result: std::io::Result<Vec<u8>>,
     ) {
-        let Some((number, is_urgent)) = self.reads.in_flight.remove(&id) else { return };
+        let Some(InFlight { group: number, bytes: wanted, is_urgent }) = self.reads.in_flight.remove(&id) else {
+            return;
+        };
         self.reads.background_in_flight -= usize::from(!is_urgent);
         let Some(group) = self.reads.groups.get_mut(&number) else { return };
         group.left -= 1;
+        let catalog = self.shard.rows().catalog();
         match result {
-            Ok(bytes) => self.shard.rows().catalog().put(log_offset, &bytes),
+            Ok(bytes) if (bytes.len() as u64) < wanted => {
+                group.failed = Some(format!("the file ends within {wanted} bytes of log offset {log_offset}"));
+            }
+            Ok(bytes) if group.is_stretch => catalog.put_stretch(Stretch::new(log_offset, bytes)),
+            Ok(bytes) => catalog.put(log_offset, &bytes),
             Err(error) => group.failed = Some(format!("reading at log offset {log_offset} failed: {error}")),
         }
         if group.left > 0 {
@@ -201,6 +231,7 @@ impl Engine {
         match self.shard.gather(&asking.ask, &mut asking.gathered) {
             Ok(answer) => self.send_answer(asking.from, asking.question, answer),
             Err(Unread::Missing(blocks)) => self.read_blocks(blocks, Waiter::Asked(Box::new(asking))),
+            Err(Unread::Stretch(range)) => self.read_stretch(range, Waiter::Asked(Box::new(asking))),
             Err(Unread::Damaged(what)) => {
                 tracing::error!(what, "a read of the ledger failed");
                 self.send_answer(asking.from, asking.question, Answer::Failed);

@@ -148,7 +148,7 @@ impl Engine {
             };
             self.retaining.waits_for = match &carried {
                 Ok(Err(reason)) | Err(Unread::Damaged(reason)) => Some(reason.clone()),
-                Ok(Ok(())) | Err(Unread::Missing(_)) => None,
+                Ok(Ok(())) | Err(Unread::Missing(_) | Unread::Stretch(_)) => None,
             };
             match carried {
                 Ok(Ok(())) => {}

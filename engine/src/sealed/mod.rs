@@ -9,6 +9,7 @@ mod cache;
 mod read;
 pub mod run;
 mod seal;
+mod stretch;
 pub mod summary;
 mod walk;
 
@@ -18,6 +19,7 @@ pub use seal::{
     Chain, Checkpoint, Resume, Seal, SealError, append_bytes, page_batch, pages_of_none, pages_per_part, read_chain,
     read_origin, seal_batch,
 };
+pub use stretch::{STRETCH_BYTES_MAX, STRETCHES_MAX, Stretch};
 pub use summary::{Index, IndexInput, Summary};
 pub use walk::{Cursor, Walk};
 
@@ -27,12 +29,16 @@ use crate::log::superblock::Superblock;
 use hashbrown::HashMap;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use stretch::Stretches;
 
 /// Why something was not read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unread {
     /// These blocks of the log are not at hand.
     Missing(Vec<u64>),
+    /// These bytes of the log are not at hand in one piece: log offsets of whole blocks.
+    Stretch(Range<u64>),
     /// What is there does not verify.
     Damaged(String),
 }
@@ -49,6 +55,8 @@ impl Unread {
                 Unread::Missing(blocks)
             }
             (Unread::Damaged(what), _) | (_, Unread::Damaged(what)) => Unread::Damaged(what),
+            // What else is missing is said the next time.
+            (stretch @ Unread::Stretch(_), _) | (_, stretch @ Unread::Stretch(_)) => stretch,
         }
     }
 }
@@ -57,6 +65,7 @@ impl std::fmt::Display for Unread {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Unread::Missing(blocks) => write!(f, "{} blocks of the log are not at hand", blocks.len()),
+            Unread::Stretch(range) => write!(f, "bytes {} to {} of the log are not at hand", range.start, range.end),
             Unread::Damaged(what) => f.write_str(what),
         }
     }
@@ -94,6 +103,13 @@ pub fn ask_until_read<T>(
                 for at in blocks.into_iter().map(|block| block * BLOCK_BYTES) {
                     catalog.put(at, &read(at)?);
                 }
+            }
+            Err(Unread::Stretch(range)) => {
+                let mut bytes = Vec::new();
+                for at in range.clone().step_by(BLOCK_BYTES as usize) {
+                    bytes.extend(read(at)?);
+                }
+                catalog.put_stretch(Stretch::new(range.start, bytes));
             }
         }
     }
@@ -137,6 +153,7 @@ pub struct Catalog {
     /// Spans of the own times of all sealed idempotency keys, by their beginning, in milliseconds; they don't touch.
     key_spans: BTreeMap<u64, u64>,
     cache: RefCell<BlockCache>,
+    stretches: RefCell<Stretches>,
 }
 
 impl Catalog {
@@ -150,6 +167,7 @@ impl Catalog {
             changed: VecDeque::new(),
             key_spans: BTreeMap::new(),
             cache: RefCell::new(BlockCache::new(cache_bytes)),
+            stretches: RefCell::default(),
         }
     }
 
@@ -242,6 +260,16 @@ impl Catalog {
     /// A block, if it is at hand.
     pub fn block(&self, number: u64) -> Option<Block> {
         self.cache.borrow_mut().get(number)
+    }
+
+    /// A stretch of the log, if it is at hand in one piece.
+    pub fn in_one_piece(&self, range: Range<u64>) -> Fetch<Stretch> {
+        self.stretches.borrow().with(&range).ok_or(Unread::Stretch(range))
+    }
+
+    /// Takes in a stretch that was read.
+    pub fn put_stretch(&self, stretch: Stretch) {
+        self.stretches.borrow_mut().put(stretch);
     }
 
     /// Puts bytes that were read into the cache: whole blocks, from a log offset on.

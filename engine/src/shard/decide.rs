@@ -54,6 +54,7 @@ impl From<Unread> for Stop {
     fn from(unread: Unread) -> Stop {
         match unread {
             Unread::Missing(blocks) => Stop::Needs(Needs::Blocks(blocks)),
+            Unread::Stretch(range) => Stop::Needs(Needs::Stretch(range)),
             Unread::Damaged(what) => {
                 tracing::error!(what, "a read of the ledger failed");
                 let message = format!("{what}: the ledger's storage is damaged or failing; see the daemon's log");
@@ -148,7 +149,12 @@ impl Step<'_, '_, '_> {
     }
 
     pub(super) fn row(&self, event_id: EventId) -> Decided<Found> {
-        match self.shard.rows.get(event_id)? {
+        self.row_with_claim(event_id).map(|(found, _)| found)
+    }
+
+    /// A row, with its claim's record if that was read for it.
+    pub(super) fn row_with_claim(&self, event_id: EventId) -> Decided<(Found, Option<sealed::Record>)> {
+        match self.shard.rows.get_with_claim(event_id)? {
             Some(found) => Ok(found),
             None if self.shard.quarter_of_gone(event_id).is_some() => refuse(self.gone(event_id)),
             None => refuse(Refusal::retry_after(

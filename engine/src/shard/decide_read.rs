@@ -3,14 +3,15 @@
 use super::decide::{Decided, Step};
 use super::{Decision, Shard};
 use crate::command::{
-    CorpusDetails, CorpusUsage, FIND_ROWS_MAX, HISTORY_ENTRIES_MAX, Operation, Outcome, Request, SCAN_ROWS_MAX, Total,
+    CorpusDetails, CorpusUsage, FIND_ROWS_MAX, FoundRow, HISTORY_ENTRIES_MAX, Operation, Outcome, Request,
+    SCAN_ROWS_MAX, Total,
 };
 use crate::corpus::Prefix;
 use crate::id::EventId;
 use crate::log::entry::AlarmKind;
 use crate::policy::Action;
 use crate::sealed::Fetch;
-use crate::shard::rows::Found;
+use crate::shard::rows::{Found, Scanned};
 use crate::time::Quarter;
 
 impl Step<'_, '_, '_> {
@@ -33,8 +34,9 @@ impl Step<'_, '_, '_> {
                 Ok(Decision::now(Outcome::Corpora(corpora), shard.last_position))
             }
             Operation::Lookup { event_id } => {
-                let found = self.row(event_id)?;
-                Ok(Decision::now(Outcome::Row(Box::new(shard.view_at(&found, time_us))), found.position))
+                let (found, claim) = self.row_with_claim(event_id)?;
+                let row = FoundRow { view: shard.view_at(&found, time_us), claim };
+                Ok(Decision::now(Outcome::Row(Box::new(row)), found.position))
             }
             Operation::History { event_id, skip } => {
                 let found = self.row(event_id)?;
@@ -47,10 +49,10 @@ impl Step<'_, '_, '_> {
             Operation::Scan { corpus, since_us, until_us, after, limit } => {
                 let prefix = self.corpus(corpus)?;
                 let limit = if limit == 0 { SCAN_ROWS_MAX } else { limit.min(SCAN_ROWS_MAX) };
-                let (found, more) = shard.rows.scan(prefix, since_us, until_us, after, limit)?;
+                let Scanned { rows, more, log } = shard.rows.scan(prefix, since_us, until_us, after, limit)?;
                 // A pass changes what a row says about itself, and a policy when it expires.
-                let rows = found.iter().map(|f| shard.view_at(f, time_us)).collect();
-                Ok(Decision::now(Outcome::Rows { rows, more }, shard.last_position))
+                let rows = rows.iter().map(|row| shard.view_at(row, time_us)).collect();
+                Ok(Decision::now(Outcome::Rows { rows, more, log }, shard.last_position))
             }
             Operation::Find { event_key, from } => {
                 let (found, next) = shard.rows.find(shard.key_hash(event_key), from, FIND_ROWS_MAX)?;

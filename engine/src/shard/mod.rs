@@ -51,6 +51,7 @@ use registry::Registry;
 use rows::Rows;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// What a keyed operation did.
@@ -119,6 +120,8 @@ pub enum Needs {
     Key(Sought),
     /// Blocks of this shard's log that are not at hand.
     Blocks(Vec<u64>),
+    /// Bytes of this shard's log that are not at hand in one piece.
+    Stretch(Range<u64>),
 }
 
 /// What came of a step.

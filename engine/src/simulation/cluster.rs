@@ -397,7 +397,8 @@ impl Cluster {
                 (row.lifecycle, row.in_doubt) = (to, false);
                 Ok(())
             }
-            (Sent::Lookup { corpus, event_id }, Outcome::Row(view)) => {
+            (Sent::Lookup { corpus, event_id }, Outcome::Row(row)) => {
+                let view = row.view;
                 let known = &self.clients.rows[&corpus][&event_id];
                 if view.lifecycle != known.lifecycle && !known.in_doubt {
                     return Err(format!(
@@ -550,7 +551,7 @@ impl Cluster {
         let node = usize::from(corpus.shard);
         let Some(engine) = self.machine.engine(node) else { return Err("a shard is down".into()) };
         let scan = |engine: &Engine| engine.shard().rows().scan(corpus.prefix, None, None, None, usize::MAX);
-        let (found, _) = self.machine.fetch(node, scan)?;
+        let found = self.machine.fetch(node, scan)?.rows;
         let mut known = self.clients.rows.get(&corpus.name).cloned().unwrap_or_default();
         let mut last: Option<Claimed> = None;
         let views: Vec<_> = found.iter().map(|row| engine.shard().view(row)).collect();

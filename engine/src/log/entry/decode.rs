@@ -25,6 +25,41 @@ pub fn claimed_id(kind: u16, body: &[u8]) -> Option<EventId> {
     EventId::from_u128(u128::from_be_bytes(bytes.try_into().ok()?))
 }
 
+/// What an index takes of a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClaimFacts<'a> {
+    /// When it was claimed.
+    pub timestamp_us: i64,
+    /// The id.
+    pub event_id: EventId,
+    /// Its slot in the quarter.
+    pub claim_sequence: u64,
+    /// When the event happened.
+    pub occurred_at_us: i64,
+    /// Its event key's bytes.
+    pub event_key: &'a [u8],
+    /// Its corpus had used up its slots.
+    pub over_budget: bool,
+    /// An incident was on.
+    pub incident_active: bool,
+}
+
+/// The same of a claim as [`Record::decode`] reads it, without a look at its texts; `None` for other kinds.
+pub fn claim_facts(kind: u16, body: &[u8]) -> Option<ClaimFacts<'_>> {
+    let mut fields = Fields { rest: body };
+    let meta: RawMeta = fields.fixed("meta").ok().filter(|_| kind == 1)?;
+    let claim: RawClaim = fields.fixed("claim").ok()?;
+    Some(ClaimFacts {
+        timestamp_us: meta.timestamp_us.get(),
+        event_id: event_id(claim.event_id).ok()?,
+        claim_sequence: claim.claim_sequence.get(),
+        occurred_at_us: claim.occurred_at_us.get(),
+        event_key: fields.bytes(claim.event_key_bytes.get().into(), "event_key").ok()?,
+        over_budget: claim.flags & FLAG_OVER_BUDGET != 0,
+        incident_active: claim.flags & FLAG_INCIDENT_ACTIVE != 0,
+    })
+}
+
 impl Record<'_> {
     /// Reads a body of the given kind. The result borrows from it.
     pub fn decode(kind: u16, body: &[u8]) -> Result<Record<'_>, EntryError> {

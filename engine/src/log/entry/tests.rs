@@ -94,25 +94,49 @@ fn entries() -> Vec<Entry<'static>> {
     ]
 }
 
+const META: Meta<'static> = Meta {
+    timestamp_us: 1_700_000_000_000_001,
+    idempotency_key: 1 << 100,
+    correlation_id: 5,
+    fingerprint: 6,
+    principal: Principal { uid: 1, gid: 2, pid: 3 },
+    item: 8189,
+    corpus: Prefix::new(3),
+    rationale: "because",
+};
+
 #[test]
 fn every_entry_decodes_to_itself_and_no_cut_of_it_decodes() {
     for entry in entries() {
-        let meta = Meta {
-            timestamp_us: 1_700_000_000_000_001,
-            idempotency_key: 1 << 100,
-            correlation_id: 5,
-            fingerprint: 6,
-            principal: Principal { uid: 1, gid: 2, pid: 3 },
-            item: 8189,
-            corpus: Prefix::new(3),
-            rationale: "because",
-        };
-        let record = Record { meta, entry };
+        let record = Record { meta: META, entry };
         let mut body = vec![];
         record.encode(&mut body);
         assert_eq!(Record::decode(entry.kind(), &body), Ok(record));
         for cut in 0..body.len() {
             assert!(Record::decode(entry.kind(), &body[..cut]).is_err(), "{entry:?} cut at {cut}");
+        }
+    }
+}
+
+#[test]
+fn what_an_index_takes_of_a_claim_is_what_it_decodes_to() {
+    let claims = entries().into_iter().filter_map(|entry| match entry {
+        Entry::Claim(claim) => Some(claim),
+        _ => None,
+    });
+    for claim in claims.flat_map(|claim| [claim, ClaimEntry { over_budget: false, incident_active: true, ..claim }]) {
+        let record = Record { meta: META, entry: Entry::Claim(claim) };
+        let mut body = vec![];
+        record.encode(&mut body);
+        let facts = claim_facts(1, &body).unwrap();
+        assert_eq!((facts.timestamp_us, facts.event_id), (META.timestamp_us, claim.event_id));
+        assert_eq!((facts.claim_sequence, facts.occurred_at_us), (claim.claim_sequence, claim.occurred_at_us));
+        assert_eq!((facts.over_budget, facts.incident_active), (claim.over_budget, claim.incident_active));
+        assert_eq!(facts.event_key, claim.event_key.as_bytes());
+        assert_eq!(claimed_id(1, &body), Some(claim.event_id));
+        assert_eq!((claim_facts(2, &body), claimed_id(2, &body)), (None, None), "another kind");
+        for cut in 0..body.len() - claim.metadata.len() {
+            assert!(claim_facts(1, &body[..cut]).is_none_or(|cut| cut == facts));
         }
     }
 }

@@ -15,6 +15,7 @@ use carried::Outliving;
 pub use carried::{Carried, Standing, carried_elsewhere};
 use change::{Change, Noted};
 pub(super) use change::{Happened, With};
+pub use pages::Scanned;
 pub use segment::{IndexJob, SegmentRows, correlation_hash};
 pub use tallies::Tallies;
 
@@ -23,7 +24,7 @@ use super::keys::{Kept, KeyId};
 use crate::corpus::Prefix;
 use crate::dispute::DisputeId;
 use crate::id::EventId;
-use crate::log::entry::{Entry, Record};
+use crate::log::entry::claim_facts;
 use crate::log::layout::Geometry;
 use crate::log::record::RawRecord;
 use crate::row::{RowState, Tombstone};
@@ -304,12 +305,20 @@ impl Rows {
 
     /// A row by its id.
     pub fn get(&self, event_id: EventId) -> Fetch<Option<Found>> {
+        Ok(self.get_with_claim(event_id)?.map(|(found, _)| found))
+    }
+
+    /// The same, with its claim's record if that was read for it.
+    pub fn get_with_claim(&self, event_id: EventId) -> Fetch<Option<(Found, Option<sealed::Record>)>> {
         let near = self.memory().find_map(|segment| segment.claimed(event_id));
         let carried = self.outliving.carried.get(&event_id).map(|carried| carried.claimed);
         match near.or_else(|| carried.map(|claimed| (claimed, Quarter::of(claimed.claim_timestamp_us)))) {
-            Some(claimed) => self.found(claimed).map(Some),
+            Some(claimed) => Ok(Some((self.found(claimed)?, None))),
             None => match self.catalog.claim(event_id)? {
-                Some(record) => self.found(self.claimed(record.log_offset, record.raw())?).map(Some),
+                Some(record) => {
+                    let found = self.found(self.claimed(record.log_offset, record.raw())?)?;
+                    Ok(Some((found, Some(record))))
+                }
                 None => Ok(None),
             },
         }
@@ -318,15 +327,14 @@ impl Rows {
     /// A claim and its quarter, from its record.
     fn claimed(&self, log_offset: u64, raw: RawRecord<'_>) -> Fetch<(Claimed, Quarter)> {
         let damaged = || Unread::Damaged(format!("the record at log offset {log_offset} is no claim"));
-        let decoded = Record::decode(raw.kind, raw.body).map_err(|_| damaged())?;
-        let Entry::Claim(claim) = decoded.entry else { return Err(damaged()) };
-        let claim_timestamp_us = decoded.meta.timestamp_us;
+        let claim = claim_facts(raw.kind, raw.body).ok_or_else(damaged)?;
+        let claim_timestamp_us = claim.timestamp_us;
         let claimed = Claimed {
             event_id: claim.event_id,
             claim_timestamp_us,
             claim_sequence: claim.claim_sequence,
             occurred_at_us: claim.occurred_at_us,
-            key_hash: xxh3_64_with_seed(claim.event_key.as_bytes(), self.secret),
+            key_hash: xxh3_64_with_seed(claim.event_key, self.secret),
             over_budget: claim.over_budget,
             incident_active: claim.incident_active,
             claim_at: log_offset,

@@ -4,17 +4,27 @@ use super::change::Change;
 use super::{Claimed, Found, Rows, correlation_hash};
 use crate::corpus::Prefix;
 use crate::id::EventId;
+use crate::log::layout::BLOCK_BYTES;
 use crate::row::RowState;
 use crate::sealed::summary::row_key;
-use crate::sealed::{self, Fetch, Unread};
+use crate::sealed::{self, Fetch, STRETCH_BYTES_MAX, Stretch, Unread};
 use crate::time::Quarter;
 use hashbrown::HashSet;
 use std::collections::BTreeMap;
 
-/// Bytes of a sealed segment's log that a page of a scan looks at, about.
-const SCAN_BYTES: u64 = 1 << 20;
-/// The same at least: every record fits.
-const SCAN_BYTES_MIN: u64 = 256 << 10;
+/// Bytes of a sealed segment's log that a page of a scan looks at, at least: every record fits.
+const SCAN_BYTES_MIN: u64 = 128 << 10;
+
+/// A page of a scan.
+#[derive(Debug, Default)]
+pub struct Scanned {
+    /// The rows, in id order.
+    pub rows: Vec<Found>,
+    /// Whether there are more after these.
+    pub more: bool,
+    /// The log that most of them were found in, where they are of a sealed segment.
+    pub log: Option<Stretch>,
+}
 
 impl Rows {
     /// Claims with an event key, the last first, from a log offset back and since a moment, at most `limit` of them. Rows that
@@ -119,7 +129,7 @@ impl Rows {
         until_us: Option<i64>,
         after: Option<EventId>,
         limit: usize,
-    ) -> Fetch<(Vec<Found>, bool)> {
+    ) -> Fetch<Scanned> {
         // No id is before its claim's millisecond.
         let first_ms = since_us.map_or(0, |since| (since.max(0) / 1_000) as u64);
         let lowest = EventId::pack(first_ms, prefix, 0);
@@ -128,12 +138,13 @@ impl Rows {
             |at_us: i64| since_us.is_none_or(|since| at_us >= since) && until_us.is_none_or(|until| at_us < until);
         let is_over = |at_us: i64| until_us.is_some_and(|until| at_us >= until);
         let mut claims: Vec<(Claimed, Quarter)> = Vec::new();
+        let mut log: Option<Stretch> = None;
         // They are older than everything that is sealed.
         for row in self.only_carried() {
             let Claimed { event_id, claim_timestamp_us, .. } = row.claimed;
             if event_id.prefix() == prefix && is_after(event_id) && takes(claim_timestamp_us) {
                 if claims.len() == limit {
-                    return self.page(claims, true);
+                    return self.page(claims, true, None);
                 }
                 claims.push((row.claimed, Quarter::of(claim_timestamp_us)));
             }
@@ -144,7 +155,7 @@ impl Rows {
                 continue;
             }
             if is_over(span.claimed_us.0) {
-                return self.page(claims, false);
+                return self.page(claims, false, log);
             }
             // Of an id of another corpus the time alone says where to begin.
             let own = |id: EventId| if id.prefix() == prefix { id } else { EventId::pack(id.ms(), prefix, 0) };
@@ -154,18 +165,25 @@ impl Rows {
             };
             // As much as so many rows of the corpus take here, and some more.
             let bytes_a_row = sealed.summary.bytes / span.rows.max(1);
-            let window = bytes_a_row.saturating_mul(limit as u64).saturating_mul(5) / 4;
-            let window = window.clamp(SCAN_BYTES_MIN, SCAN_BYTES);
+            let window = bytes_a_row.saturating_mul(limit as u64).saturating_mul(17) / 16;
+            let window = window.clamp(SCAN_BYTES_MIN, STRETCH_BYTES_MAX);
             // The rows of the corpus end with this one, whatever is behind.
             let mut is_at_end = false;
             while !is_at_end && stretch.start < stretch.end {
-                let end = stretch.end.min(stretch.start + window);
-                let block = crate::log::layout::BLOCK_BYTES;
-                let start = stretch.start / block * block;
-                let bytes = self.catalog.stretch(start, end)?;
+                let start = stretch.start / BLOCK_BYTES * BLOCK_BYTES;
+                let end = stretch.end.min(start + window).next_multiple_of(BLOCK_BYTES);
+                // Of what is read in one piece one is at hand for sure at a time.
+                let blocks;
+                let bytes = match &log {
+                    None => log.insert(self.catalog.in_one_piece(start..end)?).bytes_from(start),
+                    Some(_) => {
+                        blocks = self.catalog.stretch(start, end)?;
+                        &blocks
+                    }
+                };
                 let mut error = None;
                 let mut is_full = false;
-                let next = sealed::claims_between(&bytes, start, stretch.start, |at, raw| {
+                let next = sealed::claims_between(bytes, start, stretch.start, |at, raw| {
                     if crate::log::entry::claimed_id(raw.kind, raw.body).is_none_or(|id| id.prefix() != prefix) {
                         return true;
                     }
@@ -189,12 +207,12 @@ impl Rows {
                     return Err(error);
                 }
                 if claims.len() > limit {
-                    return self.page(claims.into_iter().take(limit).collect(), true);
+                    return self.page(claims.into_iter().take(limit).collect(), true, log);
                 }
                 // Every record is shorter than what was looked at.
                 stretch.start = if next > stretch.start { next } else { stretch.end };
                 if limit < usize::MAX && !claims.is_empty() && !is_at_end {
-                    return self.page(claims, true);
+                    return self.page(claims, true, log);
                 }
             }
         }
@@ -204,21 +222,21 @@ impl Rows {
             for index in first..rows.slots.len() {
                 let at_us = rows.slots[index].claim_timestamp_us;
                 if is_over(at_us) {
-                    return self.page(claims, false);
+                    return self.page(claims, false, log);
                 }
                 if takes(at_us) {
                     if claims.len() == limit {
-                        return self.page(claims, true);
+                        return self.page(claims, true, log);
                     }
                     claims.push(rows.claimed(index));
                 }
             }
         }
-        self.page(claims, false)
+        self.page(claims, false, log)
     }
 
-    fn page(&self, claims: Vec<(Claimed, Quarter)>, more: bool) -> Fetch<(Vec<Found>, bool)> {
-        Ok((self.all_found(claims)?, more))
+    fn page(&self, claims: Vec<(Claimed, Quarter)>, more: bool, log: Option<Stretch>) -> Fetch<Scanned> {
+        Ok(Scanned { rows: self.all_found(claims)?, more, log })
     }
 
     /// Rows that refer to others or are referred to, in the order of [`row_key`], after one.

@@ -374,7 +374,7 @@ impl Race {
                 return Err(format!("the totals of {} are not what its rows add up to", corpus.name));
             }
             let scan = |engine: &Engine| engine.shard().rows().scan(corpus.prefix, None, None, None, usize::MAX);
-            let (rows, _) = self.machine.fetch(number, scan)?;
+            let rows = self.machine.fetch(number, scan)?.rows;
             for row in rows {
                 if row.state == RowState::Disputed && row.dispute.and_then(|id| first.disputes().get(id)).is_none() {
                     return Err(format!("{} is in a dispute that is not there", row.event_id));

@@ -1,6 +1,6 @@
 //! What the model test asks, owned; and answers without what nobody can foresee.
 
-use crate::command::{Claim, CorpusUsage, Operation, Outcome, PassReport, Request, Token};
+use crate::command::{Claim, CorpusUsage, FoundRow, Operation, Outcome, PassReport, Request, Token};
 use crate::dispute::{DisputeId, Verdict};
 use crate::error::{Certainty, Refusal};
 use crate::id::EventId;
@@ -242,8 +242,10 @@ pub fn plain(outcome: Outcome) -> Outcome {
         Outcome::ReferencedItems(items) => {
             Outcome::ReferencedItems(items.into_iter().map(|(i, item)| (i, item.map_err(plain_refusal))).collect())
         }
-        Outcome::Row(view) => Outcome::Row(Box::new(plain_view(*view))),
-        Outcome::Rows { rows, more } => Outcome::Rows { rows: rows.into_iter().map(plain_view).collect(), more },
+        Outcome::Row(row) => Outcome::Row(Box::new(FoundRow { view: plain_view(row.view), claim: None })),
+        Outcome::Rows { rows, more, .. } => {
+            Outcome::Rows { rows: rows.into_iter().map(plain_view).collect(), more, log: None }
+        }
         Outcome::Dispute(dispute) => Outcome::Dispute(Box::new(plain_dispute(*dispute))),
         Outcome::Disputes { disputes, more } => {
             Outcome::Disputes { disputes: disputes.into_iter().map(plain_dispute).collect(), more }

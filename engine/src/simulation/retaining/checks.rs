@@ -61,8 +61,8 @@ impl Years {
             let outcome = self.ask(self.shard_of(row.corpus), "", &Operation::Lookup { event_id })?;
             let is_expired = row.expires_us() <= self.at_us;
             let is_right = match &outcome {
-                Outcome::Row(view) if is_expired => view.lifecycle == Lifecycle::Expired,
-                Outcome::Row(view) => (view.lifecycle == Lifecycle::Tombstoned) == row.is_retracted,
+                Outcome::Row(found) if is_expired => found.view.lifecycle == Lifecycle::Expired,
+                Outcome::Row(found) => (found.view.lifecycle == Lifecycle::Tombstoned) == row.is_retracted,
                 Outcome::Refused(refusal) => is_expired && refusal.code == Code::Expired,
                 _ => false,
             };
@@ -156,7 +156,7 @@ impl Years {
                 continue;
             }
             let scanned = self.machine.fetch(number, |engine| {
-                engine.shard().rows().scan(prefix, None, None, None, usize::MAX).map(|(rows, _)| rows)
+                engine.shard().rows().scan(prefix, None, None, None, usize::MAX).map(|scanned| scanned.rows)
             })?;
             let of_corpus = self.rows.iter().filter(|(_, row)| CORPORA[row.corpus] == name);
             let stays = |row: &Plain| !is_gone(row) || row.expires_us() > last_us;

@@ -1,7 +1,7 @@
 //! What is read.
 
 use super::{Answer, Model, Row, no};
-use crate::command::{Corpus, CorpusUsage, Outcome};
+use crate::command::{Corpus, CorpusUsage, FoundRow, Outcome};
 use crate::dispute::Dispute;
 use crate::error::Code;
 use crate::id::EventId;
@@ -18,7 +18,7 @@ impl Model {
         };
         let may_see = |dispute: &&Dispute| dispute.sides.ids().iter().any(|id| self.may_read(who, id.prefix()));
         Ok(match &asked.op {
-            Op::Lookup { id } => Outcome::Row(Box::new(self.view(found(id)?))),
+            Op::Lookup { id } => Outcome::Row(Box::new(FoundRow { view: self.view(found(id)?), claim: None })),
             Op::History { id, skip } => {
                 let row = found(id)?;
                 let entries_at = vec![0; row.entries.saturating_sub(*skip)];
@@ -33,7 +33,7 @@ impl Model {
                         && after.is_none_or(|after| row.id > after)
                 };
                 let all: Vec<RowView> = self.rows_of(corpus.prefix).filter(is_in).map(|row| self.view(row)).collect();
-                Outcome::Rows { more: all.len() > limit, rows: all.into_iter().take(limit).collect() }
+                Outcome::Rows { more: all.len() > limit, rows: all.into_iter().take(limit).collect(), log: None }
             }
             Op::Find { shard, event_key } => {
                 let is_here = |row: &&Row| {

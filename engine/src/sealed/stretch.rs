@@ -1,0 +1,88 @@
+//! Stretches of a sealed segment's log, each read in one piece for a page of a scan. Their blocks are nobody else's soon again, so that they
+//! don't go through the block cache: what is read is looked through, and then answered from, where it is.
+
+use crate::log::record::{self, RawRecord};
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Bytes of a stretch, at most: it is one read.
+pub const STRETCH_BYTES_MAX: u64 = 1 << 20;
+/// Stretches at hand, at most.
+pub const STRETCHES_MAX: usize = 16;
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stretch {
+    start: u64,
+    bytes: Arc<Vec<u8>>,
+}
+
+impl Stretch {
+    /// Of bytes that were read from a log offset on.
+    pub fn new(start: u64, bytes: Vec<u8>) -> Stretch {
+        Stretch { start, bytes: Arc::new(bytes) }
+    }
+
+    /// Where it begins and ends, in log offsets.
+    pub fn range(&self) -> Range<u64> {
+        self.start..self.start + self.bytes.len() as u64
+    }
+
+    /// What was read from a log offset in it on.
+    pub fn bytes_from(&self, log_offset: u64) -> &[u8] {
+        &self.bytes[(log_offset - self.start) as usize..]
+    }
+
+    /// The record at a log offset that was found in this stretch, and so verified, before.
+    pub fn found(&self, log_offset: u64) -> Option<RawRecord<'_>> {
+        let rest = self.bytes.get(usize::try_from(log_offset.checked_sub(self.start)?).ok()?..)?;
+        record::verified_before(rest)
+    }
+}
+
+/// The last stretches that were read.
+#[derive(Debug, Default)]
+pub(super) struct Stretches(VecDeque<Stretch>);
+
+impl Stretches {
+    pub fn put(&mut self, stretch: Stretch) {
+        self.0.truncate(STRETCHES_MAX - 1);
+        self.0.push_front(stretch);
+    }
+
+    /// One that has all of a range.
+    pub fn with(&self, range: &Range<u64>) -> Option<Stretch> {
+        let has = |stretch: &&Stretch| stretch.range().start <= range.start && range.end <= stretch.range().end;
+        self.0.iter().find(has).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_ones_are_at_hand() {
+        let mut stretches = Stretches::default();
+        for n in 0..100 {
+            stretches.put(Stretch::new(n * 4_096, vec![n as u8; 8_192]));
+            assert!(stretches.0.len() <= STRETCHES_MAX);
+        }
+        for n in 0..100 {
+            let found = stretches.with(&(n * 4_096..n * 4_096 + 8_192));
+            assert_eq!(found.is_some(), n >= 100 - STRETCHES_MAX as u64, "{n}");
+            assert!(found.is_none_or(|found| found.bytes[0] == n as u8));
+        }
+        assert!(stretches.with(&(99 * 4_096..99 * 4_096 + 8_193)).is_none(), "it ends before");
+    }
+
+    #[test]
+    fn a_record_is_found_where_it_is_and_nowhere_else() {
+        let mut bytes = vec![0; 64];
+        record::append(&mut bytes, 7, 9, |out| out.extend_from_slice(b"body"));
+        let stretch = Stretch::new(4_096, bytes);
+        assert_eq!(stretch.found(4_096 + 64), Some(RawRecord { position: 7, kind: 9, body: b"body" }));
+        assert_eq!((stretch.found(4_095), stretch.found(4_096 + 64 + 40), stretch.found(u64::MAX)), (None, None, None));
+    }
+}
