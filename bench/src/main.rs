@@ -11,6 +11,7 @@ mod claims;
 mod compare;
 mod connection;
 mod daemon_process;
+mod device_reads;
 mod environment;
 mod error;
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Reads of rows that a ledger has: lookups and scans.
 
+use crate::device_reads::DeviceReads;
 use crate::error::BenchError;
 use crate::load::{Link, Timing, load};
 use crate::lookups::{Ids, Lookups};
@@ -152,7 +153,10 @@ impl Reads {
     pub fn measure(&self, outstanding: usize, connections: usize, timing: Timing) -> Result<ReadRow, BenchError> {
         let links = self.links(outstanding, connections)?;
         let setting = ReadSetting { kind: self.kind, connections: links.len(), outstanding, rate: timing.rate };
-        Ok(ReadRow::new(setting, load(links, timing)?, timing.measured))
+        let device = DeviceReads::begin(&self.sources[0].socket);
+        let mut row = ReadRow::new(setting, load(links, timing)?, timing.measured);
+        row.device_bytes_per_second = device.and_then(|device| device.per_second());
+        Ok(row)
     }
 }
 
@@ -176,6 +180,9 @@ pub struct ReadRow {
     pub rows_per_second: f64,
     /// Of the replies' frames.
     pub bytes_per_second: f64,
+    /// What the daemon had its devices read, warm-up included; absent where the kernel does not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_bytes_per_second: Option<f64>,
     pub rows: u64,
     #[serde(flatten)]
     pub figures: Figures,
@@ -191,6 +198,9 @@ pub struct ToFloor {
     pub p99_to_floor: f64,
     /// Lookups for each random read, or bytes of scans' replies for each byte read in sequence.
     pub throughput_to_floor: f64,
+    /// Bytes that the daemon had its devices read, for each that the floor read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_to_floor: Option<f64>,
 }
 
 impl ReadRow {
@@ -205,6 +215,7 @@ impl ReadRow {
             outstanding,
             rows_per_second: per_second(rows, elapsed),
             bytes_per_second: per_second(tally.bytes, elapsed),
+            device_bytes_per_second: None,
             rows,
             figures: Figures::new(outstanding, rate, tally, elapsed),
             to_floor: None,
@@ -221,6 +232,7 @@ impl ReadRow {
             p50_to_floor: hundredths(self.figures.latencies.p50_us / floor.latencies.p50_us),
             p99_to_floor: hundredths(self.figures.latencies.p99_us / floor.latencies.p99_us),
             throughput_to_floor: hundredths(throughput),
+            device_to_floor: self.device_bytes_per_second.map(|bytes| hundredths(bytes / floor.bytes_per_second)),
         });
     }
 
@@ -230,6 +242,9 @@ impl ReadRow {
         ReadRow {
             rows_per_second: median(rounds.iter().map(|row| row.rows_per_second)),
             bytes_per_second: median(rounds.iter().map(|row| row.bytes_per_second)),
+            device_bytes_per_second: rounds[0]
+                .device_bytes_per_second
+                .map(|_| median(rounds.iter().filter_map(|row| row.device_bytes_per_second))),
             rows: rounds.iter().map(|row| row.rows).sum(),
             figures: Figures::median(rounds[0].outstanding, &figures),
             ..rounds[0].clone()
@@ -251,11 +266,11 @@ impl ReadRow {
 
 /// The table of some rows.
 pub fn table(rows: &[ReadRow]) -> Table {
-    let mut header = vec!["reads", "connections", "outstanding", "rate", "requests/s", "rows/s", "MB/s"];
+    let mut header = vec!["reads", "connections", "outstanding", "rate", "requests/s", "rows/s", "MB/s", "device MB/s"];
     header.extend(Latencies::HEADER);
     let has_floor = rows.iter().any(|row| row.to_floor.is_some());
     if has_floor {
-        header.extend(["p50 ÷ floor", "p99 ÷ floor", "throughput ÷ floor"]);
+        header.extend(["p50 ÷ floor", "p99 ÷ floor", "throughput ÷ floor", "device ÷ floor"]);
     }
     header.extend(Figures::HEADER);
     let mut table = number_table(&header);
@@ -268,12 +283,14 @@ pub fn table(rows: &[ReadRow]) -> Table {
             thousands(row.figures.requests_per_second),
             thousands(row.rows_per_second),
             format!("{:.1}", row.bytes_per_second / 1e6),
+            row.device_bytes_per_second.map_or_else(|| "-".to_owned(), |bytes| format!("{:.1}", bytes / 1e6)),
         ];
         cells.extend(row.figures.latencies.cells());
         if has_floor {
             let ratios = row.to_floor.map(|ratios| {
-                [ratios.p50_to_floor, ratios.p99_to_floor, ratios.throughput_to_floor]
-                    .map(|ratio| format!("{ratio:.2}"))
+                let ToFloor { p50_to_floor, p99_to_floor, throughput_to_floor, device_to_floor } = ratios;
+                [Some(p50_to_floor), Some(p99_to_floor), Some(throughput_to_floor), device_to_floor]
+                    .map(|ratio| ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}")))
             });
             cells.extend(ratios.unwrap_or_default());
         }
@@ -378,8 +395,10 @@ mod tests {
         assert!((json["p99_to_floor"].as_f64().expect("a number") - 1.25).abs() < 0.01, "{json}");
         assert_eq!(json["operation"], "lookups");
         row.operation = Kind::Scans;
+        row.device_bytes_per_second = Some(20480.0);
         row.compare(&floor);
-        assert_eq!(row.to_floor.expect("it was compared").throughput_to_floor, 0.06);
+        let ratios = row.to_floor.expect("it was compared");
+        assert_eq!((ratios.throughput_to_floor, ratios.device_to_floor), (0.06, Some(0.5)));
         assert!(table(&[row]).to_string().contains("throughput ÷ floor"));
     }
 }

@@ -6,15 +6,31 @@ use crate::error::{Code, Refusal};
 use crate::mutant::Mutant;
 use crate::peer::{Answer, PeerMessage};
 use crate::propagation::Visibility;
+use crate::sealed::Stretch;
+
+/// Pages of scans that wait and have the log they were found in, at most; others are read again when they are let out.
+const STRETCHES_HELD_MAX: usize = 64;
+
+fn log_of(held: &mut Held) -> Option<&mut Option<Stretch>> {
+    match &mut held.output {
+        Some(Output::Reply(Reply { outcome: Outcome::Rows { log, .. }, .. })) if log.is_some() => Some(log),
+        _ => None,
+    }
+}
 
 impl Engine {
-    pub(super) fn hold(&mut self, held: Held) {
+    pub(super) fn hold(&mut self, mut held: Held) {
         let is_free = held.release_at <= self.log.durable().position && held.global_sequence == 0;
         let is_free = is_free || self.mutation.is(Mutant::AckBeforeDurable);
         if is_free {
             self.let_out(held);
         } else {
             let is_durable = held.release_at <= self.log.durable().position;
+            if let Some(log) = log_of(&mut held)
+                && self.held.iter_mut().filter_map(log_of).count() >= STRETCHES_HELD_MAX
+            {
+                *log = None;
+            }
             self.held.push_back(held);
             if is_durable {
                 // It waits for other shards alone, and an idle log may complete nothing more that would let it out.

@@ -73,7 +73,8 @@ impl std::fmt::Display for Unread {
 
 /// Makes one result of many; everything that is missing is named at once.
 pub fn all<T>(parts: impl IntoIterator<Item = Fetch<T>>) -> Fetch<Vec<T>> {
-    let mut read = Vec::new();
+    let parts = parts.into_iter();
+    let mut read = Vec::with_capacity(parts.size_hint().0);
     let mut unread: Option<Unread> = None;
     for part in parts {
         match part {

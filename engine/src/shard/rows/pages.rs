@@ -163,9 +163,9 @@ impl Rows {
             let Some(mut stretch) = self.catalog.rows_after(sealed.summary.segment, prefix.get(), from)? else {
                 continue;
             };
-            // As much as so many rows of the corpus take here, and some more.
+            // About as much as so many rows of the corpus take here, rather less: what is read beyond them is read again.
             let bytes_a_row = sealed.summary.bytes / span.rows.max(1);
-            let window = bytes_a_row.saturating_mul(limit as u64).saturating_mul(17) / 16;
+            let window = bytes_a_row.saturating_mul(limit as u64).saturating_mul(15) / 16;
             let window = window.clamp(SCAN_BYTES_MIN, STRETCH_BYTES_MAX);
             // The rows of the corpus end with this one, whatever is behind.
             let mut is_at_end = false;
@@ -183,6 +183,7 @@ impl Rows {
                 };
                 let mut error = None;
                 let mut is_full = false;
+                claims.reserve(limit.min((end - start) as usize / bytes_a_row.max(1) as usize));
                 let next = sealed::claims_between(bytes, start, stretch.start, |at, raw| {
                     if crate::log::entry::claimed_id(raw.kind, raw.body).is_none_or(|id| id.prefix() != prefix) {
                         return true;
