@@ -200,7 +200,7 @@ async fn read_rows(
     let mut taken = 0;
     for views in views.chunks(ROWS_READ) {
         let at_hand = match &found {
-            Found::In(Some(log)) => views.iter().map(|view| log.found(view.claim_at)).collect(),
+            Found::In(Some(log)) => views.iter().map(|view| log.record(view.claim_at)).collect(),
             _ => None,
         };
         let read;

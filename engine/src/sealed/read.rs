@@ -5,12 +5,15 @@ use super::summary::{FencedRun, ROWS_EVERY_BYTES, RunPlace, row_key};
 use super::{Catalog, Fetch, Sealed, Span, Summary, Unread, seal};
 use crate::id::EventId;
 use crate::log::batch;
+use crate::log::entry::{CLAIMED_ID_BYTES, claimed_id};
 use crate::log::layout::{BLOCK_BYTES, RECORD_BYTES_MAX};
 use crate::log::record::{self, RawRecord};
 use std::ops::Range;
 
 /// Bytes read for a record whose length is not known yet.
 const RECORD_READ_BYTES: u64 = 1_024;
+/// Bytes at the start of a record that say how long it is, and of a claim its id.
+const GLANCE_BYTES: usize = record::RECORD_HEADER_BYTES + CLAIMED_ID_BYTES;
 /// Pages at which a hash is guessed to be before the search halves what is left.
 const GUESSES_MAX: u32 = 3;
 
@@ -202,19 +205,26 @@ impl Catalog {
             while at < limit && at / BLOCK_BYTES == number {
                 match meets(&block, at) {
                     Meets::Record => {
-                        let look = |bytes: &[u8]| {
-                            let length = record::record_bytes(bytes).filter(|length| *length <= bytes.len());
-                            (length, (claimed_id(bytes) == Some(event_id)).then(|| own(at, bytes)))
+                        let rest = &block[(at % BLOCK_BYTES) as usize..];
+                        // The record that is looked for is read whole; of those before it a glance will do.
+                        let (length, claimed) = match rest.get(..GLANCE_BYTES) {
+                            Some(start) => glance(start),
+                            None => {
+                                let next = self
+                                    .block(number + 1)
+                                    .ok_or_else(|| self.missing(at, limit.max(at + BLOCK_BYTES)))?;
+                                let mut start = [0; GLANCE_BYTES];
+                                start[..rest.len()].copy_from_slice(rest);
+                                start[rest.len()..].copy_from_slice(&next[..GLANCE_BYTES - rest.len()]);
+                                glance(&start)
+                            }
                         };
-                        let (length, found) = match look(&block[(at % BLOCK_BYTES) as usize..]) {
-                            (None, _) => self.look_at(at, look)?,
-                            whole => whole,
-                        };
-                        if let Some(record) = found {
-                            return record.map(Some);
+                        if claimed == Some(event_id) {
+                            let is_whole = length.is_some_and(|length| length <= rest.len() as u64);
+                            return if is_whole { own(at, rest) } else { self.record_at(at) }.map(Some);
                         }
                         let no_end = || Unread::Damaged(not_verified(at, "it does not end where it says"));
-                        at += length.ok_or_else(no_end)? as u64;
+                        at += length.ok_or_else(no_end)?;
                     }
                     Meets::Nothing(next) => at = next,
                     Meets::End => return Ok(None),
@@ -391,11 +401,12 @@ impl Catalog {
     }
 }
 
-/// The id of a claim, from the record's bytes as they stand.
-fn claimed_id(record: &[u8]) -> Option<EventId> {
-    let (_, kind, body_bytes) = record::peek(record)?;
-    let body = record.get(record::RECORD_HEADER_BYTES..record::RECORD_HEADER_BYTES + body_bytes)?;
-    crate::log::entry::claimed_id(kind, body)
+/// What the start of a record says, unverified: its length, if it may have that, and the id of a claim.
+fn glance(start: &[u8]) -> (Option<u64>, Option<EventId>) {
+    let Some((_, kind, body_bytes)) = record::peek(start) else { return (None, None) };
+    let length = record::padded(body_bytes) as u64;
+    let body = &start[record::RECORD_HEADER_BYTES..start.len().min(record::RECORD_HEADER_BYTES + body_bytes)];
+    (Some(length).filter(|length| *length <= RECORD_BYTES_MAX + BLOCK_BYTES), claimed_id(kind, body))
 }
 
 fn own(log_offset: u64, bytes: &[u8]) -> Fetch<Record> {

@@ -16,12 +16,19 @@ pub const STRETCHES_MAX: usize = 16;
 pub struct Stretch {
     start: u64,
     bytes: Arc<Vec<u8>>,
+    /// Log offsets, where records that start there were verified.
+    verified: Range<u64>,
 }
 
 impl Stretch {
     /// Of bytes that were read from a log offset on.
     pub fn new(start: u64, bytes: Vec<u8>) -> Stretch {
-        Stretch { start, bytes: Arc::new(bytes) }
+        Stretch { start, bytes: Arc::new(bytes), verified: start..start }
+    }
+
+    /// The same, whose records that start between two log offsets were verified.
+    pub fn verified(self, between: Range<u64>) -> Stretch {
+        Stretch { verified: between, ..self }
     }
 
     /// Where it begins and ends, in log offsets.
@@ -34,8 +41,11 @@ impl Stretch {
         &self.bytes[(log_offset - self.start) as usize..]
     }
 
-    /// The record at a log offset that was found in this stretch, and so verified, before.
-    pub fn found(&self, log_offset: u64) -> Option<RawRecord<'_>> {
+    /// The record at a log offset, if it was verified.
+    pub fn record(&self, log_offset: u64) -> Option<RawRecord<'_>> {
+        if !self.verified.contains(&log_offset) {
+            return None;
+        }
         let rest = self.bytes.get(usize::try_from(log_offset.checked_sub(self.start)?).ok()?..)?;
         record::verified_before(rest)
     }
@@ -78,11 +88,16 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_found_where_it_is_and_nowhere_else() {
+    fn only_what_was_verified_is_a_record() {
         let mut bytes = vec![0; 64];
         record::append(&mut bytes, 7, 9, |out| out.extend_from_slice(b"body"));
+        let at = 4_096 + 64;
         let stretch = Stretch::new(4_096, bytes);
-        assert_eq!(stretch.found(4_096 + 64), Some(RawRecord { position: 7, kind: 9, body: b"body" }));
-        assert_eq!((stretch.found(4_095), stretch.found(4_096 + 64 + 40), stretch.found(u64::MAX)), (None, None, None));
+        assert_eq!(stretch.record(at), None);
+        assert_eq!(stretch.clone().verified(4_096..at).record(at), None);
+        assert_eq!(stretch.clone().verified(at + 1..u64::MAX).record(at), None);
+        let stretch = stretch.verified(4_096..u64::MAX);
+        assert_eq!(stretch.record(at), Some(RawRecord { position: 7, kind: 9, body: b"body" }));
+        assert_eq!([stretch.record(4_095), stretch.record(at + 40), stretch.record(u64::MAX - 1)], [None; 3]);
     }
 }

@@ -18,6 +18,9 @@ use uuid::Uuid;
 use zerocopy::FromBytes;
 use zerocopy::little_endian::{I64, U16, U32, U64};
 
+/// Bytes of a body that [`claimed_id`] looks at.
+pub const CLAIMED_ID_BYTES: usize = size_of::<RawMeta>() + 16;
+
 /// The id of a claim, without a look at the rest; `None` for other kinds.
 pub fn claimed_id(kind: u16, body: &[u8]) -> Option<EventId> {
     let at = size_of::<RawMeta>();

@@ -173,14 +173,11 @@ impl Rows {
                 let start = stretch.start / BLOCK_BYTES * BLOCK_BYTES;
                 let end = stretch.end.min(start + window).next_multiple_of(BLOCK_BYTES);
                 // Of what is read in one piece one is at hand for sure at a time.
-                let blocks;
-                let bytes = match &log {
-                    None => log.insert(self.catalog.in_one_piece(start..end)?).bytes_from(start),
-                    Some(_) => {
-                        blocks = self.catalog.stretch(start, end)?;
-                        &blocks
-                    }
+                let (piece, blocks) = match log {
+                    None => (Some(self.catalog.in_one_piece(start..end)?), Vec::new()),
+                    Some(_) => (None, self.catalog.stretch(start, end)?),
                 };
+                let bytes = piece.as_ref().map_or(&*blocks, |piece| piece.bytes_from(start));
                 let mut error = None;
                 let mut is_full = false;
                 claims.reserve(limit.min((end - start) as usize / bytes_a_row.max(1) as usize));
@@ -204,6 +201,7 @@ impl Rows {
                     }
                 })
                 .map_err(Unread::Damaged)?;
+                log = log.or(piece.map(|piece| piece.verified(stretch.start..next.saturating_add(1))));
                 if let Some(error) = error {
                     return Err(error);
                 }
