@@ -63,7 +63,7 @@ pub struct Driver {
 }
 
 /// Whether somebody holds the lock of the ledger's directory.
-fn is_being_read(path: &Path) -> bool {
+pub fn is_being_read(path: &Path) -> bool {
     let directory = path.parent().map(File::open);
     let Some(Ok(directory)) = directory else { return false };
     matches!(Flock::lock(directory, FlockArg::LockExclusiveNonblock), Err((_, nix::errno::Errno::EWOULDBLOCK)))
@@ -244,7 +244,9 @@ impl Driver {
         let mut records = Vec::with_capacity(offsets.len());
         let mut rest = offsets;
         while let Some(first) = rest.first() {
-            let is_near = |pair: &&[u64]| pair[0] < pair[1] && pair[1] - first < RUN_BYTES;
+            let geometry = self.engine.borrow().superblock().geometry;
+            let is_together = |pair: &[u64]| geometry.segment_of(pair[0]) == geometry.segment_of(pair[1]);
+            let is_near = |pair: &&[u64]| pair[0] < pair[1] && pair[1] - first < RUN_BYTES && is_together(pair);
             let (run, later) = rest.split_at(1 + rest.windows(2).take_while(is_near).count());
             self.read_run(run, &mut records).await?;
             rest = later;
@@ -299,9 +301,22 @@ impl Driver {
     }
 
     async fn read_storage(&self, log_offset: u64, bytes: u64) -> Result<Vec<u8>, String> {
-        let file_offset = self.engine.borrow().superblock().geometry.file_offset(log_offset);
+        let geometry = self.engine.borrow().superblock().geometry;
+        let (file_offset, bytes) = (geometry.file_offset(log_offset), geometry.together(log_offset, bytes));
         let result = self.storage.read_at(file_offset, bytes as usize).await;
-        result.map_err(|e| format!("reading {bytes} bytes at file offset {file_offset} failed: {e}"))
+        let read = result.map_err(|e| format!("reading {bytes} bytes at file offset {file_offset} failed: {e}"))?;
+        // Its place may be free by now, or another segment's.
+        match self.is_dropped(log_offset) {
+            false => Ok(read),
+            true => Err(format!("what stood at log offset {log_offset} was dropped while it was read; ask once more")),
+        }
+    }
+
+    /// Whether a log offset lies before where the log begins.
+    pub fn is_dropped(&self, log_offset: u64) -> bool {
+        let engine = self.engine.borrow();
+        let superblock = engine.superblock();
+        superblock.geometry.segment_of(log_offset) < superblock.first_segment()
     }
 }
 

@@ -1,7 +1,7 @@
 //! One executor: a pinned thread with its shards, its connections, and its end of the mesh.
 
 use crate::clock;
-use crate::driver::Driver;
+use crate::driver::{Driver, is_being_read};
 use crate::inbox::Inbox;
 use crate::ledger;
 use crate::mesh::{Mesh, MeshBuilder};
@@ -160,7 +160,8 @@ async fn open_shards(plan: &Plan, stages: &Rc<Stages>) -> Result<(Drivers, Vec<S
         let error = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
         // Whoever had the ledger before may have named a later seal since.
         let superblock = Superblock::read(&storage).await.map_err(|e| error(&e))?;
-        let (engine, found) = Engine::open(&storage, &superblock, plan.open).await.map_err(|e| error(&e))?;
+        let options = OpenOptions { is_being_read: is_being_read(&path), ..plan.open };
+        let (engine, found) = Engine::open(&storage, &superblock, options).await.map_err(|e| error(&e))?;
         opened.push(ShardOpened {
             shard: superblock.shard,
             last_us: engine.shard().last_us(),

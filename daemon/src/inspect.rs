@@ -8,7 +8,9 @@ use claim_engine::corpus::Prefix;
 use claim_engine::dispute::DisputeId;
 use claim_engine::id::EventId;
 use claim_engine::log::batch::BatchHeader;
+use claim_engine::log::end::LogEnd;
 use claim_engine::log::entry::Record;
+use claim_engine::log::layout::RING_RESERVED_SEGMENTS;
 use claim_engine::log::record::RawRecord;
 use claim_engine::log::recovery::{self, BatchPlace, RecoveryOptions, Visit};
 use claim_engine::log::superblock::{ClockMode, Superblock};
@@ -52,6 +54,8 @@ pub struct InspectOptions {
 /// Prints a ledger. The error is a sentence; damage is one.
 pub fn inspect(data: &Path, options: &InspectOptions) -> Result<(), String> {
     doctor::preflight(data, 1, true)?;
+    // Beside a daemon, what is there stays there until it is printed.
+    let _reading = ledger::keep_dropped(data).map_err(|e| format!("{}: {e}", data.display()))?;
     let superblocks = ledger::superblocks(data).map_err(|e| e.to_string())?;
     if let Some(shard) = options.shard.filter(|shard| usize::from(*shard) >= superblocks.len()) {
         return Err(format!("there is no shard {shard}: the ledger has {}, from 0", superblocks.len()));
@@ -128,6 +132,7 @@ async fn shard(
             "formatted_at": rfc3339(superblock.formatted_at_us),
             "segment_bytes": geometry.segment_bytes, "batch_bytes_max": geometry.batch_bytes_max,
             "format_version": superblock.version, "first_segment": superblock.first_segment(),
+            "ring_segments": geometry.ring_segments,
             "last_seal_at": superblock.checkpoint.map(|seal| geometry.file_offset(seal.log_offset)),
         }),
     )?;
@@ -166,9 +171,20 @@ async fn shard(
         json!({
             "batches": totals.0, "records": totals.1, "next_position": end.next_position,
             "next_batch_at": geometry.file_offset(end.next_batch_at), "incarnation": end.incarnation,
-            "segments_prepared": end.segments_prepared, "last_hash": hex(&end.previous_hash),
+            "segments_prepared": end.segments_prepared, "ring_free_segments": ring_free_segments(superblock, &end),
+            "last_hash": hex(&end.previous_hash),
         }),
     )
+}
+
+/// Segments of a ring that requests may fill behind the one that is written, as `claimctl status` counts them.
+fn ring_free_segments(superblock: &Superblock, end: &LogEnd) -> u64 {
+    let geometry = superblock.geometry;
+    let requests_end = geometry.segments_end(superblock.first_segment()) - RING_RESERVED_SEGMENTS;
+    match geometry.is_ring() {
+        true => requests_end.saturating_sub(geometry.segment_of(end.next_batch_at) + 1),
+        false => 0,
+    }
 }
 
 /// Summaries of sealed segments, and the seals of dropped quarters, as the last seal leads to them.

@@ -2,7 +2,7 @@
 
 use crate::raw;
 use claim_engine::log::layout::Geometry;
-use claim_engine::log::superblock::{ClockMode, Superblock, SuperblockError};
+use claim_engine::log::superblock::{ClockMode, Superblock, SuperblockError, format_version};
 use claim_engine::log::writer;
 use claim_engine::storage::{DirectIo, OpenError, RealStorage};
 use glommio::LocalExecutor;
@@ -170,7 +170,8 @@ pub fn superblocks(data: &Path) -> Result<Vec<Superblock>, LedgerError> {
             }
         }
         for superblock in &all {
-            let same = |s: &Superblock| (s.key, s.shard_count, s.clock, s.geometry);
+            // Each device has its own size.
+            let same = |s: &Superblock| (s.key, s.shard_count, s.clock, s.geometry.of_file());
             if same(superblock) != same(&first) {
                 let path = shard_path(data, superblock.shard);
                 return Err(LedgerError::Option(format!(
@@ -232,6 +233,7 @@ pub fn format(options: &FormatOptions, mut progress: impl FnMut(u16)) -> Result<
         }
     }
     let devices = prepare_devices(devices, *geometry, *overwrite)?;
+    let device_of = |shard: u16| devices.get(usize::from(shard));
     let mut random = [0; 48];
     getrandom::fill(&mut random).map_err(|e| LedgerError::Option(format!("no entropy from the kernel: {e}")))?;
     let ledger = uuid::Builder::from_random_bytes(random[..16].try_into().expect("16 of 48 bytes")).into_uuid();
@@ -245,7 +247,9 @@ pub fn format(options: &FormatOptions, mut progress: impl FnMut(u16)) -> Result<
     // Shard 0 comes last: without its file there is no ledger.
     for shard in (0..*shards).rev() {
         superblock.shard = shard;
-        if let Err(error) = format_shard(data, &superblock, *direct, devices.get(usize::from(shard))) {
+        superblock.geometry = device_of(shard).map_or(*geometry, |device| device.geometry);
+        superblock.version = format_version(superblock.geometry);
+        if let Err(error) = format_shard(data, &superblock, *direct, device_of(shard).map(|device| &*device.path)) {
             // What is half made is of no use, and would be in the way of the next try. The first error is the one to tell.
             for made in shard + 1..*shards {
                 let _ = fs::remove_file(shard_path(data, made));
@@ -262,8 +266,12 @@ pub(crate) fn io_error(path: &Path) -> impl Fn(io::Error) -> LedgerError {
     move |source| LedgerError::Io { path: path.clone(), source }
 }
 
-/// Looks at every device before the first is written to; returns their lasting names.
-fn prepare_devices(devices: &[PathBuf], geometry: Geometry, overwrite: bool) -> Result<Vec<PathBuf>, LedgerError> {
+/// Looks at every device before the first is written to.
+fn prepare_devices(
+    devices: &[PathBuf],
+    geometry: Geometry,
+    overwrite: bool,
+) -> Result<Vec<raw::Candidate>, LedgerError> {
     let error = |path: &Path| {
         let path = path.to_owned();
         move |source| LedgerError::Device { path, source }
@@ -280,7 +288,7 @@ fn prepare_devices(devices: &[PathBuf], geometry: Geometry, overwrite: bool) -> 
     for candidate in &candidates {
         candidate.clear().map_err(error(&candidate.path))?;
     }
-    Ok(candidates.into_iter().map(|candidate| candidate.path).collect())
+    Ok(candidates)
 }
 
 /// Makes the file of a shard in which nothing has happened.
@@ -312,7 +320,7 @@ fn format_shard(
     data: &Path,
     superblock: &Superblock,
     direct: DirectIo,
-    device: Option<&PathBuf>,
+    device: Option<&Path>,
 ) -> Result<(), LedgerError> {
     let path = shard_path(data, superblock.shard);
     let making = path.with_extension("formatting");

@@ -48,6 +48,9 @@ async fn read_batch(driver: &Driver, superblock: &Superblock, log_offset: u64) -
     if let Some(claimed) = batch::claimed_bytes(&bytes, geometry.batch_bytes_max).filter(|claimed| *claimed > first) {
         bytes = read(claimed.min(wanted)).await?;
     }
+    if driver.is_dropped(log_offset) {
+        return Err(format!("what stood at file offset {file_offset} was dropped while it was read"));
+    }
     match batch::find(&bytes, &superblock.key, superblock.shard, geometry.batch_bytes_max, Mutation::NONE) {
         Found::Batch { header, hash } => {
             Ok(Batch { place: BatchPlace { header, hash, log_offset }, bytes: bytes.to_vec() })
@@ -99,10 +102,8 @@ pub async fn page(driver: &Driver, from_position: u64, limit: usize) -> Result<P
 
 /// Where the log begins now, if what stood at an offset was dropped while it was read.
 fn dropped_meanwhile(driver: &Driver, log_offset: u64) -> Option<LogEnd> {
-    let engine = driver.engine.borrow();
-    let superblock = engine.superblock();
-    let is_dropped = superblock.geometry.segment_of(log_offset) < superblock.first_segment();
-    is_dropped.then(|| LogEnd::at_start(superblock, 0, Mutation::NONE))
+    let is_dropped = driver.is_dropped(log_offset);
+    is_dropped.then(|| LogEnd::at_start(driver.engine.borrow().superblock(), 0, Mutation::NONE))
 }
 
 /// What can still be said of a head in what was dropped: the seals of dropped quarters name the ends of their chains.

@@ -102,8 +102,9 @@ struct FormatArgs {
     /// Number of shards; by default one per core. `claimd reshard` makes a ledger of another number.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=i64::from(ledger::SHARDS_MAX)))]
     shards: Option<u16>,
-    /// A block device to make a shard on, once for each shard. It must be free and empty, and has to hold four segments at
-    /// least; it can't grow, so that a full one refuses mutations with NO_SPACE.
+    /// A block device to make a shard on, once for each shard. It must be free and empty, and has to hold six segments at
+    /// least. It can't grow: its log goes round, and takes the place of quarters again that retention has dropped. One that is
+    /// full before refuses mutations with NO_SPACE.
     #[arg(long = "device", value_name = "DEVICE", conflicts_with = "shards")]
     devices: Vec<PathBuf>,
     /// Take devices that hold something, such as a file system or another ledger: it is lost.
@@ -455,7 +456,11 @@ fn format(args: &FormatArgs) -> Result<(), String> {
         } else {
             u16::try_from(args.devices.len()).unwrap_or(u16::MAX)
         },
-        geometry: Geometry { segment_bytes: args.segment_bytes, batch_bytes_max: args.batch_bytes_max },
+        geometry: Geometry {
+            segment_bytes: args.segment_bytes,
+            batch_bytes_max: args.batch_bytes_max,
+            ring_segments: 0,
+        },
         clock: match args.clock {
             ClockArg::Wall => ClockMode::Wall,
             ClockArg::Replay => ClockMode::Replay,
@@ -524,7 +529,13 @@ fn serve(args: &StartArgs) -> Result<(), String> {
     let scrub_bytes_per_s = args.scrub_mib_per_s << 20;
     let debt = DebtBounds { requests: args.debt_requests, bytes: args.debt_mib << 20 };
     let cache_bytes = args.cache_mib << 20;
-    let open = OpenOptions { fill_bytes: args.batch_fill_bytes, debt, cache_bytes, mutation: mutation()? };
+    let open = OpenOptions {
+        fill_bytes: args.batch_fill_bytes,
+        debt,
+        cache_bytes,
+        is_being_read: false,
+        mutation: mutation()?,
+    };
     let config = args.config.clone();
     let archive = args.segment_archive.clone().map(|to| ArchiveOptions {
         to,

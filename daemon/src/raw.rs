@@ -3,7 +3,6 @@
 
 use claim_engine::log::layout::{BLOCK_BYTES, Geometry};
 use claim_engine::log::superblock::{COPIES, COPY_STRIDE_BYTES, Superblock, SuperblockError};
-use claim_engine::log::zeroing::SEGMENTS_AHEAD;
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -24,6 +23,8 @@ pub struct Candidate {
     pub path: PathBuf,
     /// Its number, by which two names of one device are known.
     pub number: u64,
+    /// The sizes of a log on it, which goes round in as many segments as the device holds.
+    pub geometry: Geometry,
 }
 
 /// Why a device can't become a shard.
@@ -90,14 +91,12 @@ impl Candidate {
         }
         let device = claim(path)?;
         let found_bytes = size(&device)?;
-        let needed_bytes = geometry.file_bytes(1 + SEGMENTS_AHEAD);
-        if found_bytes < needed_bytes {
-            return Err(DeviceError::TooSmall { found_bytes, needed_bytes });
-        }
+        let too_small = |needed_bytes| DeviceError::TooSmall { found_bytes, needed_bytes };
+        let geometry = geometry.of_device(found_bytes).map_err(too_small)?;
         if !overwrite {
             is_empty(&device, found_bytes)?;
         }
-        Ok(Candidate { path: stable_name(path)?, number: metadata.rdev() })
+        Ok(Candidate { path: stable_name(path)?, number: metadata.rdev(), geometry })
     }
 
     /// Zeroes the signature areas, so that nobody takes the device for what it was.

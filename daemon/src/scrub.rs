@@ -103,10 +103,7 @@ async fn give_way(driver: &Driver) {
 async fn piece(driver: &Driver, round: &mut Round) -> u64 {
     // Its first segments may be dropped meanwhile: then a round begins anew where the log does.
     let superblock = &driver.engine.borrow().superblock().clone();
-    let is_dropped = |at: u64| {
-        let engine = driver.engine.borrow();
-        superblock.geometry.segment_of(at) < engine.superblock().first_segment()
-    };
+    let is_dropped = |at: u64| driver.is_dropped(at);
     if is_dropped(round.end.next_batch_at) {
         *round = Round::new(superblock);
     }

@@ -495,7 +495,10 @@ impl Service {
             scrub_damaged: scrubbed.damaged,
             scrub_first: scrubbed.first.clone(),
             stages: if is_first { self.stages.times() } else { Vec::new() },
-            free_bytes: space::free_bytes(driver.path(), status.log_bytes).unwrap_or(0),
+            free_bytes: match status.ring_segments {
+                0 => space::free_bytes(driver.path(), status.log_bytes).unwrap_or(0),
+                _ => status.free_bytes,
+            },
             ..status
         };
         Part::Status { shard: Box::new(shard) }

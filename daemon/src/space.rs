@@ -7,7 +7,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 /// Bytes that the file can still grow by: what its file system gives to everybody, or what is left of its device behind
-/// `used_bytes`.
+/// `used_bytes`. A log that goes round on its device knows itself what is left there.
 pub fn free_bytes(path: &Path, used_bytes: u64) -> io::Result<u64> {
     let file_type = path.metadata()?.file_type();
     if file_type.is_block_device() {

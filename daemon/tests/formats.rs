@@ -1,18 +1,20 @@
 //! A ledger of every format version that was ever written opens, verifies, and says what it said then.
 //!
 //! `daemon/tests/formats/VERSION` has the files of a small ledger, compressed, and `told.txt`, what it told about itself to
-//! the build that wrote it. A version's ledger is made once, by a build that writes it:
-//! `CLAIMD_WRITE_LEDGER=1 cargo test -p claimd --test formats`.
+//! the build that wrote it. A version's ledger is made once, by a build that writes it, if it is not there:
+//! `CLAIMD_WRITE_LEDGER=1 cargo test -p claimd --test formats`. The one of a device has been copied to files.
 
 mod harness;
 
 use claim_client::{
-    ClaimItem, Client, DisputeState, DisputeVerdict, Entry, ReasonCode, RequestOptions, Role, Row, TailOptions, Uuid,
-    Verdict, new_key,
+    ClaimItem, Client, DisputeState, DisputeVerdict, Entry, ReasonCode, RequestOptions, Role, Row, ShardStatus,
+    TailOptions, Uuid, Verdict, new_key,
 };
+use claim_engine::log::superblock::{FORMAT_VERSION, FORMAT_VERSION_OF_RING};
 use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
+use harness::loops::Loop;
 use harness::replay::{all_rows, at, claim, dispute, onboard, until};
 use harness::{Daemon, claimd, item, options, run, scratch};
 use std::fmt::Write as _;
@@ -21,8 +23,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The version that this build writes.
-const VERSION: u32 = claim_engine::log::superblock::FORMAT_VERSION;
+/// The versions that this build writes, to files and to devices; the second is the newest.
+const VERSIONS_WRITTEN: [u32; 2] = [FORMAT_VERSION, FORMAT_VERSION_OF_RING];
+/// Segments of a device of the second.
+const RING_SEGMENTS: u64 = 8;
 const SHARDS: u16 = 2;
 /// 2026-03-03 09:14:02 UTC.
 const START_US: i64 = 1_772_529_242_000_000;
@@ -173,35 +177,74 @@ fn told(client: &Client, positions: &[u64]) -> String {
     told
 }
 
-fn write_ledger() {
+/// Years before, which are dropped since: so the logs have gone round when what is kept comes.
+fn go_round(client: &Client) {
+    const YEAR_US: i64 = 366 * DAY_US;
+    let corpora = ["early", "earlier"];
+    let metadata = vec![7; 60_000];
+    for (n, years) in [21, 16, 11, 6].into_iter().enumerate() {
+        let at_us = START_US - years * YEAR_US;
+        if n == 0 {
+            onboard(client, &corpora, at_us);
+        }
+        for corpus in corpora {
+            let items: Vec<_> =
+                (0..14).map(|_| ClaimItem { metadata: &metadata, occurred_at_us: at_us, ..item("gone") }).collect();
+            for result in client.claim_batch(corpus, &items, &at(at_us)).wait().expect("a batch").value {
+                result.expect("a claim");
+            }
+        }
+        let is_settled = || {
+            let status = client.status(&options()).wait().expect("a status").value;
+            let is_ready = |shard: &ShardStatus| shard.segments_prepared >= shard.segments_used + 2;
+            let is_behind = |shard: &ShardStatus| shard.quarter_seals as usize >= n;
+            status.shards.iter().all(|shard| shard.retention_due.is_none() && is_ready(shard) && is_behind(shard))
+        };
+        while !is_settled() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn write_ledger(version: u32) {
     let scratch = scratch();
     let data = scratch.path().join("ledger");
-    let made = claimd()
-        .args([
-            "format",
-            "--segment-bytes",
-            "1M",
-            "--batch-bytes-max",
-            "128K",
-            "--shards",
-            "2",
-            "--clock",
-            "replay",
-            "--data",
-        ])
-        .arg(&data)
-        .status();
-    assert!(made.expect("claimd runs").success());
+    let is_ring = version == FORMAT_VERSION_OF_RING;
+    let mut format = claimd();
+    format.args(["format", "--segment-bytes", "1M", "--batch-bytes-max", "128K", "--clock", "replay", "--data"]);
+    format.arg(&data);
+    let names = (0..SHARDS).filter(|_| is_ring).map(|shard| shard.to_string());
+    let devices = names.map(|name| Loop::new(scratch.path(), &name, (64 << 10) + (RING_SEGMENTS << 20)));
+    let devices: Vec<_> = devices.collect();
+    devices.iter().for_each(|device| {
+        format.arg("--device").arg(&device.path);
+    });
+    if !is_ring {
+        format.args(["--shards", "2"]);
+    }
+    assert!(format.status().expect("claimd runs").success());
     let daemon = Daemon::start(&data);
+    if is_ring {
+        go_round(&daemon.client());
+    }
     fill(&daemon.client());
+    let is_due = |shard: &ShardStatus| shard.retention_due.is_some();
+    while daemon.client().status(&options()).wait().expect("a status").value.shards.iter().any(is_due) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
     daemon.kill();
+    if is_ring {
+        harness::settle(&data, &|data| Daemon::start(data));
+    }
     let daemon = Daemon::start(&data);
     let client = daemon.client();
     let status = client.status(&options()).wait().expect("a status").value;
     let positions: Vec<u64> = status.shards.iter().map(|shard| shard.durable_position).collect();
+    let has_gone_round = |shard: &ShardStatus| u64::from(shard.segments_prepared) > RING_SEGMENTS;
+    assert!(!is_ring || status.shards.iter().all(has_gone_round), "{:?}", status.shards);
     let told = told(&client, &positions);
     daemon.kill();
-    let folder = folder(VERSION);
+    let folder = folder(version);
     fs::create_dir_all(&folder).expect("a folder of ours");
     fs::write(folder.join("told.txt"), told).expect("it can be written");
     for shard in 0..SHARDS {
@@ -216,9 +259,9 @@ fn write_ledger() {
 #[test]
 fn ledgers_of_every_version_say_what_they_said() {
     if std::env::var_os("CLAIMD_WRITE_LEDGER").is_some() {
-        write_ledger();
+        VERSIONS_WRITTEN.into_iter().filter(|version| !folder(*version).exists()).for_each(write_ledger);
     }
-    for version in 1..=VERSION {
+    for version in 1..=FORMAT_VERSION_OF_RING {
         let folder = folder(version);
         let scratch = scratch();
         let data = scratch.path().join("ledger");

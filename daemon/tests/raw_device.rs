@@ -3,48 +3,18 @@
 mod harness;
 
 use claim_client::ScanRange;
+use harness::loops::Loop;
 use harness::{Daemon, claimd, item, options, scratch};
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Output;
 use tempfile::TempDir;
 
-/// Four segments of 4 MiB and the superblocks take 16.1 MiB.
+/// Six segments of 4 MiB and the superblocks take 24.1 MiB.
 const DEVICE_BYTES: u64 = 48 << 20;
 const SEGMENT_BYTES: &str = "4M";
-
-/// A loop device, detached when it goes.
-struct Loop {
-    path: PathBuf,
-}
-
-impl Loop {
-    fn new(dir: &Path, name: &str, bytes: u64) -> Loop {
-        let is_root = nix::unistd::geteuid().is_root();
-        assert!(
-            is_root && Path::new("/dev/loop-control").exists(),
-            "this test makes loop devices: run it as root, with the loop module"
-        );
-        let file = dir.join(name);
-        File::create(&file).and_then(|file| file.set_len(bytes)).expect("a sparse file");
-        let output = Command::new("losetup").args(["--find", "--show"]).arg(&file).output();
-        let output = output.expect("losetup of util-linux is installed");
-        assert!(output.status.success(), "losetup: {}", text(&output.stderr));
-        Loop { path: PathBuf::from(text(&output.stdout).trim()) }
-    }
-
-    fn text(&self) -> &str {
-        self.path.to_str().expect("a path in ASCII")
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("--detach").arg(&self.path).status();
-    }
-}
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -160,7 +130,7 @@ fn what_a_device_holds_is_not_overwritten_unasked() {
 
 #[test]
 fn a_full_device_refuses_and_goes_on_answering() {
-    let (scratch, device) = device(20 << 20);
+    let (scratch, device) = device(28 << 20);
     let data = scratch.path().join("ledger");
     assert_done(&format(&data, &[&device], &[]));
     let daemon = Daemon::start(&data);
@@ -195,7 +165,7 @@ fn a_full_device_refuses_and_goes_on_answering() {
 fn unfit_devices_and_lost_links_are_named() {
     let (scratch, device) = device(8 << 20);
     let data = scratch.path().join("ledger");
-    assert_refused(&format(&data, &[&device], &[]), "a shard takes 16842752");
+    assert_refused(&format(&data, &[&device], &[]), "a shard takes 25231360");
     let plain = scratch.path().join("plain");
     File::create(&plain).and_then(|mut file| file.write_all(b"x")).expect("a file");
     let output =

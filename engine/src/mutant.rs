@@ -46,11 +46,15 @@ pub enum Mutant {
     DropUnasked,
     /// Dropped segments are freed while the superblock that has the log begin behind them is still being written.
     FreeBeforeNamed,
+    /// A log that goes round takes the place of a segment again while the superblock has the log begin with it.
+    PlaceTakenEarly,
+    /// A log that goes round takes a place again with what its last lap left there.
+    PlaceUnzeroed,
 }
 
 impl Mutant {
     /// All of them, with their names.
-    pub const ALL: [(Mutant, &'static str); 21] = [
+    pub const ALL: [(Mutant, &'static str); 23] = [
         (Mutant::AckBeforeDurable, "ack-before-durable"),
         (Mutant::AckOutOfOrder, "ack-out-of-order"),
         (Mutant::NoDsync, "no-dsync"),
@@ -72,6 +76,8 @@ impl Mutant {
         (Mutant::FreeBeforeSealed, "free-before-sealed"),
         (Mutant::DropUnasked, "drop-unasked"),
         (Mutant::FreeBeforeNamed, "free-before-named"),
+        (Mutant::PlaceTakenEarly, "place-taken-early"),
+        (Mutant::PlaceUnzeroed, "place-unzeroed"),
     ];
 
     /// The mutant of a name.

@@ -24,7 +24,7 @@ use std::io;
 use uuid::Uuid;
 
 /// The smallest batches that a ledger is formatted with, and segments of two of them, which fill soon.
-const GEOMETRY: Geometry = Geometry { segment_bytes: 320 << 10, batch_bytes_max: 128 << 10 };
+const GEOMETRY: Geometry = Geometry { segment_bytes: 320 << 10, batch_bytes_max: 128 << 10, ring_segments: 0 };
 const ACTIONS_MAX: usize = 400;
 const CRASHES_MAX: usize = 8;
 /// Rounds of I/O and messages after which a ledger is at rest.

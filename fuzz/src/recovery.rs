@@ -27,7 +27,7 @@ use std::collections::HashSet;
 use uuid::Uuid;
 
 /// Small, so that a short load fills segments.
-const GEOMETRY: Geometry = Geometry { segment_bytes: 96 << 10, batch_bytes_max: 16 << 10 };
+const GEOMETRY: Geometry = Geometry { segment_bytes: 96 << 10, batch_bytes_max: 16 << 10, ring_segments: 0 };
 const SLOW_SEGMENT_BYTES: u64 = 4 << 20;
 const STEPS_MAX: usize = 48;
 const RUNS_MAX: usize = 3;

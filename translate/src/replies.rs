@@ -215,7 +215,9 @@ pub fn status(status: EngineStatus, core: u16) -> wire::reply::ShardStatus {
         cache_hits: status.cache_hits,
         cache_misses: status.cache_misses,
         log_bytes: status.log_bytes,
-        free_bytes: 0,
+        free_bytes: status.ring_free_segments * status.segment_bytes,
+        ring_segments: status.ring_segments,
+        ring_free_segments: status.ring_free_segments,
         ..wire::reply::ShardStatus::default()
     }
 }

@@ -48,7 +48,7 @@ impl Backup {
 
     fn geometry(&self) -> Geometry {
         let Manifest { segment_bytes, batch_bytes_max, .. } = self.manifest;
-        Geometry { segment_bytes, batch_bytes_max }
+        Geometry { segment_bytes, batch_bytes_max, ring_segments: 0 }
     }
 
     /// Bytes that verifying one shard goes over.

@@ -434,7 +434,8 @@ impl<'a> ShardCopy<'a> {
             Reach::InFlight => end.next_batch_at + geometry.batch_bytes_max + window_bytes,
             Reach::Log => geometry.segment_start(segment + 1) + window_bytes,
         };
-        let last = geometry.segment_start(segment + 2 + SEGMENTS_AHEAD);
+        let ahead = segment + 2 + SEGMENTS_AHEAD;
+        let last = geometry.segment_start(ahead.min(geometry.segments_end(self.superblock.first_segment())));
         let mut at = end.next_batch_at;
         while at < last {
             let bytes = source.read(geometry.file_offset(at), geometry.batch_bytes_max as usize);

@@ -313,6 +313,7 @@ fn base_of(to: &Path, before: &Manifest, shard: u16) -> Result<Option<Origin>, F
 /// Writes a shard's superblock, unless it is there.
 fn write_superblock(to: &Path, found: &Superblock, origin: Option<Origin>) -> Result<FilePart, Failure> {
     // What changes while a ledger is served is left out, so that the file stays what it is.
+    let found = found.of_file();
     let block = Superblock { generation: 1, checkpoint: None, origin, ..found.clone() }.encode();
     let name = format!("{}/superblock-v{}", shard_dir(found.shard), found.version);
     let path = to.join(&name);

@@ -66,8 +66,8 @@ pub fn rebuild(plan: &Plan, now_us: i64, direct: DirectIo) -> Result<PathBuf, St
     let new = path.with_extension("repairing");
     let (mut shard, kept) = state_at(plan)?;
     let found = plan.report.superblock.as_ref().ok_or("a plan without a superblock")?;
-    // What is sealed is sealed anew: the seals may be among what is given up.
-    let superblock = Superblock { generation: found.generation + 1, checkpoint: None, ..found.clone() };
+    // What is sealed is sealed anew: the seals may be among what is given up. The new file is one, whatever the old one lies on.
+    let superblock = Superblock { generation: found.generation + 1, checkpoint: None, ..found.of_file() };
     let geometry = superblock.geometry;
     let error = |e: io::Error| format!("{}: {e}", new.display());
     let old = File::open(path).map_err(|e| verify::place(path, &e))?;
@@ -75,10 +75,10 @@ pub fn rebuild(plan: &Plan, now_us: i64, direct: DirectIo) -> Result<PathBuf, St
     let file = rewriting::begin(&new, mode, geometry).map_err(error)?;
     let mut buffer = Vec::new();
     for batch in &kept {
-        let offset = geometry.file_offset(batch.log_offset);
         buffer.resize(batch.bytes as usize, 0);
-        old.read_exact_at(&mut buffer, offset).map_err(|e| verify::place(path, &e))?;
-        file.write_all_at(&buffer, offset).map_err(error)?;
+        let from = found.geometry.file_offset(batch.log_offset);
+        old.read_exact_at(&mut buffer, from).map_err(|e| verify::place(path, &e))?;
+        file.write_all_at(&buffer, geometry.file_offset(batch.log_offset)).map_err(error)?;
     }
     let segments = rewriting::finish(&file, &superblock, plan.keep.next_batch_at).map_err(error)?;
     drop(file);

@@ -273,7 +273,7 @@ fn new_superblocks(old: &Superblock, shards: u16) -> Result<Vec<Superblock>, Str
         origin: None,
         checkpoint: None,
         version: FORMAT_VERSION,
-        ..old.clone()
+        ..old.of_file()
     };
     Ok((0..shards).map(superblock).collect())
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its part of this")]
 
 pub mod config;
+pub mod loops;
 pub mod plain;
 pub mod replay;
 pub mod stage;

@@ -73,9 +73,21 @@ impl Engine {
             let message = "segments fill up faster than they are sealed; try again a little later";
             return Some(Refusal::retry_after(Code::Overloaded, OVERLOADED_RETRY_MS, message));
         }
-        let has_place = self.log.prepared_bytes() >= bytes;
+        let prepared_bytes = match makes_room(operation) {
+            true => self.log.prepared_bytes(),
+            false => self.log.prepared_bytes_for_requests(),
+        };
+        let has_place = prepared_bytes >= bytes;
         if !has_place && self.log.cannot_grow() {
-            let message = "the ledger cannot grow: make room on its file system; reads go on, and writes as soon as there is room";
+            let message = match self.superblock.geometry.is_ring() {
+                true => {
+                    "the shard's device is full: a quarter that retention drops makes room, `claimctl retention` says what the \
+                     next one waits for; reads go on, and writes as soon as there is room"
+                }
+                false => {
+                    "the ledger cannot grow: make room on its file system; reads go on, and writes as soon as there is room"
+                }
+            };
             return Some(Refusal::retry_after(Code::NoSpace, NO_SPACE_RETRY_MS, message));
         }
         if !has_place || self.log.room_bytes() < bytes {
@@ -84,6 +96,17 @@ impl Engine {
         }
         None
     }
+}
+
+/// Whether a request ends what may stand against a drop: it is taken into a full ring, which only a drop makes room in.
+fn makes_room(operation: &Operation<'_>) -> bool {
+    matches!(
+        operation,
+        Operation::Hold { held: false, .. }
+            | Operation::Freeze { frozen: false, .. }
+            | Operation::ConfirmClock
+            | Operation::Configure { .. }
+    )
 }
 
 /// An upper bound of what a request adds to the log.

@@ -12,7 +12,7 @@ use crate::log::io::perform;
 use crate::log::layout::BLOCK_BYTES;
 use crate::log::record::RawRecord;
 use crate::log::recovery::{self, BatchPlace, ChainedBatch, Log, RecoveryError, RecoveryOptions};
-use crate::log::superblock::{CopyFound, FORMAT_VERSION, Superblock};
+use crate::log::superblock::{CopyFound, Superblock, format_version};
 use crate::log::writer::LogWriter;
 use crate::mutant::{Mutant, Mutation};
 use crate::propagation::Propagation;
@@ -44,6 +44,8 @@ pub struct OpenOptions {
     pub debt: DebtBounds,
     /// For blocks of sealed segments; a least that any decision needs is taken anyhow.
     pub cache_bytes: u64,
+    /// Somebody reads the ledger's files who began before: what was dropped stays until that ends.
+    pub is_being_read: bool,
     /// A deliberate bug.
     pub mutation: Mutation,
 }
@@ -57,7 +59,7 @@ impl Engine {
         superblock: &Superblock,
         options: OpenOptions,
     ) -> Result<(Engine, Opened), RecoveryError> {
-        let OpenOptions { fill_bytes, debt, cache_bytes, mutation } = options;
+        let OpenOptions { fill_bytes, debt, cache_bytes, is_being_read, mutation } = options;
         let sealed = read_sealed(storage, superblock).await?;
         let (mut shard, from) = match sealed {
             Some((shard, end)) => (shard, Some(end)),
@@ -89,10 +91,11 @@ impl Engine {
         }
         let mut superblock = superblock.clone();
         let unwritten = |error| RecoveryError::Write(format!("the superblock: {error}"));
-        if superblock.version < FORMAT_VERSION {
+        let version = format_version(superblock.geometry);
+        if superblock.version < version {
             // Before the first batch that the older format does not know.
-            tracing::info!(from = superblock.version, to = FORMAT_VERSION, "the ledger's format is brought up to date");
-            superblock.version = FORMAT_VERSION;
+            tracing::info!(from = superblock.version, to = version, "the ledger's format is brought up to date");
+            superblock.version = version;
             superblock.generation = superblock.generation.saturating_add(1);
             superblock.write(storage).await.map_err(unwritten)?;
         } else if superblock.origin.is_some() {
@@ -134,6 +137,10 @@ impl Engine {
             shard,
             mutation,
         };
+        if !is_being_read {
+            // The recovery batch may need a place that a run before has freed and not taken.
+            engine.log.freed(engine.superblock.first_segment());
+        }
         engine.shard.mutate(mutation);
         starts.into_iter().for_each(|start| engine.log.unsealed.remember_start(start));
         heads.into_iter().for_each(|(segment, head)| engine.log.unsealed.remember_head(segment, head));

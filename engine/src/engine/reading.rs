@@ -88,9 +88,12 @@ impl Engine {
         blocks.sort_unstable();
         blocks.dedup();
         let mut ranges: Vec<(u64, u64)> = Vec::new();
+        // A segment need not lie behind the one before it.
+        let segment_blocks = self.superblock.geometry.segment_bytes / BLOCK_BYTES;
         for block in blocks {
+            let is_inner = !block.is_multiple_of(segment_blocks);
             match ranges.last_mut() {
-                Some((first, count)) if *first + *count == block && *count < READ_BLOCKS_MAX => *count += 1,
+                Some((first, count)) if *first + *count == block && is_inner && *count < READ_BLOCKS_MAX => *count += 1,
                 _ => ranges.push((block, 1)),
             }
         }

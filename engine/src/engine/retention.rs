@@ -184,15 +184,19 @@ impl Engine {
         }
         self.retaining.is_freeing = true;
         let geometry = self.superblock.geometry;
-        let bytes = (to - from) * geometry.segment_bytes;
-        Some(Io::Free { segments: (from, to), file_offset: geometry.file_offset(geometry.segment_start(from)), bytes })
+        let place_of = |segment| geometry.file_offset(geometry.segment_start(segment));
+        let stretch = (!geometry.is_ring()).then(|| place_of(from)..place_of(to));
+        Some(Io::Free { segments: (from, to), stretch })
     }
 
     /// They were freed, or not.
     pub(super) fn freed(&mut self, segments: (u64, u64), result: std::io::Result<()>) {
         self.retaining.is_freeing = false;
         match result {
-            Ok(()) => self.retaining.free.0 = segments.1,
+            Ok(()) => {
+                self.retaining.free.0 = segments.1;
+                self.log.freed(segments.1);
+            }
             Err(error) => {
                 if error.kind() != std::io::ErrorKind::WouldBlock {
                     tracing::warn!(%error, "dropped segments still take space; freeing them is tried again");

@@ -5,7 +5,7 @@ use super::Engine;
 use crate::log::end::LogEnd;
 use crate::log::io::Io;
 use crate::log::layout::BLOCK_BYTES;
-use crate::log::superblock::{FORMAT_VERSION, Origin, Superblock};
+use crate::log::superblock::{Origin, Superblock, format_version};
 use crate::mutant::Mutant;
 use crate::sealed::{Checkpoint, Index, Seal, Sealed, append_bytes, page_batch, pages_per_part, seal_batch};
 use crate::shard::rows::IndexJob;
@@ -121,7 +121,7 @@ impl Engine {
                     generation: self.superblock.generation.saturating_add(1),
                     checkpoint: Some(checkpoint),
                     origin,
-                    version: FORMAT_VERSION,
+                    version: format_version(self.superblock.geometry),
                     ..self.superblock.clone()
                 };
                 if self.mutation.is(Mutant::FreeBeforeNamed) {

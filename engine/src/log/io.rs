@@ -65,10 +65,8 @@ pub enum Io {
     Free {
         /// The first of them, and the first that stays.
         segments: (u64, u64),
-        /// Where they start in the file.
-        file_offset: u64,
-        /// How many bytes.
-        bytes: u64,
+        /// Where they lie in the file; nowhere by themselves in a ring, which takes their places again.
+        stretch: Option<Range<u64>>,
     },
 }
 
@@ -149,8 +147,11 @@ pub async fn perform(storage: &impl Storage, io: Io) -> IoDone {
             rows.clear();
             IoDone::Cleared(rows)
         }
-        Io::Free { segments, file_offset, bytes } => {
-            let result = storage.free(file_offset, bytes).await;
+        Io::Free { segments, stretch } => {
+            let result = match stretch {
+                Some(stretch) => storage.free(stretch.start, stretch.end - stretch.start).await,
+                None => Ok(()),
+            };
             IoDone::Freed { segments, result }
         }
         Io::Checkpoint(superblock) => {

@@ -352,7 +352,7 @@ impl<'a, S: Storage> Walker<'a, S> {
         from: Option<LogEnd>,
     ) -> Result<Walker<'a, S>, RecoveryError> {
         let geometry = superblock.geometry;
-        let mut reader = Reader::new(storage, geometry).await?;
+        let mut reader = Reader::new(storage, superblock).await?;
         let start = from.unwrap_or_else(|| LogEnd::at_start(superblock, 0, options.mutation));
         let first = geometry.segment_of(start.next_batch_at);
         // Segments are prepared one after the other; one beyond a damaged header shows how long the file was all the same.
@@ -368,7 +368,7 @@ impl<'a, S: Storage> Walker<'a, S> {
             }
         }
         let expected_bytes = geometry.file_bytes(segments_seen);
-        let found_bytes = geometry.file_offset(reader.log_bytes);
+        let found_bytes = reader.file_bytes;
         if found_bytes < expected_bytes {
             return Err(RecoveryError::CutShort { found_bytes, expected_bytes });
         }
@@ -494,17 +494,22 @@ fn first_batch_after(geometry: Geometry, at: u64) -> u64 {
 struct Reader<'a, S> {
     storage: &'a S,
     geometry: Geometry,
-    /// Length of the file, as a log offset.
+    file_bytes: u64,
+    /// Length of the file, as a log offset. In a ring, the log offset from which on it holds the log's beginning again.
     log_bytes: u64,
     buffer: Vec<u8>,
     buffer_at: u64,
 }
 
 impl<'a, S: Storage> Reader<'a, S> {
-    async fn new(storage: &'a S, geometry: Geometry) -> Result<Reader<'a, S>, RecoveryError> {
+    async fn new(storage: &'a S, superblock: &Superblock) -> Result<Reader<'a, S>, RecoveryError> {
+        let geometry = superblock.geometry;
         let file_bytes = storage.file_bytes().await.map_err(|source| RecoveryError::Read { file_offset: 0, source })?;
-        let log_bytes = file_bytes.saturating_sub(geometry.file_offset(0));
-        Ok(Reader { storage, geometry, log_bytes, buffer: Vec::new(), buffer_at: 0 })
+        let log_bytes = match geometry.is_ring() {
+            true => geometry.segment_start(geometry.segments_end(superblock.first_segment())),
+            false => file_bytes.saturating_sub(geometry.file_offset(0)),
+        };
+        Ok(Reader { storage, geometry, file_bytes, log_bytes, buffer: Vec::new(), buffer_at: 0 })
     }
 
     /// A read that leaves the buffer alone.
@@ -519,6 +524,7 @@ impl<'a, S: Storage> Reader<'a, S> {
         if !buffered {
             let wanted = READ_AHEAD_BYTES.min(self.geometry.segment_bytes).max(bytes as u64);
             let wanted = wanted.min(self.log_bytes.saturating_sub(at) / BLOCK_BYTES * BLOCK_BYTES);
+            let wanted = self.geometry.together(at, wanted);
             self.buffer = if wanted == 0 { Vec::new() } else { self.peek(at, wanted as usize).await? };
             self.buffer_at = at;
         }

@@ -11,12 +11,13 @@
 //!  112  the last seal: log offset 8 │ batch 8 │ hash 32
 //!  160  where the log begins, if not with segment 0: batch 8 │ position 8 │ incarnation 8 │ hash before it 32 │ the seal before it
 //!       48 │ what was claimed before is gone (us) 8
-//!  272  zeroes … 4064 BLAKE3 of bytes 0..4064
+//!  272  places of the ring, 0 in a file 8
+//!  280  zeroes … 4064 BLAKE3 of bytes 0..4064
 //! ```
 
 use super::batch::Hash;
 use super::end::LogEnd;
-use super::layout::{BLOCK_BYTES, Geometry};
+use super::layout::{BLOCK_BYTES, Geometry, LOG_BYTES_MAX};
 use crate::sealed::Checkpoint;
 use crate::storage::{Durability, Storage};
 use crate::time::TIME_US_MAX;
@@ -25,16 +26,16 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"claimdSB");
-/// The format that this build writes.
+/// The format that this build writes to files, and to devices that were formatted without a ring.
 pub const FORMAT_VERSION: u32 = 3;
+/// The format of a log that goes round, and the newest that this build reads. An older build would take it for one that does not.
+pub const FORMAT_VERSION_OF_RING: u32 = 4;
 /// The oldest format that this build reads: version 1 is without sealed segments, 2 without dropped ones. Opening such a ledger makes it one of the present format.
 pub const FORMAT_VERSION_MIN: u32 = 1;
 /// Number of copies.
 pub const COPIES: u64 = 4;
 /// From one copy to the next.
 pub const COPY_STRIDE_BYTES: u64 = 16 * 1024;
-/// More than any file has.
-const LOG_BYTES_MAX: u64 = u64::MAX >> 2;
 /// More batches or records than any log has.
 const COUNT_MAX: u64 = 1 << 62;
 const CHECKSUM_AT: usize = BLOCK_BYTES as usize - 32;
@@ -94,9 +95,14 @@ impl Superblock {
             formatted_at_us: 0,
             origin: None,
             checkpoint: None,
-            version: FORMAT_VERSION,
+            version: format_version(geometry),
         }
     }
+}
+
+/// The version of the format that a log with this geometry is written in.
+pub const fn format_version(geometry: Geometry) -> u32 {
+    if geometry.is_ring() { FORMAT_VERSION_OF_RING } else { FORMAT_VERSION }
 }
 
 /// Where a log begins whose first segments were dropped.
@@ -159,6 +165,7 @@ struct Raw {
     first_segment: U64,
     checkpoint: RawCheckpoint,
     origin: RawOrigin,
+    ring_segments: U64,
 }
 
 /// Why a file is not a ledger that can be opened.
@@ -172,8 +179,8 @@ pub enum SuperblockError {
     NoCopy,
     /// Another build's format.
     #[error(
-        "the ledger has format version {found}, this build reads versions {FORMAT_VERSION_MIN} to {FORMAT_VERSION}; use a \
-         build that reads it"
+        "the ledger has format version {found}, this build reads versions {FORMAT_VERSION_MIN} to {FORMAT_VERSION_OF_RING}; \
+         use a build that reads it"
     )]
     Version {
         /// The version in the file.
@@ -201,8 +208,13 @@ pub struct CopyFound {
 impl Superblock {
     /// The same without what changes while a ledger is written to.
     pub fn as_formatted(&self) -> Superblock {
-        let (generation, origin, checkpoint, version) = (1, None, None, FORMAT_VERSION);
+        let (generation, origin, checkpoint, version) = (1, None, None, format_version(self.geometry));
         Superblock { generation, origin, checkpoint, version, ..self.clone() }
+    }
+
+    /// The same for a copy of the log in a file, which has all that is part of it at its log offset.
+    pub fn of_file(&self) -> Superblock {
+        Superblock { geometry: self.geometry.of_file(), version: self.version.min(FORMAT_VERSION), ..self.clone() }
     }
 
     /// The first segment that is still part of the log.
@@ -239,6 +251,7 @@ impl Superblock {
                 seal: RawCheckpoint::of(self.origin.map(|origin| origin.seal)),
                 gone_before_us: self.origin.map_or(0, |origin| origin.gone_before_us as u64).into(),
             },
+            ring_segments: self.geometry.ring_segments.into(),
         };
         let mut block = vec![0; BLOCK_BYTES as usize];
         block[..size_of::<Raw>()].copy_from_slice(raw.as_bytes());
@@ -254,7 +267,7 @@ impl Superblock {
         if raw.magic.get() != MAGIC || blake3::hash(&block[..CHECKSUM_AT]).as_bytes()[..] != block[CHECKSUM_AT..] {
             return Ok(None);
         }
-        if !(FORMAT_VERSION_MIN..=FORMAT_VERSION).contains(&raw.version.get()) {
+        if !(FORMAT_VERSION_MIN..=FORMAT_VERSION_OF_RING).contains(&raw.version.get()) {
             return Err(SuperblockError::Version { found: raw.version.get() });
         }
         let clock = match raw.clock {
@@ -262,9 +275,14 @@ impl Superblock {
             1 => ClockMode::Replay,
             _ => return Ok(None),
         };
-        let geometry = Geometry { segment_bytes: raw.segment_bytes.get(), batch_bytes_max: raw.batch_bytes_max.get() };
+        let geometry = Geometry {
+            segment_bytes: raw.segment_bytes.get(),
+            batch_bytes_max: raw.batch_bytes_max.get(),
+            ring_segments: raw.ring_segments.get(),
+        };
         let first_segment = raw.first_segment.get();
-        if !geometry.is_sound() {
+        let is_of_ring = raw.version.get() == FORMAT_VERSION_OF_RING;
+        if !geometry.is_sound() || geometry.is_ring() != is_of_ring {
             return Err(SuperblockError::Field { field: "geometry", found: format!("{geometry:?}") });
         }
         if first_segment > LOG_BYTES_MAX / geometry.segment_bytes {
@@ -418,10 +436,18 @@ mod tests {
         }
     }
 
+    /// The same on a device.
+    fn of_ring() -> Superblock {
+        let geometry = Geometry { ring_segments: 12, ..Geometry::DEFAULT };
+        Superblock { geometry, version: FORMAT_VERSION_OF_RING, ..superblock() }
+    }
+
     #[test]
     fn decodes_what_it_encodes_and_nothing_else() {
-        let block = superblock().encode();
-        assert_eq!(Superblock::decode(&block).unwrap(), Some(superblock()));
+        for whole in [superblock(), of_ring()] {
+            assert_eq!(Superblock::decode(&whole.encode()).unwrap(), Some(whole));
+        }
+        let block = of_ring().encode();
         for bit in 0..block.len() * 8 {
             let mut broken = block.clone();
             broken[bit / 8] ^= 1 << (bit % 8);
@@ -440,8 +466,14 @@ mod tests {
 
     #[test]
     fn what_no_build_writes_is_refused_though_it_verifies() {
-        let geometry = |segment_bytes, batch_bytes_max| Geometry { segment_bytes, batch_bytes_max };
+        let geometry = |segment_bytes, batch_bytes_max| Geometry { segment_bytes, batch_bytes_max, ring_segments: 0 };
+        let ring = |ring_segments| Geometry { ring_segments, ..Geometry::DEFAULT };
         let forged = [
+            Superblock { geometry: ring(1), ..of_ring() },
+            Superblock { geometry: ring(u64::MAX), ..of_ring() },
+            // Only a log that goes round has its version, and an older build would not know that it does.
+            Superblock { geometry: ring(0), ..of_ring() },
+            Superblock { version: FORMAT_VERSION, ..of_ring() },
             Superblock { geometry: geometry(0, 1 << 20), ..superblock() },
             Superblock { geometry: geometry(64 << 20, 0), ..superblock() },
             Superblock { geometry: geometry(64 << 20, u64::MAX), ..superblock() },
@@ -456,6 +488,13 @@ mod tests {
             let decoded = Superblock::decode(&forged.encode());
             assert!(matches!(decoded, Err(SuperblockError::Field { .. })), "{forged:?}: {decoded:?}");
         }
+    }
+
+    #[test]
+    fn a_copy_in_a_file_has_no_ring() {
+        assert_eq!(of_ring().of_file(), superblock());
+        assert_eq!(superblock().of_file(), superblock());
+        assert_eq!((superblock().as_formatted().version, of_ring().as_formatted().version), (3, 4));
     }
 
     #[test]

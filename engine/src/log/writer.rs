@@ -4,6 +4,8 @@
 //! Group commit has no timer. While no write is out, what is there goes at once; while one is out, records gather, and go
 //! when it completes, or as soon as a whole batch is full and fewer than [`BATCHES_IN_FLIGHT_MAX`] are out.
 
+mod room;
+
 use super::batch::{self, BATCH_HEADER_BYTES, BatchHeader, Hash};
 use super::end::{Durable, Head, LogEnd};
 use super::entry::Record;
@@ -17,6 +19,7 @@ use crate::mutant::{Mutant, Mutation};
 use crate::sealed::Checkpoint;
 use crate::sealed::summary::BatchStart;
 use crate::storage::{Durability, Storage};
+use room::{OWN_ENTRIES_BYTES, RESERVED_BATCHES, usable_bytes};
 use std::collections::VecDeque;
 use std::io;
 
@@ -26,11 +29,6 @@ use std::io;
 pub const REQUEST_LOG_BYTES_MAX: u64 = 12 << 20;
 /// Bounds of the number of batch buffers.
 pub const BATCH_BUFFERS_RANGE: std::ops::RangeInclusive<u64> = 16..=256;
-/// Batches' worth of prepared log that requests leave alone: room for marks, for the recovery batches of many restarts,
-/// and for what shard 0 makes every shard log.
-const RESERVED_BATCHES: u64 = 1;
-/// Room that there must be before the daemon adds entries of its own.
-const OWN_ENTRIES_BYTES: u64 = 32 << 10;
 /// An idle log writes a mark after this long, so that what is durable is also known to be.
 pub const MARK_IDLE_US: i64 = 50_000;
 
@@ -143,7 +141,7 @@ impl LogWriter {
             sealing: None,
             is_marked: true,
             last_activity_us: 0,
-            zeroing: Zeroing::new(end.segments_prepared),
+            zeroing: Zeroing::new(end.segments_prepared, geometry),
             failed: None,
             counts: WriterCounts::default(),
             fill_bytes: fill_bytes.unwrap_or(geometry.batch_bytes_max),
@@ -155,44 +153,6 @@ impl LogWriter {
 
     fn geometry(&self) -> Geometry {
         self.superblock.geometry
-    }
-
-    /// How many bytes of records are sure to find a buffer.
-    pub fn room_bytes(&self) -> u64 {
-        // One buffer stays back for the recovery batch and for marks.
-        (self.pool.len() as u64).saturating_sub(1) * usable_bytes(self.geometry())
-    }
-
-    /// How many bytes of records are sure to find a place in the segments that are prepared. Nothing is taken in that has
-    /// no place yet: if the ledger then could not grow, it would wait for ever.
-    pub fn prepared_bytes(&self) -> u64 {
-        let geometry = self.geometry();
-        let batch_bytes_max = geometry.batch_bytes_max;
-        // The open batch is taken as full. Every batch may leave a record's worth empty, every segment a batch's worth.
-        let next = geometry.next_batch(self.next_batch_at, batch_bytes_max);
-        let segment = geometry.segment_of(next);
-        if segment >= self.zeroing.segments_prepared() {
-            return 0;
-        }
-        let here = geometry.segment_start(segment + 1) - next;
-        let batches = here / batch_bytes_max + self.batches_in(self.zeroing.segments_prepared() - segment - 1);
-        batches.saturating_sub(RESERVED_BATCHES) * usable_bytes(geometry)
-    }
-
-    /// Batches that whole segments are sure to take.
-    fn batches_in(&self, segments: u64) -> u64 {
-        let geometry = self.geometry();
-        segments * ((geometry.segment_bytes - SEGMENT_HEADER_BYTES) / geometry.batch_bytes_max)
-    }
-
-    /// Whether there is room for a few entries that no request asked for.
-    pub fn takes_small_entries(&self) -> bool {
-        self.takes_entry(OWN_ENTRIES_BYTES)
-    }
-
-    /// Whether there is room for an entry of so many bytes that no request asked for.
-    pub fn takes_entry(&self, bytes: u64) -> bool {
-        self.failed.is_none() && self.prepared_bytes() >= bytes && self.room_bytes() >= bytes
     }
 
     /// Why the writer has stopped.
@@ -213,13 +173,6 @@ impl LogWriter {
     /// The end of the chain as far as it is durable.
     pub fn head(&self) -> Head {
         Head { batch: self.durable.batch, position: self.durable.position, hash: self.durable_hash }
-    }
-
-    /// Whether a batch of a segment's index may be written now: none is on its way, and the log has room for it and for what
-    /// requests add.
-    pub fn takes_sealing(&self) -> bool {
-        let room_bytes = 2 * self.geometry().batch_bytes_max;
-        self.failed.is_none() && self.sealing.is_none() && self.prepared_bytes() >= room_bytes
     }
 
     /// Takes a batch of a segment's index: header space and content. Returns its log offset.
@@ -584,15 +537,10 @@ impl LogWriter {
     }
 }
 
-/// Bytes of records that a batch is sure to take: it is closed when one does not fit, so that one may stay empty.
-fn usable_bytes(geometry: Geometry) -> u64 {
-    let batch_bytes_max = geometry.batch_bytes_max;
-    batch_bytes_max.saturating_sub(RECORD_BYTES_MAX + BATCH_HEADER_BYTES as u64).max(batch_bytes_max / 4)
-}
-
 /// Writes an empty ledger: superblock, and the first segment.
 pub async fn format(storage: &impl Storage, superblock: &Superblock) -> io::Result<()> {
     let geometry = superblock.geometry;
+    // A ring's device is there as a whole.
     storage.grow(geometry.file_bytes(1)).await?;
     let zeroes = vec![0; geometry.file_offset(0) as usize];
     storage.write_at(0, &zeroes, Durability::Cached).await?;

@@ -2,7 +2,7 @@
 //! extents. Plain code, as the [writer](super::writer) is, which it works for: it says which piece to zero next, and when.
 
 use super::io::{Io, ZEROING_BYTES};
-use super::layout::Geometry;
+use super::layout::{Geometry, RING_RESERVED_SEGMENTS};
 use super::superblock::{Superblock, encode_segment_header};
 use super::writer::REQUEST_LOG_BYTES_MAX;
 use crate::mutant::{Mutant, Mutation};
@@ -20,6 +20,8 @@ pub const GROW_RETRY_US: i64 = 1_000_000;
 #[derive(Debug)]
 pub(super) struct Zeroing {
     segments_prepared: u64,
+    /// The first segment that has no place yet: in a ring, where the log begins lies in its way.
+    segments_end: u64,
     /// A piece is on its way.
     is_under_way: bool,
     /// Which segment was begun.
@@ -35,10 +37,11 @@ pub(super) struct Zeroing {
 }
 
 impl Zeroing {
-    /// Goes on after so many segments.
-    pub(super) fn new(segments_prepared: u64) -> Zeroing {
+    /// Goes on after so many segments. Which places of a ring are free besides, [`Zeroing::freed`] says.
+    pub(super) fn new(segments_prepared: u64, geometry: Geometry) -> Zeroing {
         Zeroing {
             segments_prepared,
+            segments_end: geometry.segments_end(0).max(segments_prepared),
             is_under_way: false,
             segment: None,
             zeroed: 0,
@@ -52,6 +55,16 @@ impl Zeroing {
     /// Segments that batches may go to.
     pub(super) fn segments_prepared(&self) -> u64 {
         self.segments_prepared
+    }
+
+    /// The first segment that requests may not fill: a ring keeps some, by which a quarter can be dropped when it is full.
+    pub(super) fn requests_end(&self) -> u64 {
+        self.segments_end.saturating_sub(RING_RESERVED_SEGMENTS)
+    }
+
+    /// Places of segments before this one may be taken again.
+    pub(super) fn freed(&mut self, first: u64, geometry: Geometry) {
+        self.segments_end = self.segments_end.max(geometry.segments_end(first));
     }
 
     /// Whether the last attempt to grow failed, and none has succeeded since.
@@ -93,8 +106,22 @@ impl Zeroing {
         if is_late && !has_begun && prepared_bytes > 2 * geometry.batch_bytes_max {
             return None;
         }
+        if self.segments_prepared >= self.segments_end && !mutation.is(Mutant::PlaceTakenEarly) {
+            if !self.cannot_grow {
+                tracing::error!(
+                    segment = self.segments_prepared,
+                    "the log has gone round to its beginning; it goes on once retention has dropped a quarter, and nobody reads \
+                     what was dropped"
+                );
+            }
+            self.cannot_grow = true;
+            return None;
+        }
         let segment = *self.segment.get_or_insert(self.segments_prepared);
         self.segments_prepared = self.segments_prepared.max(segment + u64::from(is_late));
+        if mutation.is(Mutant::PlaceUnzeroed) && segment >= geometry.segments_end(0) {
+            self.zeroed = geometry.segment_bytes;
+        }
         Some(self.piece(superblock, segment, next_batch_at))
     }
 
@@ -132,9 +159,10 @@ impl Zeroing {
             Ok(()) if to < geometry.segment_bytes => self.zeroed = to,
             Ok(()) => {
                 *self = Zeroing {
+                    segments_end: self.segments_end,
                     due_at: next_batch_at + ZEROING_BYTES as u64 / ZEROED_PER_WRITTEN,
                     again_at_us: self.again_at_us,
-                    ..Zeroing::new(self.segments_prepared.max(segment + 1))
+                    ..Zeroing::new(self.segments_prepared.max(segment + 1), geometry)
                 };
             }
             Err(error) => {
@@ -153,6 +181,7 @@ mod tests {
     use crate::log::end::LogEnd;
     use crate::log::entry::{Entry, Meta, Principal, Record};
     use crate::log::io::IoDone;
+    use crate::log::layout::RING_SEGMENTS_MIN;
     use crate::log::writer::LogWriter;
     use uuid::Uuid;
 
@@ -222,6 +251,33 @@ mod tests {
             assert_eq!(settle(&mut log), PIECE_BYTES);
         }
         assert_eq!(log.segments().1, 4);
+    }
+
+    #[test]
+    fn a_ring_is_prepared_up_to_where_the_log_begins() {
+        let geometry = Geometry { ring_segments: RING_SEGMENTS_MIN, ..Geometry::DEFAULT };
+        let superblock = Superblock::of_new_ledger(Uuid::from_u128(1), [1; 32], geometry);
+        // Requests may fill a segment and a bit more.
+        let at_segment = |segment, segments_prepared| LogEnd {
+            next_batch_at: geometry.segment_start(segment) + geometry.first_batch(),
+            ..LogEnd::at_start(&superblock, segments_prepared, Mutation::NONE)
+        };
+        let end = at_segment(RING_SEGMENTS_MIN - 2, RING_SEGMENTS_MIN);
+        let mut log = LogWriter::new(&superblock, end, None, Mutation::NONE);
+        assert!(log.next_io().is_none() && log.cannot_grow());
+        assert_eq!((log.prepared_bytes_for_requests(), log.ring_free_segments()), (0, 0));
+        assert!(log.takes_small_entries(), "what is kept is for a drop");
+        log.tick(GROW_RETRY_US);
+        assert!(log.next_io().is_none(), "time alone makes no room");
+        log.freed(2);
+        let Some(Io::Prepare { segment, file_offset, piece, .. }) = log.next_io() else { panic!("there is room") };
+        assert_eq!((segment, piece.start), (RING_SEGMENTS_MIN, 0));
+        assert_eq!(file_offset, geometry.file_offset(0), "the place of segment 0");
+        assert_eq!(log.ring_free_segments(), 1);
+        log.complete(IoDone::Prepare { segment, to: piece.end, result: Ok(()) }, 0);
+        assert_eq!(settle(&mut log), geometry.segment_bytes - PIECE_BYTES, "the other free place has time");
+        assert_eq!(log.segments().1, RING_SEGMENTS_MIN + 1);
+        assert!(log.prepared_bytes_for_requests() > 0 && !log.cannot_grow());
     }
 
     #[test]

@@ -30,7 +30,7 @@ struct Ledger {
 
 impl Ledger {
     fn new(clock: ClockMode) -> Ledger {
-        let geometry = Geometry { segment_bytes: 1 << 20, batch_bytes_max: 128 << 10 };
+        let geometry = Geometry { segment_bytes: 1 << 20, batch_bytes_max: 128 << 10, ring_segments: 0 };
         let entropy = Entropy::from_seed_u64(1);
         let machine = Machine::with_geometry(geometry, clock, 1, entropy, 1, None, START_US);
         let mut ledger = Ledger { machine, next: 0 };

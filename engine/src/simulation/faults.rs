@@ -33,7 +33,7 @@ impl Bench {
             ..Superblock::of_new_ledger(
                 Uuid::from_u128(5),
                 [3; 32],
-                Geometry { segment_bytes: 96 << 10, batch_bytes_max: 16 << 10 },
+                Geometry { segment_bytes: 96 << 10, batch_bytes_max: 16 << 10, ring_segments: 0 },
             )
         };
         disk.run(&mut entropy, u64::MAX, writer::format(&disk, &superblock)).unwrap().unwrap();

@@ -25,7 +25,7 @@ use std::task::{Context, Poll, Waker};
 use uuid::Uuid;
 
 /// Small, so that runs roll segments often.
-const GEOMETRY: Geometry = Geometry { segment_bytes: 96 << 10, batch_bytes_max: 16 << 10 };
+pub const GEOMETRY: Geometry = Geometry { segment_bytes: 96 << 10, batch_bytes_max: 16 << 10, ring_segments: 0 };
 /// Rounds of completions and messages after which shards that have nothing to do must have come to rest.
 const SETTLE_ROUNDS_MAX: u32 = 20_000;
 /// Bytes that hold any record of a simulated ledger.

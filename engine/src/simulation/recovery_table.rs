@@ -16,7 +16,7 @@ use crate::storage::sim::SimDisk;
 use std::collections::BTreeSet;
 use uuid::Uuid;
 
-const GEOMETRY: Geometry = Geometry { segment_bytes: 96 << 10, batch_bytes_max: 16 << 10 };
+const GEOMETRY: Geometry = Geometry { segment_bytes: 96 << 10, batch_bytes_max: 16 << 10, ring_segments: 0 };
 const SEGMENTS: u64 = 3;
 
 fn superblock() -> Superblock {

@@ -440,7 +440,7 @@ mod tests {
 
     #[test]
     fn a_plain_write_may_be_lost_until_its_flush_and_a_durable_one_may_not() {
-        let geometry = Geometry { segment_bytes: 1 << 20, batch_bytes_max: 128 << 10 };
+        let geometry = Geometry { segment_bytes: 1 << 20, batch_bytes_max: 128 << 10, ring_segments: 0 };
         let shard_bytes = 4 << 20;
         let write = |offset, data: Vec<u8>, is_fua| Entry::Write { offset, data, flushes: false, is_fua };
         let mut entries = Vec::new();

@@ -98,6 +98,8 @@ fn decode_shard_status(table: &wire::ShardStatus<'_>) -> Result<ShardStatus, Str
         retention_carried: table.retention_carried(),
         retention_waits_for: table.retention_waits_for().map(str::to_owned),
         stages: table.stages().map(|stages| stages.iter().map(|t| decode_stage(&t)).collect()).unwrap_or_default(),
+        ring_segments: table.ring_segments(),
+        ring_free_segments: table.ring_free_segments(),
     })
 }
 

@@ -127,6 +127,8 @@ fn encode_shard_status<'b>(builder: &mut Builder, shard: &ShardStatus) -> WIPOff
             retention_carried: shard.retention_carried,
             retention_waits_for,
             stages,
+            ring_segments: shard.ring_segments,
+            ring_free_segments: shard.ring_free_segments,
         },
     );
     WIPOffset::new(table.value())

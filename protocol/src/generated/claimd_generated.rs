@@ -10754,6 +10754,8 @@ impl<'a> ShardStatus<'a> {
   pub const VT_RETENTION_CARRIED: ::flatbuffers::VOffsetT = 94;
   pub const VT_RETENTION_WAITS_FOR: ::flatbuffers::VOffsetT = 96;
   pub const VT_STAGES: ::flatbuffers::VOffsetT = 98;
+  pub const VT_RING_SEGMENTS: ::flatbuffers::VOffsetT = 100;
+  pub const VT_RING_FREE_SEGMENTS: ::flatbuffers::VOffsetT = 102;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -10765,6 +10767,8 @@ impl<'a> ShardStatus<'a> {
     args: &'args ShardStatusArgs<'args>
   ) -> ::flatbuffers::WIPOffset<ShardStatus<'bldr>> {
     let mut builder = ShardStatusBuilder::new(_fbb);
+    builder.add_ring_free_segments(args.ring_free_segments);
+    builder.add_ring_segments(args.ring_segments);
     builder.add_retention_carried(args.retention_carried);
     builder.add_retention_rows(args.retention_rows);
     builder.add_retention_bytes(args.retention_bytes);
@@ -11153,6 +11157,20 @@ impl<'a> ShardStatus<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<StageTimes>>>>(ShardStatus::VT_STAGES, None)}
   }
+  #[inline]
+  pub fn ring_segments(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ShardStatus::VT_RING_SEGMENTS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn ring_free_segments(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ShardStatus::VT_RING_FREE_SEGMENTS, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for ShardStatus<'_> {
@@ -11209,6 +11227,8 @@ impl ::flatbuffers::Verifiable for ShardStatus<'_> {
      .visit_field::<u64>("retention_carried", Self::VT_RETENTION_CARRIED, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("retention_waits_for", Self::VT_RETENTION_WAITS_FOR, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<StageTimes>>>>("stages", Self::VT_STAGES, false)?
+     .visit_field::<u64>("ring_segments", Self::VT_RING_SEGMENTS, false)?
+     .visit_field::<u64>("ring_free_segments", Self::VT_RING_FREE_SEGMENTS, false)?
      .finish();
     Ok(())
   }
@@ -11262,6 +11282,8 @@ pub struct ShardStatusArgs<'a> {
     pub retention_carried: u64,
     pub retention_waits_for: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub stages: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<StageTimes<'a>>>>>,
+    pub ring_segments: u64,
+    pub ring_free_segments: u64,
 }
 impl<'a> Default for ShardStatusArgs<'a> {
   #[inline]
@@ -11315,6 +11337,8 @@ impl<'a> Default for ShardStatusArgs<'a> {
       retention_carried: 0,
       retention_waits_for: None,
       stages: None,
+      ring_segments: 0,
+      ring_free_segments: 0,
     }
   }
 }
@@ -11517,6 +11541,14 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ShardStatusBuilder<'a, 'b, A>
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ShardStatus::VT_STAGES, stages);
   }
   #[inline]
+  pub fn add_ring_segments(&mut self, ring_segments: u64) {
+    self.fbb_.push_slot::<u64>(ShardStatus::VT_RING_SEGMENTS, ring_segments, 0);
+  }
+  #[inline]
+  pub fn add_ring_free_segments(&mut self, ring_free_segments: u64) {
+    self.fbb_.push_slot::<u64>(ShardStatus::VT_RING_FREE_SEGMENTS, ring_free_segments, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ShardStatusBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     ShardStatusBuilder {
@@ -11582,6 +11614,8 @@ impl ::core::fmt::Debug for ShardStatus<'_> {
       ds.field("retention_carried", &self.retention_carried());
       ds.field("retention_waits_for", &self.retention_waits_for());
       ds.field("stages", &self.stages());
+      ds.field("ring_segments", &self.ring_segments());
+      ds.field("ring_free_segments", &self.ring_free_segments());
       ds.finish()
   }
 }

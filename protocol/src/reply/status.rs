@@ -82,7 +82,7 @@ pub struct ShardStatus {
     pub cache_misses: u64,
     /// Of the log since the ledger began: everything that is written but zeroes.
     pub log_bytes: u64,
-    /// Left for this shard's file: of its file system, or of its device.
+    /// Left for this shard's file: of its file system, or of its device; in a ring, of its free segments.
     pub free_bytes: u64,
     /// That the log begins with: those before it are dropped.
     pub first_segment: u64,
@@ -106,6 +106,10 @@ pub struct ShardStatus {
     pub retention_waits_for: Option<String>,
     /// Of the core, since start; told with its first shard.
     pub stages: Vec<StageTimes>,
+    /// Places on its device that its log goes round in; 0: it lies in a file, or does not go round.
+    pub ring_segments: u64,
+    /// Of these, behind the segment that is written: requests may fill them before a quarter is dropped.
+    pub ring_free_segments: u64,
 }
 
 /// Where the time goes: one stage of a request's way.

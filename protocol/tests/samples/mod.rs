@@ -305,6 +305,8 @@ pub fn results() -> Vec<ReplyResult> {
             },
             StageTimes::default(),
         ],
+        ring_segments: 13,
+        ring_free_segments: 14,
         ..Default::default()
     };
     let bare_row = Row {

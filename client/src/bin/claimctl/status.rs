@@ -79,6 +79,8 @@ struct ShardJson<'a> {
     cache_misses: u64,
     log_bytes: u64,
     free_bytes: u64,
+    ring_segments: u64,
+    ring_free_segments: u64,
     first_segment: u64,
     dropped_to: Option<&'a str>,
     quarter_seals: u32,
@@ -163,6 +165,8 @@ impl<'a> ShardJson<'a> {
             cache_misses: shard.cache_misses,
             log_bytes: shard.log_bytes,
             free_bytes: shard.free_bytes,
+            ring_segments: shard.ring_segments,
+            ring_free_segments: shard.ring_free_segments,
             first_segment: shard.first_segment,
             dropped_to: shard.dropped_to.as_deref(),
             quarter_seals: shard.quarter_seals,
@@ -270,7 +274,8 @@ fn stage_row(core: u16, times: &StageTimes) -> Vec<String> {
     [core.to_string(), stage.to_owned(), count.to_string()].into_iter().chain(us).collect()
 }
 
-/// Days until the shard's file can't grow any more, at the rate since the daemon started; `None` while that can't be told.
+/// Days until the shard's file can't grow any more, or its ring is full with nothing dropped, at the rate since the daemon started;
+/// `None` while that can't be told.
 fn full_in_days(shard: &ShardStatus, uptime_ms: u64) -> Option<u64> {
     let bytes_per_day = (u128::from(shard.bytes_written) * MS_PER_DAY).checked_div(u128::from(uptime_ms))?;
     let days = u128::from(shard.free_bytes).checked_div(bytes_per_day)?;
@@ -283,6 +288,10 @@ fn storage_row(shard: &ShardStatus, uptime_ms: u64) -> Vec<String> {
     let hits = (shard.cache_hits * 100).checked_div(asked).map_or_else(String::new, |hits| format!(", {hits} % hits"));
     let open = shard.segments_used.saturating_sub(shard.segments_sealed + shard.segments_full);
     let ahead = shard.segments_prepared.saturating_sub(shard.segments_used);
+    let free = match shard.ring_segments {
+        0 => mib(shard.free_bytes),
+        ring => format!("{}, {} of {ring} segments", mib(shard.free_bytes), shard.ring_free_segments),
+    };
     vec![
         shard.shard.to_string(),
         format!("{} sealed, {} full, {open} open, {ahead} zeroed ahead", shard.segments_sealed, shard.segments_full),
@@ -292,7 +301,7 @@ fn storage_row(shard: &ShardStatus, uptime_ms: u64) -> Vec<String> {
         shard.rows_in_memory.to_string(),
         format!("{} of {}{hits}", mib(shard.cache_bytes), mib(shard.cache_bytes_max)),
         mib(shard.log_bytes),
-        mib(shard.free_bytes),
+        free,
         full_in_days(shard, uptime_ms).map_or_else(|| "-".to_owned(), |days| format!("{days} days")),
     ]
 }

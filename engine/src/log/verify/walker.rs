@@ -60,10 +60,12 @@ pub fn walk(
     let walked = Walked { end, proven: end, batches: 0, records: 0, holes: 0, incarnation_max: 0 };
     let geometry = superblock.geometry;
     let mut log_bytes = source.file_bytes().saturating_sub(geometry.file_offset(0));
-    if options.is_device {
-        // Beyond the segments that are prepared a device holds whatever it held before.
-        let mut prepared = superblock.first_segment();
-        for segment in superblock.first_segment()..log_bytes / geometry.segment_bytes {
+    if options.is_device || geometry.is_ring() {
+        // Beyond the segments that are prepared a device holds whatever it held before, and a ring what its last lap left.
+        let first = superblock.first_segment();
+        let mut prepared = first;
+        let end = if geometry.is_ring() { geometry.segments_end(first) } else { log_bytes / geometry.segment_bytes };
+        for segment in first..end {
             let header = source.read(geometry.file_offset(geometry.segment_start(segment)), BLOCK_BYTES as usize)?;
             if is_segment_header(&header, superblock, segment) {
                 prepared = segment + 1;
@@ -74,8 +76,10 @@ pub fn walk(
         log_bytes = geometry.segment_start(prepared.max(1));
     }
     let mut walk = Walk { source, superblock, options, each, progress, walked, log_bytes, last_recovery_at: 0 };
-    // What was dropped is no part of the log.
-    (walk.progress)(geometry.segment_start(superblock.first_segment()));
+    // What was dropped is no part of the log, and in a ring nowhere.
+    if !geometry.is_ring() {
+        (walk.progress)(geometry.segment_start(superblock.first_segment()));
+    }
     walk.file_length()?;
     walk.run()?;
     Ok(walk.walked)
@@ -117,8 +121,10 @@ impl<S: Source> Walk<'_, S> {
         self.superblock.geometry.file_offset(log_offset)
     }
 
+    /// Up to `bytes` from a log offset: fewer where the file ends, or where a ring goes on elsewhere.
     fn log_read(&mut self, log_offset: u64, bytes: u64) -> io::Result<Bytes> {
-        self.source.read(self.superblock.geometry.file_offset(log_offset), bytes as usize)
+        let geometry = self.superblock.geometry;
+        self.source.read(geometry.file_offset(log_offset), geometry.together(log_offset, bytes) as usize)
     }
 
     fn find(&self, bytes: &[u8]) -> Found {
@@ -126,26 +132,33 @@ impl<S: Source> Walk<'_, S> {
         batch::find(bytes, &s.key, s.shard, s.geometry.batch_bytes_max, Mutation::NONE)
     }
 
-    fn finding(&mut self, finding: Finding) {
-        let geometry = self.superblock.geometry;
-        let segment = finding.file_offset.checked_sub(geometry.file_offset(0)).map(|at| geometry.segment_of(at));
-        (self.each)(Step::Finding(Finding { segment, ..finding }));
-    }
-
     fn damage(&mut self, structure: Structure, from: u64, to: u64, what: String) {
-        let file_offset = self.file_offset(from);
-        self.finding(Finding::damage(structure, self.superblock.shard, file_offset, to - from, what));
+        self.finding(true, structure, from, to, what);
     }
 
     fn note(&mut self, structure: Structure, from: u64, to: u64, what: String) {
-        let file_offset = self.file_offset(from);
-        let finding = Finding::damage(structure, self.superblock.shard, file_offset, to - from, what);
-        self.finding(Finding { is_damage: false, ..finding });
+        self.finding(false, structure, from, to, what);
     }
 
-    /// A file ends with a segment: a segment gets its header when it is there as a whole.
+    fn finding(&mut self, is_damage: bool, structure: Structure, from: u64, to: u64, what: String) {
+        let finding = Finding::damage(structure, self.superblock.shard, self.file_offset(from), to - from, what);
+        let segment = Some(self.superblock.geometry.segment_of(from));
+        (self.each)(Step::Finding(Finding { is_damage, segment, ..finding }));
+    }
+
+    /// A file ends with a segment: a segment gets its header when it is there as a whole. A ring is there as a whole from the start.
     fn file_length(&mut self) -> io::Result<()> {
         let geometry = self.superblock.geometry;
+        if geometry.is_ring() {
+            let (found, whole) = (self.source.file_bytes(), geometry.file_bytes(0));
+            if found < whole {
+                let what =
+                    format!("the device has {found} bytes, the ring of segments on it {whole}: it was cut short");
+                let first = geometry.segment_start(self.superblock.first_segment());
+                self.damage(Structure::File, first, first, what);
+            }
+            return Ok(());
+        }
         let last = self.log_bytes / geometry.segment_bytes;
         let over = self.log_bytes % geometry.segment_bytes;
         if over == 0 && last > 0 {

@@ -77,12 +77,7 @@ impl Years {
     /// sealed.
     fn check_archive(&mut self) -> Result<(), String> {
         for shard in 0..self.archives.len() {
-            let now = self.archive_of(shard);
-            let (geometry, first) = (now.superblock.geometry, now.superblock.first_segment());
-            let gone = geometry.file_offset(0) as usize..geometry.file_offset(geometry.segment_start(first)) as usize;
-            let archive = &mut self.archives[shard];
-            let before = std::mem::replace(&mut archive.image, now.image);
-            archive.image[gone.clone()].copy_from_slice(&before[gone]);
+            self.archives[shard].bring_up_to_date(&self.machine, shard);
         }
         if self.below(3) != 0 {
             return Ok(());
@@ -243,9 +238,14 @@ impl Years {
         if first_segment != dropped_to {
             return Err(format!("segments before {dropped_to} were dropped, and the log begins with {first_segment}"));
         }
+        self.counts.freed = self.counts.freed.max(first_segment);
+        if geometry.is_ring() {
+            let prepared = u64::from(engine.status().segments_prepared);
+            self.counts.laps = self.counts.laps.max((prepared - 1) / geometry.ring_segments);
+            return Ok(());
+        }
         let image = self.machine.log_image(shard);
         let gone = &image[..geometry.segment_start(first_segment) as usize];
-        self.counts.freed = self.counts.freed.max(first_segment);
         match gone.chunks(BLOCK_BYTES as usize).position(|block| block.iter().any(|byte| *byte != 0)) {
             None => Ok(()),
             Some(block) => Err(format!("block {block} is before segment {first_segment} and not free")),

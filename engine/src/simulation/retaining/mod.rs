@@ -3,13 +3,15 @@
 //! dropped segments still and is sealed anew.
 
 mod checks;
+mod ring;
 
-use super::machine::Machine;
+use super::machine::{GEOMETRY, Machine};
 use crate::command::{Claim, Claimed, Operation, Outcome, Request, Token};
 use crate::entropy::Entropy;
 use crate::error::Code;
 use crate::id::EventId;
 use crate::log::entry::Principal;
+use crate::log::layout::Geometry;
 use crate::log::superblock::{ClockMode, Superblock};
 use crate::mutant::Mutant;
 use crate::policy::Policy;
@@ -28,6 +30,8 @@ const METADATA_BYTES_MAX: u64 = 1_500;
 /// Its rows are kept for so many years.
 const YEARS: u16 = 1;
 const CORPORA: [&str; 3] = ["alpha", "beta", "gamma"];
+/// How a run ends whose ring is full.
+const FULL: &str = "the ring is full";
 /// Seeds of the ordinary test.
 const RUNS: u64 = 20;
 
@@ -63,12 +67,52 @@ struct Counts {
     replays: u64,
     restored: u64,
     holds: u64,
+    /// How often a log went round in its ring.
+    laps: u64,
+    /// Rings that were full at last: then the time of a replay ledger stands still, and nothing is dropped any more.
+    full: u64,
 }
 
-/// What an archive has of a shard: its log since the archive was begun, whatever was dropped of it.
+impl Counts {
+    fn and(self, other: Counts) -> Counts {
+        Counts {
+            crashes: self.crashes + other.crashes,
+            dropped: self.dropped + other.dropped,
+            carried: self.carried + other.carried,
+            freed: self.freed + other.freed,
+            replays: self.replays + other.replays,
+            restored: self.restored + other.restored,
+            holds: self.holds + other.holds,
+            laps: self.laps + other.laps,
+            full: self.full + other.full,
+        }
+    }
+}
+
+/// What an archive has of a shard: its log since the archive was begun, whatever was dropped of it, as a file has it.
 struct Archive {
     superblock: Superblock,
     image: Vec<u8>,
+}
+
+impl Archive {
+    /// Takes what a shard's log has now.
+    fn bring_up_to_date(&mut self, machine: &Machine, shard: usize) {
+        let engine = machine.engine(shard).expect("it runs");
+        let (from, to) = (engine.superblock().geometry, self.superblock.geometry);
+        let image = machine.image(shard);
+        let prepared = u64::from(engine.status().segments_prepared);
+        self.image.resize(to.file_bytes(prepared) as usize, 0);
+        let area = to.file_offset(0) as usize;
+        self.image[..area].copy_from_slice(&image[..area]);
+        for segment in engine.superblock().first_segment()..prepared {
+            let place = |geometry: Geometry| {
+                let start = geometry.file_offset(geometry.segment_start(segment)) as usize;
+                start..start + geometry.segment_bytes as usize
+            };
+            self.image[place(to)].copy_from_slice(&image[place(from)]);
+        }
+    }
 }
 
 struct Years {
@@ -87,9 +131,13 @@ struct Years {
 
 impl Years {
     fn new(seed: u64, mutant: Option<Mutant>) -> Years {
+        Years::with_geometry(GEOMETRY, seed, mutant)
+    }
+
+    fn with_geometry(geometry: Geometry, seed: u64, mutant: Option<Mutant>) -> Years {
         let mut entropy = Entropy::from_seed_u64(seed);
         let shards = 1 + entropy.below(2) as u16;
-        let machine = Machine::with_clock(ClockMode::Replay, seed, entropy, shards, mutant, START_US);
+        let machine = Machine::with_geometry(geometry, ClockMode::Replay, seed, entropy, shards, mutant, START_US);
         let counts = Counts::default();
         let rows = BTreeMap::new();
         let (held, archives) = (None, Vec::new());
@@ -106,8 +154,10 @@ impl Years {
 
     /// What an archive has that is begun now.
     fn archive_of(&self, shard: usize) -> Archive {
-        let superblock = self.machine.engine(shard).expect("it runs").superblock().clone();
-        Archive { superblock: Superblock { checkpoint: None, ..superblock }, image: self.machine.image(shard) }
+        let superblock = self.machine.engine(shard).expect("it runs").superblock().of_file();
+        let mut archive = Archive { superblock: Superblock { checkpoint: None, ..superblock }, image: Vec::new() };
+        archive.bring_up_to_date(&self.machine, shard);
+        archive
     }
 
     fn below(&mut self, bound: u64) -> u64 {
@@ -161,6 +211,7 @@ impl Years {
             let answer = self.machine.take_replies().into_iter().find(|(_, reply)| reply.token == token);
             match answer.map(|(_, reply)| reply.outcome) {
                 Some(Outcome::Refused(refusal)) if refusal.code == Code::Overloaded => self.tick(),
+                Some(Outcome::Refused(refusal)) if refusal.code == Code::NoSpace => return Err(FULL.into()),
                 Some(outcome) => return Ok(outcome),
                 None => return Err(format!("{operation:?} is not answered")),
             }
@@ -263,71 +314,60 @@ impl Years {
 
 fn run(seed: u64, mutant: Option<Mutant>) -> Result<Counts, String> {
     let mut years = Years::new(seed, mutant);
-    let mut quarter = Quarter::of(START_US);
-    for _ in 0..QUARTERS {
-        let claims = 5 + years.below(CLAIMS_MAX);
-        let step_us = (quarter.end_us() - quarter.start_us()) / (claims as i64 + 2);
-        years.at_us = quarter.start_us() + HOUR_US;
-        for _ in 0..claims {
-            years.at_us += step_us;
-            years.machine.now = Now { wall_us: years.at_us, ..years.machine.now };
-            years.claim()?;
-            if years.below(4) == 0 {
-                years.change()?;
+    years.live(QUARTERS).map(|()| years.counts)
+}
+
+impl Years {
+    /// Goes through so many quarters.
+    fn live(&mut self, quarters: u64) -> Result<(), String> {
+        let mut quarter = Quarter::of(START_US);
+        for _ in 0..quarters {
+            let claims = 5 + self.below(CLAIMS_MAX);
+            let step_us = (quarter.end_us() - quarter.start_us()) / (claims as i64 + 2);
+            self.at_us = quarter.start_us() + HOUR_US;
+            for _ in 0..claims {
+                self.at_us += step_us;
+                self.machine.now = Now { wall_us: self.at_us, ..self.machine.now };
+                self.claim()?;
+                if self.below(4) == 0 {
+                    self.change()?;
+                }
+                if self.below(50) == 0 {
+                    self.hold()?;
+                }
             }
-            if years.below(50) == 0 {
-                years.hold()?;
-            }
-        }
-        years.check()?;
-        years.check_histories()?;
-        quarter = quarter.next();
-        // Some quarters nothing happens in.
-        if years.below(6) == 0 {
+            self.check()?;
+            self.check_histories()?;
             quarter = quarter.next();
+            // Some quarters nothing happens in.
+            if self.below(6) == 0 {
+                quarter = quarter.next();
+            }
         }
+        self.at_us += 40 * DAY_US;
+        self.check()?;
+        self.check_histories()
     }
-    years.at_us += 40 * DAY_US;
-    years.check()?;
-    years.check_histories()?;
-    Ok(years.counts)
+}
+
+/// What became of the runs with the seeds below `runs`.
+fn over_seeds(runs: u64, run: impl Fn(u64) -> Result<Counts, String> + Sync) -> Counts {
+    let threads = super::threads();
+    std::thread::scope(|scope| {
+        let work = |worker| {
+            let seeds = (worker..runs).step_by(threads as usize);
+            let counts = seeds.map(|seed| run(seed).unwrap_or_else(|violation| panic!("seed {seed}: {violation}")));
+            counts.fold(Counts::default(), Counts::and)
+        };
+        let workers: Vec<_> = (0..threads).map(|worker| scope.spawn(move || work(worker))).collect();
+        let counts = workers.into_iter().map(|worker| worker.join().expect("a run panicked; its seed is above"));
+        counts.fold(Counts::default(), Counts::and)
+    })
 }
 
 #[test]
 fn quarters_are_dropped_and_nothing_else_is_whatever_crashes() {
-    let threads = super::threads();
-    let totals = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads)
-            .map(|worker| {
-                scope.spawn(move || {
-                    let mut all = Counts::default();
-                    for seed in (worker..RUNS).step_by(threads as usize) {
-                        let counts = run(seed, None).unwrap_or_else(|violation| panic!("seed {seed}: {violation}"));
-                        all.crashes += counts.crashes;
-                        all.dropped += counts.dropped;
-                        all.carried += counts.carried;
-                        all.freed += counts.freed;
-                        all.replays += counts.replays;
-                        all.restored += counts.restored;
-                        all.holds += counts.holds;
-                    }
-                    all
-                })
-            })
-            .collect();
-        workers.into_iter().map(|worker| worker.join().expect("a run panicked; its seed is above")).fold(
-            Counts::default(),
-            |a, b| Counts {
-                crashes: a.crashes + b.crashes,
-                dropped: a.dropped + b.dropped,
-                carried: a.carried + b.carried,
-                freed: a.freed + b.freed,
-                replays: a.replays + b.replays,
-                restored: a.restored + b.restored,
-                holds: a.holds + b.holds,
-            },
-        )
-    });
+    let totals = over_seeds(RUNS, |seed| run(seed, None));
     println!("{RUNS} runs: {totals:?}");
     assert!(
         totals.crashes > RUNS && totals.dropped > RUNS && totals.freed > RUNS && totals.carried > RUNS / 2,
@@ -390,8 +430,12 @@ fn one_retention_seed() {
 }
 
 fn is_caught(mutant: Mutant) {
+    is_caught_by(mutant, |seed| run(seed, Some(mutant)));
+}
+
+fn is_caught_by(mutant: Mutant, run: impl Fn(u64) -> Result<Counts, String> + std::panic::RefUnwindSafe) {
     for seed in 0..RUNS {
-        let result = std::panic::catch_unwind(|| run(seed, Some(mutant)));
+        let result = std::panic::catch_unwind(|| run(seed));
         if !matches!(result, Ok(Ok(_))) {
             println!("{mutant:?} is caught by seed {seed}: {:?}", result.map_err(|_| "a panic"));
             return;
