@@ -56,7 +56,7 @@ enum Command {
     Inspect(InspectArgs),
     /// Read a whole ledger or a backup, and name what is damaged: hashes, chain, records, indexes, unused space.
     #[command(
-        after_help = "Examples:\n  claimd verify --data /var/lib/claimd\n  claimd verify /backup/claimd\n  claimd verify --data /var/lib/claimd --json | jq 'select(.what == \"damage\")'\n\nIt works beside a daemon too. Exit status: 0 sound, 1 damaged, 2 usage, 3 it could not be read."
+        after_help = "Examples:\n  claimd verify --data /var/lib/claimd\n  claimd verify /backup/claimd\n  claimd verify --data /var/lib/claimd --json | jq 'select(.what == \"damage\")'\n\nIt works beside a daemon too. It takes about 200 MB of memory for a shard at a time, however many rows there are: each segment's index is\ncompared with what its records make, and stands for its rows from then on. Rows without an index in the log stay in\nmemory, about 80 bytes each: those of a ledger that was resharded and never served. Exit status: 0 sound, 1 damaged, 2 usage, 3 it could not be read."
     )]
     Verify(VerifyArgs),
     /// Make a damaged ledger openable again: keeps what is proven, gives up the rest, and writes down what that was.
@@ -71,7 +71,7 @@ enum Command {
     Backup(BackupArgs),
     /// Make a ledger from a backup, as it was at the end or at an earlier moment.
     #[command(
-        after_help = "Examples:\n  claimd restore --from /backup/claimd --data /var/lib/claimd\n  claimd restore --from /backup/claimd --data ./then --to 2026-01-31T09:30:00Z\n  claimd restore --from /backup/claimd --data ./then --to 0:4711,1:815\n\nThe backup is verified before anything is written. Ids that were given out are never given out again, whether they are\nrestored or not, as far as the backup knows. Exit status: 0 restored, 1 the backup is damaged, 2 usage, 3 something could\nnot be read or written."
+        after_help = "Examples:\n  claimd restore --from /backup/claimd --data /var/lib/claimd\n  claimd restore --from /backup/claimd --data ./then --to 2026-01-31T09:30:00Z\n  claimd restore --from /backup/claimd --data ./then --to 0:4711,1:815\n\nThe backup is verified before anything is written. Ids that were given out are never given out again, whether they are\nrestored or not, as far as the backup knows. It takes about as much memory as `claimd verify`, however many rows there are; the\nledger's first start goes through all of its log, and has all of its rows in memory until they are sealed. Exit status: 0 restored, 1 the backup is damaged, 2 usage, 3 something could\nnot be read or written."
     )]
     Restore(RestoreArgs),
     /// Make a ledger of another number of shards from a stopped one, whole corpora at a time; the old one stays as it is.

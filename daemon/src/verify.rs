@@ -6,7 +6,7 @@ use crate::ledger;
 use claim_engine::log::layout::{BATCH_BYTES_RANGE, SUPERBLOCK_AREA_BYTES};
 use claim_engine::log::superblock::Superblock;
 use claim_engine::log::verify::{
-    self, Content, EachRecord, Finding, GlobalCopy, RowConcerned, Source, Structure, WalkOptions, Walked,
+    self, Content, EachRecord, Finding, GlobalCopy, ReadAt, RowConcerned, Source, Structure, WalkOptions, Walked,
 };
 use claim_engine::retention::{QuarterSeal, QuarterTotal};
 use claim_engine::storage::ReadAhead;
@@ -17,13 +17,14 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 /// Batches that wait for their records to be looked at.
-const BATCHES_AHEAD_MAX: usize = 256;
+const BATCHES_AHEAD_MAX: usize = 64;
 /// Rows that a line for people names.
 const ROWS_SHOWN_MAX: usize = 8;
 /// Beside a daemon, before a place is read again.
@@ -59,6 +60,8 @@ pub struct ShardReport {
     pub walked: Option<Walked>,
     /// Log offset of the first batch with a record that breaks a rule.
     pub stopped_at: Option<u64>,
+    /// The most rows that were in memory at once: those of segments that are not sealed yet.
+    pub rows_in_memory_max: u64,
     /// Seals of dropped quarters, as the state at the end has them.
     pub seals: Vec<QuarterSeal>,
     /// Entries of the global order before the log's beginning.
@@ -81,6 +84,7 @@ impl ShardReport {
             is_online,
             walked: None,
             stopped_at: None,
+            rows_in_memory_max: 0,
             seals: Vec::new(),
             globals_before: 0,
             globals: BTreeMap::new(),
@@ -253,12 +257,31 @@ pub fn verify_shard(
     let mut source = ReadAhead::open(path, *BATCH_BYTES_RANGE.end() as usize)?;
     let online = is_online.then_some(wait_for_daemon as fn());
     let options = WalkOptions { online, is_device: ledger::is_device(path) };
-    verify_source(&mut source, expected, options, bar, each_record, report)
+    let file = File::open(path)?;
+    let read: ReadAt<'_> = Box::new(move |at, bytes| read_at(&file, at, bytes));
+    verify_source(&mut source, read, expected, options, bar, each_record, report)
 }
 
-/// Verifies what a source gives, into a report that names the shard.
+/// Bytes of a file from an offset, fewer where it ends.
+fn read_at(file: &File, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
+    let mut read = vec![0; bytes];
+    let mut filled = 0;
+    while filled < bytes {
+        match file.read_at(&mut read[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(more) => filled += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    read.truncate(filled);
+    Ok(read)
+}
+
+/// Verifies what a source gives, into a report that names the shard. `read` reads the same here and there.
 pub fn verify_source(
     source: &mut impl Source,
+    read: ReadAt<'_>,
     expected: Option<&Superblock>,
     options: WalkOptions,
     bar: &ProgressBar,
@@ -276,7 +299,7 @@ pub fn verify_source(
         return Ok(report);
     };
     let start = match verify::state_at_start(source, &superblock) {
-        Ok(shard) => shard.without_keys(),
+        Ok(shard) => shard,
         Err(what) => {
             let what = format!("{what}; the log begins behind what was dropped, and can't be judged without it");
             report.findings.push(Finding::damage(Structure::Seal, shard, 0, 0, what));
@@ -284,7 +307,7 @@ pub fn verify_source(
         }
     };
     report.globals_before = start.globals_applied();
-    let mut content = Content::new(&superblock, start);
+    let mut content = Content::new(&superblock, start, read);
     if let Some(each) = each_record {
         content = content.on_record(each);
     }
@@ -294,8 +317,7 @@ pub fn verify_source(
             for step in take {
                 content.step(step);
             }
-            content.finish();
-            content
+            content.finish().map(|()| content)
         });
         let mut each = |step| {
             // The other end only goes away with a panic, which the join below passes on.
@@ -304,12 +326,13 @@ pub fn verify_source(
         let walked = verify::walk(source, &superblock, options, &mut each, &mut |bytes| bar.inc(bytes));
         drop(give);
         let content = looking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        walked.map(|walked| (walked, content))
+        Ok::<_, io::Error>((walked?, content?))
     })?;
     report.findings.extend(content.take_findings());
     report.stopped_at = content.stopped_at();
+    report.rows_in_memory_max = content.rows_in_memory_max();
     report.seals = content.shard().map(|shard| shard.retention().seals.clone()).unwrap_or_default();
-    report.globals = content.globals().clone();
+    report.globals = content.take_globals();
     report.walked = Some(walked);
     drop(content);
     report.superblock = Some(superblock);
@@ -394,6 +417,7 @@ fn summary(shard: &ShardReport) -> Value {
         object["last_position"] = (walked.end.next_position - 1).into();
         object["proven_position"] = (walked.proven.next_position - 1).into();
         object["holes"] = walked.holes.into();
+        object["rows_in_memory_max"] = shard.rows_in_memory_max.into();
     }
     object["first_segment"] = shard.superblock.as_ref().map_or(0, Superblock::first_segment).into();
     object["seals"] = shard.seals.iter().map(seal).collect();

@@ -11,7 +11,7 @@ use claim_engine::log::io::{Io, perform};
 use claim_engine::log::layout::{BLOCK_BYTES, Geometry};
 use claim_engine::log::recovery::{self, RecoveryError, RecoveryOptions, Visit};
 use claim_engine::log::superblock::{COPIES, Superblock, SuperblockError, copy_offset};
-use claim_engine::log::verify::{self, Content, Finding, GlobalCopy, Step, Structure, WalkOptions};
+use claim_engine::log::verify::{self, Content, Finding, GlobalCopy, ReadAt, Source, Step, Structure, WalkOptions};
 use claim_engine::log::writer;
 use claim_engine::peer::PeerMessage;
 use claim_engine::policy::Policy;
@@ -366,18 +366,22 @@ struct Verified {
     is_whole: bool,
 }
 
+fn read_from(image: Bytes) -> ReadAt<'static> {
+    Box::new(move |at, bytes| Ok(image.clone().read(at, bytes)?.to_vec()))
+}
+
 fn verify_image(image: &Bytes, shard: u16) -> Verified {
     let mut source = image.clone();
     let (superblock, mut findings) = verify::superblocks(&mut source, shard, None).unwrap();
     let superblock = superblock.expect("three copies are left");
-    let start = verify::state_at_start(&mut source, &superblock).unwrap().without_keys();
-    let mut content = Content::new(&superblock, start);
+    let start = verify::state_at_start(&mut source, &superblock).unwrap();
+    let mut content = Content::new(&superblock, start, read_from(image.clone()));
     let mut each = |step: Step| content.step(step);
     let walked = verify::walk(&mut source, &superblock, WalkOptions::default(), &mut each, &mut |_| {}).unwrap();
-    content.finish();
+    content.finish().unwrap();
     findings.extend(content.take_findings());
     let is_whole = walked.holes == 0 && content.stopped_at().is_none();
-    Verified { findings, globals: content.globals().clone(), is_whole }
+    Verified { findings, globals: content.take_globals(), is_whole }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -79,6 +79,33 @@ impl BackupSource {
     }
 }
 
+impl BackupSource {
+    /// Bytes from an offset and nothing beyond, fewer where the file would end.
+    pub fn read_at(&mut self, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
+        let end = (offset + bytes as u64).min(self.file_bytes());
+        let mut piece = vec![0; end.saturating_sub(offset) as usize];
+        let mut at = offset;
+        while at < end {
+            let start = (at - offset) as usize;
+            let next = if at < SUPERBLOCK_AREA_BYTES {
+                SUPERBLOCK_AREA_BYTES.min(end)
+            } else {
+                let log_offset = at - SUPERBLOCK_AREA_BYTES;
+                let segment_end = self.geometry().segment_start(self.geometry().segment_of(log_offset) + 1);
+                (SUPERBLOCK_AREA_BYTES + segment_end).min(end)
+            };
+            let out = &mut piece[start..(next - offset) as usize];
+            if at < SUPERBLOCK_AREA_BYTES {
+                superblocks(&self.superblock, at, out);
+            } else {
+                self.fill(at - SUPERBLOCK_AREA_BYTES, out)?;
+            }
+            at = next;
+        }
+        Ok(piece)
+    }
+}
+
 impl Source for BackupSource {
     fn file_bytes(&self) -> u64 {
         self.geometry().file_bytes(self.count)
@@ -92,26 +119,7 @@ impl Source for BackupSource {
         let window_end = self.window_at + self.window.len() as u64;
         if offset < self.window_at || end > window_end {
             let wanted = (end - offset).max(PIECE_BYTES).min(self.file_bytes() - offset);
-            let mut piece = vec![0; wanted as usize];
-            let mut at = offset;
-            while at < offset + wanted {
-                let start = (at - offset) as usize;
-                let next = if at < SUPERBLOCK_AREA_BYTES {
-                    SUPERBLOCK_AREA_BYTES.min(offset + wanted)
-                } else {
-                    let log_offset = at - SUPERBLOCK_AREA_BYTES;
-                    let segment_end = self.geometry().segment_start(self.geometry().segment_of(log_offset) + 1);
-                    (SUPERBLOCK_AREA_BYTES + segment_end).min(offset + wanted)
-                };
-                let out = &mut piece[start..(next - offset) as usize];
-                if at < SUPERBLOCK_AREA_BYTES {
-                    superblocks(&self.superblock, at, out);
-                } else {
-                    self.fill(at - SUPERBLOCK_AREA_BYTES, out)?;
-                }
-                at = next;
-            }
-            self.window = Bytes::from(piece);
+            self.window = Bytes::from(self.read_at(offset, wanted as usize)?);
             self.window_at = offset;
         }
         let start = (offset - self.window_at) as usize;

@@ -17,7 +17,7 @@ pub use cache::{Block, BlockCache, CACHE_BLOCKS_MIN};
 pub use read::{Record, claims_between};
 pub use seal::{
     Chain, Checkpoint, Resume, Seal, SealError, append_bytes, page_batch, pages_of_none, pages_per_part, read_chain,
-    read_origin, seal_batch,
+    read_index, read_origin, read_seals, seal_batch, sealed_by,
 };
 pub use stretch::{STRETCH_BYTES_MAX, STRETCHES_MAX, Stretch};
 pub use summary::{Index, IndexInput, Summary};

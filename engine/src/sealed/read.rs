@@ -427,7 +427,7 @@ fn damaged_page(catalog: &Catalog, sealed: &Sealed, number: u32) -> Unread {
 
 impl Sealed {
     /// The log offset of a page of the index.
-    fn page_at(&self, page: u32) -> u64 {
+    pub fn page_at(&self, page: u32) -> u64 {
         let per_part = self.pages_per_part;
         let part = self.parts.get((page / per_part) as usize).copied().unwrap_or(0);
         seal::page_of_part(part, page % per_part)

@@ -209,6 +209,12 @@ impl<'a, E: RunEntry> Page<'a, E> {
     }
 }
 
+/// Whether a page is the one that is looked for, whatever its entries are, and its checksum matches.
+pub fn is_page(page: &[u8], segment: u64, number: u32) -> bool {
+    let header = RawHeader::read_from_prefix(page).map(|(raw, _)| usize::from(raw.entry_bytes.get()));
+    header.is_ok_and(|entry_bytes| content(page, segment, number, entry_bytes, false).is_some())
+}
+
 /// The bytes of a page of plain bytes; `None` when it does not verify.
 pub fn page_bytes(page: &[u8], segment: u64, number: u32) -> Option<&[u8]> {
     let (content, bytes) = content(page, segment, number, 1, false)?;

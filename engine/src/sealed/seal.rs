@@ -18,6 +18,7 @@ use crate::log::superblock::{Origin, Superblock};
 use crate::mutant::Mutation;
 use crate::storage::Storage;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Pages of a part, at most: a part in the log delays the batches behind it by the time that it takes to write.
 const PAGES_PER_PART_MAX: u64 = 63;
@@ -142,26 +143,52 @@ pub async fn read_chain(
     let last = reader.seal(checkpoint).await?;
     let snapshot = reader.pages(&last, last.snapshot).await?;
     let mut segments = Vec::new();
-    let (mut at, mut next) = (checkpoint, Some(last.clone()));
-    while let Some(seal) = next.take() {
-        let damaged = || reader.damaged("a segment's summary", at.log_offset);
-        let summary: Summary =
-            postcard::from_bytes(&reader.pages(&seal, seal.summary).await?).map_err(|_| damaged())?;
-        if summary.segment != seal.segment {
-            return Err(damaged());
-        }
-        let Seal { parts, pages_per_part, previous, segment, resume, .. } = seal;
-        segments.push(Sealed { summary, parts, pages_per_part, checkpoint: at, resume });
-        if let Some(before) = previous.filter(|_| segment > superblock.first_segment()) {
-            let seal = reader.seal(before).await?;
-            if seal.segment + 1 != segment {
-                return Err(reader.damaged("a seal", before.log_offset));
-            }
-            (at, next) = (before, Some(seal));
-        }
+    let mut next = Some((checkpoint, last.clone()));
+    while let Some((at, seal)) = next.take() {
+        next = reader.before(&seal).await?;
+        segments.push(reader.sealed(at, seal).await?);
     }
     segments.reverse();
     Ok(Chain { last, snapshot, segments })
+}
+
+/// The seals of all sealed segments by the segment, as far as the superblock leads to them.
+pub async fn read_seals(storage: &impl Storage, superblock: &Superblock) -> BTreeMap<u64, Checkpoint> {
+    let reader = Reader { storage, superblock };
+    let mut seals = BTreeMap::new();
+    let Some(last) = superblock.checkpoint else { return seals };
+    let mut next = reader.seal(last).await.ok().map(|seal| (last, seal));
+    while let Some((at, seal)) = next.take() {
+        seals.insert(seal.segment, at);
+        next = reader.before(&seal).await.ok().flatten();
+    }
+    seals
+}
+
+/// A segment as its seal says it is, and the pages of its index.
+pub async fn read_index(
+    storage: &impl Storage,
+    superblock: &Superblock,
+    seal: Checkpoint,
+) -> Result<(Sealed, Vec<u8>), SealError> {
+    let reader = Reader { storage, superblock };
+    let found = reader.seal(seal).await?;
+    // The summary follows the index.
+    let mut left = u64::from(found.summary.first);
+    let sealed = reader.sealed(seal, found).await?;
+    let mut pages = Vec::new();
+    for part in &sealed.parts {
+        let count = left.min(u64::from(sealed.pages_per_part)).min(superblock.geometry.batch_bytes_max / BLOCK_BYTES);
+        pages.extend(reader.read(page_of_part(*part, 0), count * BLOCK_BYTES).await?);
+        left -= count;
+    }
+    Ok((sealed, pages))
+}
+
+/// The segment that a batch without records is the seal of; `None` of a part of an index.
+pub fn sealed_by(content: &[u8]) -> Option<u64> {
+    let seal: Seal = postcard::from_bytes(content).ok()?;
+    (seal.pages_per_part > 0).then_some(seal.segment)
 }
 
 /// The small state that a log goes on from whose first segments were dropped.
@@ -211,6 +238,28 @@ impl<S: Storage> Reader<'_, S> {
         let content = bytes.get(batch::records(&bytes, &header)).ok_or_else(damaged)?;
         let seal: Seal = postcard::from_bytes(content).map_err(|_| damaged())?;
         if seal.pages_per_part == 0 { Err(damaged()) } else { Ok(seal) }
+    }
+
+    /// The seal before one, if the log still has it.
+    async fn before(&self, seal: &Seal) -> Result<Option<(Checkpoint, Seal)>, SealError> {
+        let previous = seal.previous.filter(|_| seal.segment > self.superblock.first_segment());
+        let Some(before) = previous else { return Ok(None) };
+        let found = self.seal(before).await?;
+        match found.segment + 1 == seal.segment {
+            true => Ok(Some((before, found))),
+            false => Err(self.damaged("a seal", before.log_offset)),
+        }
+    }
+
+    /// A segment with its summary.
+    async fn sealed(&self, checkpoint: Checkpoint, seal: Seal) -> Result<Sealed, SealError> {
+        let damaged = || self.damaged("a segment's summary", checkpoint.log_offset);
+        let summary: Summary = postcard::from_bytes(&self.pages(&seal, seal.summary).await?).map_err(|_| damaged())?;
+        if summary.segment != seal.segment {
+            return Err(damaged());
+        }
+        let Seal { parts, pages_per_part, resume, .. } = seal;
+        Ok(Sealed { summary, parts, pages_per_part, checkpoint, resume })
     }
 
     /// The bytes of some pages of plain bytes.

@@ -2,6 +2,7 @@
 //! summary of them.
 
 use super::run::{self, HashEntry, KeyEntry, RunEntry};
+use crate::corpus::Prefix;
 use crate::id::EventId;
 use crate::time::Quarter;
 use serde::{Deserialize, Serialize};
@@ -148,6 +149,11 @@ pub struct Summary {
 /// A key that rows of one corpus sort by as their ids do, and all rows of a corpus stand together.
 pub fn row_key(id: EventId) -> u128 {
     u128::from(id.prefix().get()) << 112 | u128::from(id.ms()) << 64 | u128::from(id.tail())
+}
+
+/// The row that such a key is of.
+pub fn row_of_key(key: u128) -> Option<EventId> {
+    Some(EventId::pack((key >> 64) as u64, Prefix::new((key >> 112) as u16)?, key as u64))
 }
 
 /// What an index is made of.

@@ -369,7 +369,7 @@ impl Shard {
         let meta = &record.meta;
         // The key of a global entry counts at shard 0, where the request was decided.
         let is_copy = record.entry.global_sequence().is_some() && self.number != 0;
-        if self.keeps_keys && meta.idempotency_key != 0 && !is_copy {
+        if meta.idempotency_key != 0 && !is_copy {
             let kept = Kept { fingerprint: meta.fingerprint, position, effect };
             self.rows.keep_key(KeyId::of(meta), kept, log_offset);
         }

@@ -203,8 +203,6 @@ pub struct Shard {
     users: BTreeMap<u32, String>,
     refusals: BTreeMap<u32, Refusals>,
     mutation: Mutation,
-    /// False where nobody will ask for them again, and only what applies is of interest.
-    keeps_keys: bool,
     /// Whether segments are to be sealed: then the small state behind each is kept with it.
     seals: bool,
     /// The small state behind each segment that is full and not sealed yet, the oldest first.
@@ -251,7 +249,6 @@ impl Shard {
             users: BTreeMap::new(),
             refusals: BTreeMap::new(),
             mutation: Mutation::default(),
-            keeps_keys: true,
             seals: false,
             snapshots: VecDeque::new(),
             globals: VecDeque::new(),
@@ -266,9 +263,11 @@ impl Shard {
         }
     }
 
-    /// The same without its memory of idempotency keys, which are most of its work: for verification.
-    pub fn without_keys(self) -> Shard {
-        Shard { keeps_keys: false, ..self }
+    /// The same without its memory of idempotency keys and event keys, which are most of its work: where nobody asks for a row
+    /// or a request by its key, and only what applies is of interest.
+    pub fn without_keys(mut self) -> Shard {
+        self.rows.forget_keys();
+        self
     }
 
     /// Has segments sealed as they fill up, with so many bytes for blocks of those that are.

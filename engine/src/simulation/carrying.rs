@@ -23,13 +23,13 @@ const START_US: i64 = 1_577_836_800_000_000;
 const AT_ONCE: usize = 16;
 
 /// A ledger of one shard, whose rows are kept for a year.
-struct Ledger {
-    machine: Machine,
+pub(super) struct Ledger {
+    pub machine: Machine,
     next: u64,
 }
 
 impl Ledger {
-    fn new(clock: ClockMode) -> Ledger {
+    pub fn new(clock: ClockMode) -> Ledger {
         let geometry = Geometry { segment_bytes: 1 << 20, batch_bytes_max: 128 << 10, ring_segments: 0 };
         let entropy = Entropy::from_seed_u64(1);
         let machine = Machine::with_geometry(geometry, clock, 1, entropy, 1, None, START_US);
@@ -44,7 +44,7 @@ impl Ledger {
     }
 
     /// Days go by since it began.
-    fn go_to(&mut self, day: i64) {
+    pub fn go_to(&mut self, day: i64) {
         let to_us = START_US + day * DAY_US;
         self.machine.now.boot_us += to_us - self.machine.now.wall_us;
         self.machine.now.wall_us = to_us;
@@ -83,7 +83,7 @@ impl Ledger {
         outcome
     }
 
-    fn claim(&mut self, count: usize, metadata: &[u8]) -> Vec<EventId> {
+    pub fn claim(&mut self, count: usize, metadata: &[u8]) -> Vec<EventId> {
         let keys: Vec<_> = (0..count).map(|n| format!("event-{}-{n}", self.next)).collect();
         let mut ids = Vec::new();
         for event_key in &keys {
@@ -120,7 +120,7 @@ impl Ledger {
         }
     }
 
-    fn retract(&mut self, ids: &[EventId]) {
+    pub fn retract(&mut self, ids: &[EventId]) {
         let reason_code = ReasonCode::FalseAlarm;
         self.each(ids, |event_id| Operation::Retract { corpus: "alpha", event_id, reason_code });
     }
@@ -135,7 +135,7 @@ impl Ledger {
         ids
     }
 
-    fn reactivate(&mut self, ids: &[EventId]) {
+    pub fn reactivate(&mut self, ids: &[EventId]) {
         self.each(ids, |event_id| Operation::Reactivate { event_id });
     }
 

@@ -12,6 +12,7 @@ mod model;
 mod recovery_table;
 mod retaining;
 mod transitions;
+mod verifying;
 
 use crate::mutant::Mutant;
 use cluster::Cluster;

@@ -1,6 +1,8 @@
 //! The records of one shard: their checksums, whether they apply, and what they add up to.
 
 use super::globals::{GlobalCopy, global_copy};
+use super::indexes::{Compared, Gathered, Indexes, ReadAt};
+use super::keys::Keys;
 use super::salvage::salvage;
 use super::{Finding, Hole, ROWS_NAMED_MAX, RowConcerned, Step, Structure, event_id};
 use crate::corpus::Prefix;
@@ -10,9 +12,15 @@ use crate::log::record;
 use crate::log::recovery::BatchPlace;
 use crate::log::superblock::Superblock;
 use crate::retention::verify_seals;
+use crate::sealed::Checkpoint;
+use crate::sealed::run::HashEntry;
+use crate::sealed::summary::BatchStart;
 use crate::shard::Shard;
 use crate::shard::keys::KeyId;
+use crate::shard::rows::{Recount, SegmentRows};
 use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
 
 /// Where a record stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,8 +44,14 @@ pub struct Content<'a> {
     globals: BTreeMap<u64, GlobalCopy>,
     /// Where the state machine stopped: log end before the batch that it could not take.
     stopped_at: Option<u64>,
-    /// Hashes of the idempotency keys with the positions that used them, by the hash's first bit.
-    keys: [Vec<(u64, u64)>; 2],
+    indexes: Indexes<'a>,
+    /// Of segments whose rows are in memory.
+    gathered: BTreeMap<u64, Gathered>,
+    keys: Keys,
+    /// Absent once something of it could not be read.
+    recount: Option<Recount>,
+    /// The most rows that were in memory at once.
+    rows_in_memory_max: u64,
     secret: u64,
     findings: Vec<Finding>,
 }
@@ -52,39 +66,42 @@ impl std::fmt::Debug for Content<'_> {
 }
 
 impl<'a> Content<'a> {
-    /// For one shard's steps; see [`state_at_start`](super::state_at_start).
-    pub fn new(superblock: &'a Superblock, start: Shard) -> Content<'a> {
+    /// For one shard's steps; see [`state_at_start`](super::state_at_start). `read` reads the same file.
+    pub fn new(superblock: &'a Superblock, start: Shard, read: ReadAt<'a>) -> Content<'a> {
         Content {
             superblock,
-            shard: Some(start),
+            shard: Some(start.without_keys()),
             proven: None,
             each_record: None,
             globals: BTreeMap::new(),
             stopped_at: None,
-            keys: [Vec::new(), Vec::new()],
+            indexes: Indexes::new(superblock, read),
+            gathered: BTreeMap::new(),
+            keys: Keys::new(superblock.geometry),
+            recount: Some(Recount::default()),
+            rows_in_memory_max: 0,
             secret: u64::from_le_bytes(superblock.key[..8].try_into().expect("a key has 32 bytes")),
             findings: Vec::new(),
         }
     }
 
-    /// Ends the look at the records, with what can only be said of all of them: that no key has had two effects.
-    pub fn finish(&mut self) {
-        let [low, high] = &mut self.keys;
-        std::thread::scope(|scope| {
-            scope.spawn(|| low.sort_unstable());
-            high.sort_unstable();
-        });
-        for keys in std::mem::take(&mut self.keys) {
-            for pair in keys.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
-                let (first, second) = (pair[0].1, pair[1].1);
-                let what = format!("the entries at positions {first} and {second} have the same idempotency key");
-                let mut finding = Finding::damage(Structure::Index, self.superblock.shard, 0, 0, what);
-                finding.positions = Some((first, second));
-                self.findings.push(finding);
-            }
+    /// Ends the look at the records, with what can only be said of all of them: that no key has had two effects. Fails where the
+    /// file could not be read.
+    pub fn finish(&mut self) -> io::Result<()> {
+        self.count_rows();
+        for (segment, gathered) in std::mem::take(&mut self.gathered) {
+            self.keys.in_memory(segment, gathered.keys);
         }
+        let Content { keys, indexes, findings, superblock, .. } = self;
+        keys.repeated(&|at, bytes| indexes.read(at, bytes), |first, second| {
+            let what = format!("the entries at positions {first} and {second} have the same idempotency key");
+            let mut finding = Finding::damage(Structure::Index, superblock.shard, 0, 0, what);
+            finding.positions = Some((first, second));
+            findings.push(finding);
+        })?;
         self.check_totals();
         self.check_seals();
+        self.indexes.take_failure().map_or(Ok(()), Err)
     }
 
     /// The seals of dropped quarters are what they were made as, and the log begins where the last drop says.
@@ -108,10 +125,24 @@ impl<'a> Content<'a> {
     /// The control totals that are kept with the state equal a count of all rows.
     fn check_totals(&mut self) {
         let Some(shard) = &self.shard else { return };
+        let Some(mut recount) = self.recount.take() else { return };
+        let is_counted =
+            shard.rows().segments_in_memory().try_for_each(|rows| count(&mut recount, &self.indexes, shard, rows));
+        if let Err(what) = is_counted {
+            return self.findings.push(uncounted(self.superblock, &what));
+        }
         for corpus in shard.registry().corpora() {
+            let carried = shard.rows().only_carried().map(|row| row.claimed.event_id);
+            let carried = carried.filter(|event_id| event_id.prefix() == corpus.prefix);
+            let found: Result<Vec<_>, _> =
+                carried.map(|event_id| self.indexes.ask(shard, || shard.rows().get(event_id))).collect();
+            let found = match found {
+                Ok(found) => found.into_iter(),
+                Err(what) => return self.findings.push(uncounted(self.superblock, &what)),
+            };
+            let carried: Vec<_> = found.flatten().map(|row| (row.quarter, row.state)).collect();
+            let counted = shard.rows().counted_anew(&recount, corpus.prefix, &carried);
             let kept = shard.rows().totals(corpus.prefix);
-            // Nothing is sealed here: all rows are in memory.
-            let Ok(counted) = shard.rows().count_totals(corpus.prefix) else { continue };
             if kept != counted {
                 let what =
                     format!("the control totals of corpus {} are {kept:?}, and its rows {counted:?}", corpus.name);
@@ -136,9 +167,9 @@ impl<'a> Content<'a> {
         std::mem::take(&mut self.findings)
     }
 
-    /// The entries that every shard keeps, as this one has them.
-    pub fn globals(&self) -> &BTreeMap<u64, GlobalCopy> {
-        &self.globals
+    /// Takes out the entries that every shard keeps, as this one has them.
+    pub fn take_globals(&mut self) -> BTreeMap<u64, GlobalCopy> {
+        std::mem::take(&mut self.globals)
     }
 
     /// The log offset of the first batch with a record that breaks a rule, if there is one.
@@ -166,11 +197,80 @@ impl<'a> Content<'a> {
         }
     }
 
+    /// The most rows that were in memory at once.
+    pub fn rows_in_memory_max(&self) -> u64 {
+        self.rows_in_memory_max
+    }
+
+    fn count_rows(&mut self) {
+        let now = self.shard.as_ref().map_or(0, |shard| shard.rows().count_in_memory());
+        self.rows_in_memory_max = self.rows_in_memory_max.max(now);
+    }
+
+    /// Has the rows of full segments leave memory, the oldest first, as far as it is known where their indexes lie.
+    fn release(&mut self) {
+        self.count_rows();
+        while let Some(shard) = &mut self.shard
+            && let Some(rows) = shard.rows().frozen().front().map(Arc::clone)
+            && let Some(seal) = self.indexes.take_seal(rows.number, shard.rows().frozen().len())
+        {
+            let gathered = self.gathered.entry(rows.number).or_default();
+            let sealed = match self.indexes.compare(shard, &rows, gathered, seal) {
+                Compared::Same(sealed) => sealed,
+                Compared::Unreadable => return,
+                Compared::Different => return self.differs(rows.number, seal),
+            };
+            if let Some(mut recount) = self.recount.take() {
+                match count(&mut recount, &self.indexes, shard, &rows) {
+                    Ok(()) => self.recount = Some(recount),
+                    Err(what) => self.findings.push(uncounted(self.superblock, &what)),
+                }
+            }
+            self.keys.sealed(&sealed);
+            self.gathered.remove(&rows.number);
+            drop(rows);
+            if let Some(mut rows) = shard.sealed(*sealed) {
+                rows.clear();
+                shard.reuse(rows);
+            }
+        }
+    }
+
+    /// The index of a segment is not what its records make. It is no evidence about them.
+    fn differs(&mut self, segment: u64, seal: Checkpoint) {
+        let what = format!(
+            "the index of segment {segment}, which batch {} seals, is not what the segment's records make: the records are \
+             not concerned, and what is looked up by it may be wrong. A ledger that is restored from a backup of this one makes \
+             it anew",
+            seal.number
+        );
+        let file_offset = self.superblock.geometry.file_offset(seal.log_offset);
+        let mut finding = Finding::damage(Structure::Index, self.superblock.shard, file_offset, 0, what);
+        finding.is_damage = false;
+        finding.segment = Some(segment);
+        finding.batches = Some((seal.number, seal.number));
+        self.findings.push(finding);
+    }
+
     fn batch(&mut self, place: &BatchPlace, bytes: &[u8]) {
-        if place.header.is_sealing {
+        let range = batch::records(bytes, &place.header);
+        let BatchPlace { header, log_offset, .. } = *place;
+        if header.is_sealing {
+            if let Some(shard) = &mut self.shard
+                && self.indexes.met(place, bytes)
+            {
+                // No record may have come yet in this segment.
+                shard.enter_segment(log_offset);
+                self.release();
+                self.indexes.forget_recent();
+            }
             return;
         }
-        let range = batch::records(bytes, &place.header);
+        if self.shard.is_some() {
+            let gathered = self.gathered.entry(self.superblock.geometry.segment_of(log_offset)).or_default();
+            let (number, first_position) = (header.number, header.first_position);
+            gathered.starts.push(BatchStart { number, first_position, log_offset });
+        }
         let mut at = range.start;
         for i in 0..place.header.record_count {
             let position = place.header.first_position + u64::from(i);
@@ -210,7 +310,9 @@ impl<'a> Content<'a> {
             self.globals.insert(sequence, global_copy(raw.kind, &record));
         }
         let Some(shard) = &mut self.shard else { return };
-        let mut result = shard.apply(raw.position, log_offset, &record);
+        let segment = shard.rows().segment();
+        let at_hand = self.indexes.ask(shard, || shard.at_hand(&record.entry));
+        let mut result = at_hand.and_then(|()| shard.apply(raw.position, log_offset, &record));
         if let (Ok(()), Entry::Claim(claim)) = (&result, &record.entry) {
             let corpus = shard.registry().of_prefix(claim.event_id.prefix());
             if corpus.is_none_or(|corpus| corpus.shard != self.superblock.shard) {
@@ -224,11 +326,22 @@ impl<'a> Content<'a> {
         let is_copy = record.entry.global_sequence().is_some() && self.superblock.shard != 0;
         if meta.idempotency_key != 0 && !is_minting && !is_copy {
             let id = KeyId::new(meta.corpus.map_or(0, Prefix::get), meta.idempotency_key, meta.item);
-            let hash = id.hash(self.secret);
-            self.keys[(hash >> 63) as usize].push((hash, raw.position));
+            let geometry = self.superblock.geometry;
+            let number = geometry.segment_of(log_offset);
+            let gathered = self.gathered.entry(number).or_default();
+            let offset = (log_offset - geometry.segment_start(number)) as u32;
+            gathered.keys.push(HashEntry { hash: id.hash(self.secret), offset });
+            if gathered.key_times_ms.last() != Some(&id.ms()) {
+                gathered.key_times_ms.push(id.ms());
+            }
         }
-        if let Err(reason) = result {
-            self.broken(Structure::Index, place, raw.position, log_offset, reason);
+        // Nobody asks this shard for them: they are with the others' to be compared.
+        shard.forget_globals(shard.globals_applied());
+        let is_other_segment = shard.rows().segment() != segment;
+        match result {
+            Ok(()) if is_other_segment => self.release(),
+            Ok(()) => {}
+            Err(reason) => self.broken(Structure::Index, place, raw.position, log_offset, reason),
         }
     }
 
@@ -303,4 +416,19 @@ impl<'a> Content<'a> {
         self.findings.push(finding);
         self.stop();
     }
+}
+
+/// Takes what became of rows in a segment in memory into a count. The error says what of it can't be read.
+fn count(recount: &mut Recount, indexes: &Indexes<'_>, shard: &Shard, rows: &SegmentRows) -> Result<(), String> {
+    for event_id in shard.rows().changed_in(rows) {
+        if let Some((quarter, was, is)) = indexes.ask(shard, || shard.rows().change_of(rows, event_id))? {
+            recount.changed(event_id.prefix(), quarter, was, is);
+        }
+    }
+    Ok(())
+}
+
+fn uncounted(superblock: &Superblock, what: &str) -> Finding {
+    let what = format!("the control totals can't be counted anew: {what}");
+    Finding::damage(Structure::Index, superblock.shard, 0, 0, what)
 }

@@ -5,10 +5,14 @@
 //! them and looks into the records: checksums, and whether they apply to the state machine, which is what every index is
 //! made of. Unlike recovery neither stops at the first damage: after a hole the walk goes on at the next batch that
 //! verifies.
+//!
+//! Memory does not grow with the rows: those of a segment leave it once the segment's index in the log is what its records make.
 
 mod content;
 mod copies;
 mod globals;
+mod indexes;
+mod keys;
 mod salvage;
 mod start;
 mod walker;
@@ -16,6 +20,7 @@ mod walker;
 pub use content::{Content, EachRecord, Standing};
 pub use copies::superblocks;
 pub use globals::{GlobalCopy, compare_globals};
+pub use indexes::ReadAt;
 pub use start::state_at_start;
 pub use walker::{WalkOptions, Walked, walk};
 

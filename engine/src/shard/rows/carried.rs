@@ -127,7 +127,7 @@ impl Rows {
     }
 
     /// Whether an entry may be about a row that is gone: then it changes nothing any more.
-    pub(super) fn may_be_gone(&self, event_id: EventId) -> bool {
+    pub fn may_be_gone(&self, event_id: EventId) -> bool {
         (event_id.ms() as i64).saturating_mul(1_000) < self.outliving.gone_before_us.saturating_add(ID_AHEAD_MAX_US)
     }
 

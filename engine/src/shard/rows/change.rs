@@ -262,6 +262,14 @@ impl Rows {
     }
 }
 
+/// What a segment says of a row, of which here only its aliases are known: the rest is taken from what an index has. `None` if
+/// that is not what a build writes.
+pub fn with_change_of(known: &[u8], index: &[u8]) -> Option<Vec<u8>> {
+    let (mut known, index): (Noted, Noted) = (postcard::from_bytes(known).ok()?, postcard::from_bytes(index).ok()?);
+    known.change = known.change.or(index.change);
+    postcard::to_stdvec(&known).ok()
+}
+
 pub(super) fn decode_noted(segment: u64, bytes: &[u8]) -> Fetch<Noted> {
     postcard::from_bytes(bytes)
         .map_err(|_| Unread::Damaged(format!("the index of segment {segment} holds a change that no build writes")))

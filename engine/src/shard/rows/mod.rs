@@ -8,14 +8,17 @@ mod carried;
 mod change;
 pub mod event_keys;
 mod pages;
+mod recount;
 mod segment;
 mod tallies;
 
 use carried::Outliving;
 pub use carried::{Carried, Standing, carried_elsewhere};
+pub use change::with_change_of;
 use change::{Change, Noted};
 pub(super) use change::{Happened, With};
 pub use pages::Scanned;
+pub use recount::Recount;
 pub use segment::{IndexJob, SegmentRows, correlation_hash};
 pub use tallies::Tallies;
 
@@ -131,6 +134,8 @@ pub struct Rows {
     /// The first row that came back in a later quarter since this was asked for.
     came_back: Option<EventId>,
     catalog: Catalog,
+    /// Whether idempotency keys and event keys are kept.
+    keeps_keys: bool,
 }
 
 impl Rows {
@@ -146,6 +151,7 @@ impl Rows {
             outliving: Outliving::default(),
             came_back: None,
             catalog: Catalog::new(geometry, 0),
+            keeps_keys: true,
         }
     }
 
@@ -163,12 +169,18 @@ impl Rows {
             outliving,
             came_back: None,
             catalog,
+            keeps_keys: true,
         }
     }
 
     /// What is sealed.
     pub fn catalog(&self) -> &Catalog {
         &self.catalog
+    }
+
+    /// From now on no keys are kept.
+    pub(super) fn forget_keys(&mut self) {
+        self.keeps_keys = false;
     }
 
     pub(super) fn set_cache_bytes(&mut self, bytes: u64) {
@@ -233,6 +245,9 @@ impl Rows {
 
     /// Keeps what a key's operation did; `effect` is the row's index for a claim.
     pub(super) fn keep_key(&mut self, id: KeyId, kept: Kept, log_offset: u64) {
+        if !self.keeps_keys {
+            return;
+        }
         let offset = (log_offset - self.geometry.segment_start(self.open.number)) as u32;
         self.open.keep_key(id, kept, offset, self.secret);
     }
@@ -295,7 +310,7 @@ impl Rows {
             return Err(format!("event-id {} does not follow the corpus's last one", claim.event_id));
         }
         self.tallies.claimed(claim.event_id, quarter, claim.claim_sequence, claim.over_budget);
-        Ok(self.open.add(claim, quarter))
+        Ok(self.open.add(claim, quarter, self.keeps_keys))
     }
 
     /// What a key's operation did, as far as memory has it.

@@ -6,7 +6,7 @@ use crate::corpus::Prefix;
 use crate::id::EventId;
 use crate::log::layout::BLOCK_BYTES;
 use crate::row::RowState;
-use crate::sealed::summary::row_key;
+use crate::sealed::summary::{row_key, row_of_key};
 use crate::sealed::{self, Fetch, STRETCH_BYTES_MAX, Stretch, Unread};
 use crate::time::Quarter;
 use hashbrown::HashSet;
@@ -248,10 +248,7 @@ impl Rows {
         }
         let segments = self.catalog.changed_segments();
         for keys in sealed::all(segments.map(|segment| self.catalog.changed_after(segment, after, limit + 1)))? {
-            let id = |key: u128| {
-                Some((key, EventId::pack((key >> 64) as u64, Prefix::new((key >> 112) as u16)?, key as u64)))
-            };
-            ids.extend(keys.into_iter().filter_map(id));
+            ids.extend(keys.into_iter().filter_map(|key| Some((key, row_of_key(key)?))));
         }
         let more = ids.len() > limit;
         let looked_at: Vec<EventId> = ids.into_values().take(limit).collect();

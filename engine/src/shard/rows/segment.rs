@@ -190,8 +190,8 @@ impl SegmentRows {
         &mut self.corpora[index]
     }
 
-    /// Takes a claim in, which follows the corpus's last one.
-    pub(super) fn add(&mut self, claim: Claimed, quarter: Quarter) -> u64 {
+    /// Takes a claim in, which follows the corpus's last one; among the event keys only where those are asked for.
+    pub(super) fn add(&mut self, claim: Claimed, quarter: Quarter, by_event_key: bool) -> u64 {
         let prefix = claim.event_id.prefix();
         let rows = self.of_prefix_mut(prefix);
         let index = rows.slots.len();
@@ -213,9 +213,11 @@ impl SegmentRows {
             key_hash: claim.key_hash,
             before: RowRef::NONE,
         });
-        self.unindexed.push((claim.key_hash, RowRef::new(prefix.get(), index)));
-        if self.unindexed.len() >= UNINDEXED_MAX {
-            self.index_event_keys();
+        if by_event_key {
+            self.unindexed.push((claim.key_hash, RowRef::new(prefix.get(), index)));
+            if self.unindexed.len() >= UNINDEXED_MAX {
+                self.index_event_keys();
+            }
         }
         index as u64
     }

@@ -7,7 +7,7 @@ use crate::error::Code;
 use crate::log::entry::{Entry, Record};
 use crate::log::layout::BLOCK_BYTES;
 use crate::log::superblock::{COPIES, Superblock, copy_offset};
-use crate::log::verify::{self, Content, Step, WalkOptions};
+use crate::log::verify::{self, Content, Source, Step, Structure, WalkOptions};
 use crate::retention::{QuarterSeal, verify_seals};
 use crate::row::Lifecycle;
 use crate::shard::rows::Found;
@@ -38,8 +38,8 @@ impl Years {
 
     /// A shard's file verifies.
     pub(super) fn check_verifies(&self, shard: usize) -> Result<(), String> {
-        let superblock = self.machine.engine(shard).ok_or("a shard is down")?.superblock();
-        verifies(superblock, self.machine.image(shard))
+        let engine = self.machine.engine(shard).ok_or("a shard is down")?;
+        verifies(engine.superblock(), self.machine.image(shard), engine.shard().rows().catalog().end())
     }
 
     /// Everything that is due has been dropped, and what is there is what the list says.
@@ -83,7 +83,7 @@ impl Years {
             return Ok(());
         }
         for archive in &self.archives {
-            verifies(&archive.superblock, archive.image.clone()).map_err(|what| format!("an archive: {what}"))?;
+            verifies(&archive.superblock, archive.image.clone(), 0).map_err(|what| format!("an archive: {what}"))?;
         }
         let files = self.archives.iter().map(|archive| (archive.image.clone(), archive.superblock.clone()));
         let machine = Machine::of_files(files.collect(), self.machine.entropy.next_u64(), self.machine.now);
@@ -314,13 +314,25 @@ fn dropped_before(engine: &Engine) -> u64 {
     engine.shard().retention().seals.last().map_or(0, |seal| seal.segments.1)
 }
 
-/// Whether a file with this superblock is what it must be.
-fn verifies(superblock: &Superblock, image: Vec<u8>) -> Result<(), String> {
+/// Whether a file with this superblock is what it must be, and its rows are in memory only from this segment on.
+fn verifies(superblock: &Superblock, image: Vec<u8>, sealed_to: u64) -> Result<(), String> {
     let mut source = Bytes::from(image);
-    let mut content = Content::new(superblock, verify::state_at_start(&mut source, superblock)?);
+    let beside = source.clone();
+    let read = Box::new(move |at, bytes| Ok(beside.clone().read(at, bytes)?.to_vec()));
+    let mut content = Content::new(superblock, verify::state_at_start(&mut source, superblock)?, read);
     let mut each = |step: Step| content.step(step);
     verify::walk(&mut source, superblock, WalkOptions::default(), &mut each, &mut |_| {}).map_err(|e| e.to_string())?;
-    content.finish();
-    let damage = content.findings().iter().find(|finding| finding.is_damage);
-    damage.map_or(Ok(()), |finding| Err(format!("verification finds {finding:?}")))
+    content.finish().map_err(|e| e.to_string())?;
+    // Nor is there an index that is not what its segment's records make.
+    let damage = content.findings().iter().find(|finding| finding.is_damage || finding.structure == Structure::Index);
+    if let Some(finding) = damage {
+        return Err(format!("verification finds {finding:?}"));
+    }
+    let released_to = content.shard().map_or(0, |shard| shard.rows().catalog().end());
+    match sealed_to <= released_to {
+        true => Ok(()),
+        false => {
+            Err(format!("segments before {sealed_to} are sealed, and verification has the rows of {released_to} on"))
+        }
+    }
 }

@@ -1,0 +1,209 @@
+//! Rows leave memory while a log is verified, as they do in the daemon: once a segment is full, and its index in the log is the one
+//! that the segment's records make. What a later record needs of them is read from there.
+
+use super::start::{Reading, at_once};
+use crate::engine::FULL_SEGMENTS_MAX;
+use crate::id::EventId;
+use crate::log::batch;
+use crate::log::layout::BLOCK_BYTES;
+use crate::log::recovery::BatchPlace;
+use crate::log::superblock::Superblock;
+use crate::sealed::run::{HashEntry, KeyEntry, Page, is_page, page_bytes};
+use crate::sealed::summary::{BatchStart, Summary, row_key, row_of_key};
+use crate::sealed::{Checkpoint, Fetch, IndexInput, Sealed, ask_until_read, read_index, read_seals, sealed_by};
+use crate::shard::Shard;
+use crate::shard::rows::{SegmentRows, with_change_of};
+use hashbrown::HashMap;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io;
+
+/// Bytes of batches without records that are kept until their seal comes.
+const RECENT_BYTES_MAX: usize = 32 << 20;
+
+/// Reads so many bytes from a file offset, both whole blocks; fewer only where the file ends.
+pub type ReadAt<'a> = Box<dyn Fn(u64, usize) -> io::Result<Vec<u8>> + Send + 'a>;
+
+/// What the index of a segment is made of, and the rows have not.
+#[derive(Debug, Default)]
+pub(super) struct Gathered {
+    /// Hashes of idempotency keys.
+    pub keys: Vec<HashEntry>,
+    /// Their own times, in milliseconds; of neighbours with one time only the first.
+    pub key_times_ms: Vec<u64>,
+    /// All batches with records.
+    pub starts: Vec<BatchStart>,
+}
+
+/// What an index in the log is beside the records of its segment.
+pub(super) enum Compared {
+    /// What they make.
+    Same(Box<Sealed>),
+    /// It can't be read: the batches that it is in are damaged, which the walk finds.
+    Unreadable,
+    /// Something else.
+    Different,
+}
+
+/// See the module.
+pub(super) struct Indexes<'a> {
+    superblock: &'a Superblock,
+    read: ReadAt<'a>,
+    /// The first read that failed.
+    failed: RefCell<Option<io::Error>>,
+    /// The last batches without records that were gone over, by their file offsets: the index that is compared next.
+    recent: BTreeMap<u64, Vec<u8>>,
+    recent_bytes: usize,
+    /// Seals that were met, by the segment.
+    met: BTreeMap<u64, Checkpoint>,
+    /// Seals that the superblock leads to.
+    named: BTreeMap<u64, Checkpoint>,
+}
+
+impl<'a> Indexes<'a> {
+    /// Of a log: the seals that the superblock leads to are known at once.
+    pub fn new(superblock: &'a Superblock, read: ReadAt<'a>) -> Indexes<'a> {
+        let mut indexes = Indexes {
+            superblock,
+            read,
+            failed: RefCell::new(None),
+            recent: BTreeMap::new(),
+            recent_bytes: 0,
+            met: BTreeMap::new(),
+            named: BTreeMap::new(),
+        };
+        indexes.named = at_once(read_seals(&Reading(|at, bytes| indexes.read(at, bytes)), superblock));
+        indexes
+    }
+
+    /// Reads; what fails is kept.
+    pub fn read(&self, file_offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
+        if let Some((start, batch)) = self.recent.range(..=file_offset).next_back()
+            && let Some(found) = batch.get((file_offset - start) as usize..).and_then(|rest| rest.get(..bytes))
+        {
+            return Ok(found.to_vec());
+        }
+        (self.read)(file_offset, bytes).inspect_err(|error| {
+            let told = io::Error::new(error.kind(), error.to_string());
+            self.failed.borrow_mut().get_or_insert(told);
+        })
+    }
+
+    /// Why the first of the reads that failed did.
+    pub fn take_failure(&self) -> Option<io::Error> {
+        self.failed.borrow_mut().take()
+    }
+
+    /// The log has a batch without records here; whether it is a seal.
+    pub fn met(&mut self, place: &BatchPlace, bytes: &[u8]) -> bool {
+        let BatchPlace { header, hash, log_offset } = *place;
+        self.recent.insert(self.superblock.geometry.file_offset(log_offset), bytes.to_vec());
+        self.recent_bytes += bytes.len();
+        while self.recent_bytes > RECENT_BYTES_MAX
+            && let Some((_, oldest)) = self.recent.pop_first()
+        {
+            self.recent_bytes -= oldest.len();
+        }
+        let Some(segment) = bytes.get(batch::records(bytes, &header)).and_then(sealed_by) else { return false };
+        self.met.insert(segment, Checkpoint { log_offset, number: header.number, hash });
+        true
+    }
+
+    /// The seal of the oldest of so many full segments, once. A daemon seals it before there are many; where it did not, the seal
+    /// is somewhere else, and the superblock leads to it.
+    pub fn take_seal(&mut self, segment: u64, full_segments: usize) -> Option<Checkpoint> {
+        if let Some(met) = self.met.remove(&segment) {
+            // It is looked at once.
+            if self.named.get(&segment) == Some(&met) {
+                self.named.remove(&segment);
+            }
+            return Some(met);
+        }
+        if full_segments > FULL_SEGMENTS_MAX { self.named.remove(&segment) } else { None }
+    }
+
+    /// The segment is done with.
+    pub fn forget_recent(&mut self) {
+        self.recent.clear();
+        self.recent_bytes = 0;
+    }
+
+    /// Asks until everything that the answer takes is at hand.
+    pub fn ask<T>(&self, shard: &Shard, ask: impl Fn() -> Fetch<T>) -> Result<T, String> {
+        let geometry = self.superblock.geometry;
+        ask_until_read(shard.rows().catalog(), ask, |at| {
+            let block = self.read(geometry.file_offset(at), BLOCK_BYTES as usize).map_err(|e| e.to_string())?;
+            match block.len() as u64 {
+                BLOCK_BYTES => Ok(block),
+                _ => Err(format!("the file ends before log offset {at}")),
+            }
+        })
+    }
+
+    /// Makes the index of a segment that is full from its records, and compares it with the one that a seal says lies in the log.
+    pub fn compare(&self, shard: &Shard, rows: &SegmentRows, gathered: &Gathered, seal: Checkpoint) -> Compared {
+        let reading = Reading(|at, bytes| self.read(at, bytes));
+        let Ok((sealed, pages)) = at_once(read_index(&reading, self.superblock, seal)) else {
+            return Compared::Unreadable;
+        };
+        let segment = rows.number;
+        let mut numbered = (0..).zip(pages.chunks(BLOCK_BYTES as usize));
+        if sealed.summary.segment != segment || !numbered.all(|(number, page)| is_page(page, segment, number)) {
+            return Compared::Unreadable;
+        }
+        // Not every batch is named.
+        let named = &sealed.summary.starts;
+        let starts = gathered.starts.iter().filter(|start| named.contains(start)).copied().collect();
+        let mut input = rows.index_input(self.superblock.geometry, shard.secret(), starts);
+        input.keys.clone_from(&gathered.keys);
+        input.key_times_ms.clone_from(&gathered.key_times_ms);
+        if self.superblock.origin.is_some() && self.take_gone(shard, &sealed.summary, &pages, &mut input).is_none() {
+            return Compared::Different;
+        }
+        let made = input.build();
+        match made.pages == pages && made.summary == sealed.summary {
+            true => Compared::Same(Box::new(sealed)),
+            false => Compared::Different,
+        }
+    }
+
+    /// What a segment says of rows that were dropped before the log's beginning can't be known here, and changes nothing: it is
+    /// taken as it stands. `None` if it does not read as an index.
+    fn take_gone(&self, shard: &Shard, summary: &Summary, pages: &[u8], input: &mut IndexInput) -> Option<()> {
+        let page = |number: u32| pages.chunks(BLOCK_BYTES as usize).nth(number as usize);
+        let mut heap = Vec::new();
+        for number in summary.heap.first..summary.heap.first.checked_add(summary.heap.pages)? {
+            heap.extend_from_slice(page_bytes(page(number)?, summary.segment, number)?);
+        }
+        let mut known: HashMap<u128, usize> = HashMap::new();
+        known.extend(input.changes.iter().enumerate().map(|(index, (id, _))| (row_key(*id), index)));
+        let place = summary.changes.place;
+        for number in place.first..place.first.checked_add(place.pages)? {
+            let entries = Page::<KeyEntry>::read(page(number)?, summary.segment, number)?;
+            for entry in (0..entries.count()).map(|index| entries.get(index)) {
+                let event_id = row_of_key(entry.key)?;
+                let says = heap.get(entry.offset as usize..)?.get(..entry.length as usize)?;
+                if !self.is_gone(shard, summary.segment, event_id) {
+                    continue;
+                }
+                match known.get(&entry.key) {
+                    None => input.changes.push((event_id, says.to_vec())),
+                    Some(index) => {
+                        let known = &mut input.changes[*index].1;
+                        *known = with_change_of(known, says)?;
+                    }
+                }
+            }
+        }
+        Some(())
+    }
+
+    /// Whether a row's claim was dropped before the log's beginning, as far as a segment goes: it may be logged again behind it.
+    fn is_gone(&self, shard: &Shard, segment: u64, event_id: EventId) -> bool {
+        let rows = shard.rows();
+        rows.may_be_gone(event_id)
+            && self
+                .ask(shard, || rows.get(event_id))
+                .is_ok_and(|row| row.is_none_or(|row| rows.segment_of(row.claim_at) > segment))
+    }
+}

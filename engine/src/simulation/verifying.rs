@@ -1,0 +1,166 @@
+//! Verification of a log whose segments are sealed: rows leave memory with their segments, and what is found is what would be found
+//! if they stayed.
+
+use super::carrying::Ledger;
+use crate::engine::FULL_SEGMENTS_MAX;
+use crate::id::EventId;
+use crate::log::batch;
+use crate::log::entry::{Entry, Record};
+use crate::log::layout::BLOCK_BYTES;
+use crate::log::record;
+use crate::log::recovery::BatchPlace;
+use crate::log::superblock::{ClockMode, Superblock};
+use crate::log::verify::{self, Content, Finding, Source, Step, Structure, WalkOptions};
+use crate::sealed::sealed_by;
+use bytes::Bytes;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Claims of the ledger: some 600 are in a segment.
+const CLAIMS: usize = 12_000;
+const METADATA: [u8; 1_500] = [7; 1_500];
+
+/// A log, and its rows in the order of their claims.
+struct Log {
+    image: Bytes,
+    superblock: Superblock,
+    ids: Vec<EventId>,
+}
+
+/// Of many segments; early rows changed much later, some of them again and again.
+fn log() -> Log {
+    let mut ledger = Ledger::new(ClockMode::Wall);
+    ledger.go_to(31);
+    let mut ids = ledger.claim(CLAIMS / 2, &METADATA);
+    let early: Vec<_> = ids.iter().copied().step_by(7).take(200).collect();
+    ledger.retract(&early);
+    ids.extend(ledger.claim(CLAIMS / 4, &METADATA));
+    ledger.reactivate(&early[..100]);
+    ledger.go_to(120);
+    ids.extend(ledger.claim(CLAIMS / 4, &METADATA));
+    ledger.retract(&early[..50]);
+    let image = Bytes::from(ledger.machine.image(0));
+    let superblock = verify::superblocks(&mut image.clone(), 0, None).unwrap().0.unwrap();
+    Log { image, superblock, ids }
+}
+
+/// What verification finds, the most rows that it had in memory, and those that it has at the end. `change` may change the bytes
+/// of a batch that verified, or take it away.
+fn verified(
+    log: &Log,
+    superblock: &Superblock,
+    mut change: impl FnMut(&BatchPlace, &mut Vec<u8>) -> bool,
+) -> (Vec<Finding>, u64, u64) {
+    let mut source = log.image.clone();
+    let beside = log.image.clone();
+    let read = Box::new(move |at, bytes| Ok(beside.clone().read(at, bytes)?.to_vec()));
+    let mut content = Content::new(superblock, verify::state_at_start(&mut source, superblock).unwrap(), read);
+    let mut each = |step: Step| match step {
+        Step::Batch(place, bytes) => {
+            let mut bytes = bytes.to_vec();
+            if change(&place, &mut bytes) {
+                content.step(Step::Batch(place, bytes.into()));
+            }
+        }
+        other => content.step(other),
+    };
+    verify::walk(&mut source, superblock, WalkOptions::default(), &mut each, &mut |_| {}).unwrap();
+    content.finish().unwrap();
+    let left = content.shard().map_or(0, |shard| shard.rows().count_in_memory());
+    (content.take_findings(), content.rows_in_memory_max(), left)
+}
+
+fn is_seal(place: &BatchPlace, bytes: &[u8]) -> bool {
+    place.header.is_sealing && sealed_by(&bytes[batch::records(bytes, &place.header)]).is_some()
+}
+
+#[test]
+fn rows_leave_memory_with_their_segments() {
+    let log = log();
+    let sealed = log.image.len() as u64 / log.superblock.geometry.segment_bytes;
+    assert!(sealed > 2 * FULL_SEGMENTS_MAX as u64, "{sealed} segments");
+    // A restored ledger's superblock names no seals, but they are in the log.
+    let unnamed = Superblock { checkpoint: None, ..log.superblock.clone() };
+    for superblock in [&log.superblock, &unnamed] {
+        let (findings, most, left) = verified(&log, superblock, |_, _| true);
+        assert_eq!(findings, []);
+        assert!(most * 5 < CLAIMS as u64 && left <= most, "{most} rows were in memory, {left} at the end");
+    }
+}
+
+#[test]
+fn seals_that_lie_elsewhere_are_where_the_superblock_says() {
+    let log = log();
+    let (findings, most, _) = verified(&log, &log.superblock, |place, bytes| !is_seal(place, bytes));
+    assert_eq!(findings, []);
+    let bound = (FULL_SEGMENTS_MAX as u64 + 2) * CLAIMS as u64 / 16;
+    assert!(most < bound && most < CLAIMS as u64 * 3 / 4, "{most} rows were in memory");
+    // With neither all rows stay, and nothing else is different.
+    let unnamed = Superblock { checkpoint: None, ..log.superblock.clone() };
+    let (findings, most, left) = verified(&log, &unnamed, |place, bytes| !is_seal(place, bytes));
+    assert_eq!((findings.as_slice(), most, left), ([].as_slice(), CLAIMS as u64, CLAIMS as u64));
+}
+
+#[test]
+fn an_index_that_says_something_else_than_its_records_is_told_and_not_believed() {
+    let log = log();
+    let pages = log.superblock.geometry.batch_bytes_max / BLOCK_BYTES;
+    let mut told = 0;
+    // The first page is of rows, others are of changes and keys of all kinds.
+    for page in 1..pages {
+        let mut is_first = true;
+        let (findings, most, _) = verified(&log, &log.superblock, |place, bytes| {
+            let at = (page * BLOCK_BYTES) as usize;
+            if place.header.is_sealing && !is_seal(place, bytes) && is_first && bytes.len() > at {
+                is_first = false;
+                let (content, checksum) = bytes[at..at + BLOCK_BYTES as usize].split_at_mut(BLOCK_BYTES as usize - 8);
+                content[16] ^= 1;
+                checksum.copy_from_slice(&xxh3_64(content).to_le_bytes());
+            }
+            true
+        });
+        // What follows the index is the summary.
+        let Some(finding) = findings.first() else { break };
+        assert_eq!(findings.len(), 1, "page {page}: {findings:?}");
+        assert_eq!((finding.structure, finding.segment, finding.is_damage), (Structure::Index, Some(0), false));
+        // From there on no rows leave memory: those of the segment would be missed.
+        assert_eq!(most, CLAIMS as u64);
+        told += 1;
+    }
+    assert!(told > 5, "{told} pages");
+}
+
+#[test]
+fn a_key_that_was_used_in_a_sealed_segment_is_missed_in_no_later_one() {
+    let log = log();
+    let (mut first, mut second) = (None, None);
+    let (findings, most, _) = verified(&log, &log.superblock, |place, bytes| {
+        if place.header.is_sealing {
+            return true;
+        }
+        let range = batch::records(bytes, &place.header);
+        let mut at = range.start;
+        while at < range.end {
+            let (raw, length) = record::read(&bytes[at..range.end]).unwrap();
+            let mut decoded = Record::decode(raw.kind, raw.body).unwrap();
+            if let Entry::Claim(claim) = decoded.entry {
+                if claim.event_id == log.ids[10] {
+                    first = Some((decoded.meta.idempotency_key, raw.position));
+                } else if Some(&claim.event_id) == log.ids.last() {
+                    decoded.meta.idempotency_key = first.expect("it came before").0;
+                    second = Some(raw.position);
+                    let (mut body, mut forged) = (Vec::new(), Vec::new());
+                    decoded.encode(&mut body);
+                    record::append(&mut forged, raw.position, raw.kind, |out| out.extend_from_slice(&body));
+                    assert_eq!(forged.len(), length);
+                    bytes[at..at + length].copy_from_slice(&forged);
+                }
+            }
+            at += length;
+        }
+        true
+    });
+    let [finding] = findings.as_slice() else { panic!("{findings:?}") };
+    assert_eq!(finding.positions, first.map(|(_, position)| position).zip(second));
+    assert!(finding.is_damage && finding.what.contains("same idempotency key"), "{}", finding.what);
+    assert!(most * 5 < CLAIMS as u64);
+}
