@@ -62,11 +62,11 @@ pub struct Driver {
     scrubbed: RefCell<Scrubbed>,
 }
 
-/// Whether somebody holds the lock of the ledger's directory.
+/// Whether somebody holds the lock of the ledger's directory, or it can't be told.
 pub fn is_being_read(path: &Path) -> bool {
     let directory = path.parent().map(File::open);
-    let Some(Ok(directory)) = directory else { return false };
-    matches!(Flock::lock(directory, FlockArg::LockExclusiveNonblock), Err((_, nix::errno::Errno::EWOULDBLOCK)))
+    let Some(Ok(directory)) = directory else { return true };
+    Flock::lock(directory, FlockArg::LockExclusiveNonblock).is_err()
 }
 
 /// A record as read from disk.

@@ -177,7 +177,7 @@ async fn shard(
     )
 }
 
-/// Segments of a ring that requests may fill behind the one that is written, as `claimctl status` counts them.
+/// Segments of a ring that requests may fill behind the one that is written, once nobody reads what was dropped.
 fn ring_free_segments(superblock: &Superblock, end: &LogEnd) -> u64 {
     let geometry = superblock.geometry;
     let requests_end = geometry.segments_end(superblock.first_segment()) - RING_RESERVED_SEGMENTS;

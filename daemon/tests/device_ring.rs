@@ -19,7 +19,7 @@ const YEAR_US: i64 = 366 * 86_400_000_000;
 const FIRST_US: i64 = 1_107_216_000_000_000;
 const SEGMENT_BYTES: u64 = 1 << 20;
 /// Segments that the devices hold, each its own number.
-const RINGS: [u64; 2] = [10, 12];
+const RINGS: [u64; 2] = [11, 13];
 /// Years in which a log goes round twice and more, and those of them in which the daemon is killed.
 const YEARS: i64 = 24;
 const KILLED_EVERY: i64 = 5;
@@ -122,7 +122,10 @@ fn logs_go_round_on_their_devices() {
     let mut rows = BTreeMap::new();
     let mut now_us = FIRST_US;
     for year in 0..YEARS {
-        until(&client, "segments are prepared", |shard| shard.segments_prepared >= shard.segments_used + 2);
+        // A drop is logged some time before the places of what it dropped are free.
+        until(&client, "there is room", |shard| {
+            shard.segments_prepared >= shard.segments_used + 2 && shard.ring_free_segments >= 2
+        });
         claim_some(&client, now_us, &mut rows);
         if year % KILLED_EVERY == 0 {
             daemon.kill();
@@ -146,6 +149,7 @@ fn logs_go_round_on_their_devices() {
     }
 
     // While somebody reads the ledger, what is dropped keeps its place.
+    until(&client, "there is room", |shard| shard.ring_free_segments >= 2);
     let reading = Flock::lock(File::open(&data).expect("our directory"), FlockArg::LockShared).expect("a lock");
     let before = shards(&client);
     now_us += 2 * YEAR_US;

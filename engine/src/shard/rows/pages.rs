@@ -179,7 +179,7 @@ impl Rows {
                 };
                 let bytes = piece.as_ref().map_or(&*blocks, |piece| piece.bytes_from(start));
                 let mut error = None;
-                let mut is_full = false;
+                let (mut is_full, mut is_past) = (false, false);
                 claims.reserve(limit.min((end - start) as usize / bytes_a_row.max(1) as usize));
                 let next = sealed::claims_between(bytes, start, stretch.start, |at, raw| {
                     if crate::log::entry::claimed_id(raw.kind, raw.body).is_none_or(|id| id.prefix() != prefix) {
@@ -192,7 +192,8 @@ impl Rows {
                                 claims.push((claim, quarter));
                                 is_full = claims.len() > limit;
                             }
-                            !is_full && !is_at_end
+                            is_past = is_over(claim.claim_timestamp_us);
+                            !is_full && !is_at_end && !is_past
                         }
                         Err(damage) => {
                             error = Some(damage);
@@ -208,11 +209,19 @@ impl Rows {
                 if claims.len() > limit {
                     return self.page(claims.into_iter().take(limit).collect(), true, log);
                 }
+                if is_past {
+                    return self.page(claims, false, log);
+                }
                 // Every record is shorter than what was looked at.
                 stretch.start = if next > stretch.start { next } else { stretch.end };
                 if limit < usize::MAX && !claims.is_empty() && !is_at_end {
                     return self.page(claims, true, log);
                 }
+            }
+            if !is_at_end {
+                let (segment, prefix) = (sealed.summary.segment, prefix.get());
+                let what = format!("row {} of prefix {prefix} is not where segment {segment} has it", span.last);
+                return Err(Unread::Damaged(what));
             }
         }
         for segment in self.memory().rev() {
