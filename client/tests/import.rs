@@ -2,7 +2,9 @@
 
 mod fake;
 
-use claim_client::import::{ImportFailure, ImportObserver, ImportOptions, Progress, Source, import, play};
+use claim_client::import::{
+    ImportError, ImportFailure, ImportObserver, ImportOptions, ImportReport, Progress, Source, import, play,
+};
 use claim_client::{Classification, Client, ClientOptions, ClockMode, ErrorCode, Lifecycle, Uuid};
 use fake::{Action, Fake, refusal};
 use std::collections::HashMap;
@@ -200,6 +202,35 @@ fn what_was_refused_for_overload_is_sent_again_in_its_order() {
     assert_eq!(order, (1..=30).collect::<Vec<_>>());
 }
 
+/// An import of thirty claims against a daemon that takes the corpus and nine claims, and then refuses all with `code`.
+fn import_refused_with(code: ErrorCode) -> Result<ImportReport, ImportError> {
+    let directory = tempfile::tempdir().expect("a directory");
+    let fake = Fake::start(directory.path(), 1, ClockMode::Replay);
+    let client = Client::connect(fake.socket()).expect("connected");
+    let mut requests = 0;
+    fake.script(move |_, _| {
+        requests += 1;
+        if requests > 10 { Action::Refuse(refusal(code, 1)) } else { Action::Answer }
+    });
+    let lines: Vec<String> = (1..=30).map(|at| claim("a", at, &format!("{at:02}"))).collect();
+    let options = ImportOptions { window: 4, patience: Duration::from_millis(50), ..ImportOptions::default() };
+    play(&client, source(&lines), &options, &mut ())
+}
+
+#[test]
+fn a_daemon_that_takes_nothing_ends_an_import_and_drops_no_event() {
+    for code in [ErrorCode::Overloaded, ErrorCode::NoSpace, ErrorCode::Deadline, ErrorCode::ShardFailed] {
+        let error = import_refused_with(code).expect_err("it takes nothing");
+        assert_eq!((error.report.claimed, error.report.refused.len()), (9, 0), "{code:?}");
+        let ImportFailure::Client(failure) = error.failure else { panic!("{}", error.failure) };
+        assert_eq!(failure.code(), Some(code));
+    }
+    let report = import_refused_with(ErrorCode::Throttled).expect("what a cap holds back is counted");
+    assert_eq!((report.claimed, report.refused.get("THROTTLED")), (9, Some(&21)));
+    let report = import_refused_with(ErrorCode::KeyExpired).expect("what an event asks is counted");
+    assert_eq!((report.claimed, report.refused.get("KEY_EXPIRED")), (9, Some(&21)));
+}
+
 #[test]
 fn an_import_whose_daemon_dies_says_how_far_it_came() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -212,7 +243,7 @@ fn an_import_whose_daemon_dies_says_how_far_it_came() {
         if requests > 10 { Action::DropBefore } else { Action::Answer }
     });
     let lines: Vec<String> = (1..=30).map(|at| claim("a", at, &format!("{at:02}"))).collect();
-    let options = ImportOptions { window: 4, deadline: Some(Duration::from_secs(5)) };
+    let options = ImportOptions { window: 4, deadline: Some(Duration::from_secs(5)), ..ImportOptions::default() };
     let error = play(&client, source(&lines), &options, &mut ()).expect_err("it dies");
     assert_eq!(error.report.claimed, 9);
     match error.failure {

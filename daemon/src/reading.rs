@@ -84,9 +84,14 @@ pub async fn read(
 ) -> Result<Answer, Refusal> {
     match outcome {
         Outcome::Row(row) => {
-            let FoundRow { view, .. } = *row;
-            let mut records = reader.driver.read_records(&[view.claim_at]).await.map_err(unreadable)?;
-            let record = records.pop().ok_or_else(|| unreadable("the row's record is not there".into()))?;
+            let FoundRow { view, claim } = *row;
+            let record = match claim {
+                Some(claim) => StoredRecord { position: claim.position, kind: claim.kind, body: claim.body.into() },
+                None => {
+                    let mut records = reader.driver.read_records(&[view.claim_at]).await.map_err(unreadable)?;
+                    records.pop().ok_or_else(|| unreadable("the row's record is not there".into()))?
+                }
+            };
             let reason = reason(reader.driver, &view).await?;
             Ok(Answer::Row(view, record, reason))
         }

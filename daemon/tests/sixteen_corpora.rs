@@ -15,6 +15,8 @@ use std::time::Duration;
 const LATER_US: i64 = 30 * 60_000_000;
 /// Slots of a corpus in a quarter, unless configured.
 const SLOTS: u64 = 50_000;
+/// Claims of the file.
+const CLAIMS: u64 = 41_853;
 
 /// The ids that claims of the file were given, by corpus and `ref`.
 #[derive(Default)]
@@ -112,6 +114,11 @@ fn import(ledger: &Ledger, rules: &mut Rules) -> Played {
     let client = ledger.client();
     let mut ids = Ids::default();
     let report = import::import(&client, &sixteen_corpora(), &ImportOptions::default(), &mut ids).expect("an import");
+    assert_eq!(
+        report.claimed, CLAIMS,
+        "every claim of the file is acknowledged, but refused were {:?}",
+        report.refused
+    );
     let played = Played::file(&ids, rules);
     rules.corpora = played.corpora.clone();
     println!(

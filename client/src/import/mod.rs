@@ -30,6 +30,9 @@ use uuid::Uuid;
 /// Requests of one shard that are sent and not answered, unless told otherwise. It lies far below what a daemon holds, so
 /// that an import alone is not refused for overload.
 pub const WINDOW_DEFAULT: usize = 512;
+/// How long an import waits for a ledger that takes nothing, unless told otherwise: longer than the minute that a cap holds a
+/// corpus back.
+pub const PATIENCE_DEFAULT: Duration = Duration::from_secs(120);
 /// Events between two calls of [`ImportObserver::progress`].
 const PROGRESS_EVENTS: u64 = 256;
 
@@ -40,11 +43,14 @@ pub struct ImportOptions {
     pub window: usize,
     /// Deadline of each request; `None`: the client's.
     pub deadline: Option<Duration>,
+    /// How long events are sent again while the ledger takes nothing, being overloaded, full, or capped. Then an overloaded
+    /// or full ledger ends the import; what a cap holds back counts as refused.
+    pub patience: Duration,
 }
 
 impl Default for ImportOptions {
     fn default() -> Self {
-        ImportOptions { window: WINDOW_DEFAULT, deadline: None }
+        ImportOptions { window: WINDOW_DEFAULT, deadline: None, patience: PATIENCE_DEFAULT }
     }
 }
 
@@ -77,8 +83,10 @@ impl ImportObserver for () {}
 /// Plays the file at `path` through `client` into its ledger.
 ///
 /// # Errors
-/// The file cannot be read or is not in the format; no daemon is there any more; or a request's outcome stays unknown.
-/// Refusals are no errors: the report counts them by code. The error holds the report so far.
+/// The file cannot be read or is not in the format; no daemon is there any more; a request's outcome stays unknown; or the
+/// daemon takes nothing for longer than [`ImportOptions::patience`], stops, or lacks a shard or a clock. Refusals of an event
+/// for what it asks are no errors: the report counts them by code. The error holds the report so far, and the same file
+/// played again asks with the same idempotency keys.
 pub fn import(
     client: &Client,
     path: &Path,

@@ -1,7 +1,7 @@
 //! Sends the events of a file in an order that each shard sees as the file's.
 
 use crate::client::Client;
-use crate::error::{Classification, ClientError};
+use crate::error::ClientError;
 use crate::import::event::{Event, EventKind, derived_key, metadata};
 use crate::import::report::{ImportFailure, ImportReport};
 use crate::import::{ImportObserver, ImportOptions, Progress};
@@ -10,13 +10,13 @@ use crate::pending::{Answer, Pending};
 use claim_protocol::{ClaimItem, Claimed, CorpusInfo, ErrorCode, ReasonCode};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 
-/// How often an event is sent again after a refusal that passes, before it counts as refused.
-const RESENDS_MAX: u32 = 200;
-/// The pause before that where the daemon advises none.
-const RESEND_PAUSE: Duration = Duration::from_millis(20);
+/// The pause before an event is sent again, beside what the daemon advises; it doubles with each time.
+const RESEND_PAUSE: Duration = Duration::from_millis(5);
+/// That pause, at most.
+const RESEND_PAUSE_MAX: Duration = Duration::from_millis(320);
 /// Why the corpora of a file are there.
 const ONBOARD_NOTES: &str = "onboarded by an import";
 
@@ -29,6 +29,8 @@ pub(crate) struct Player<'a> {
     /// By shard: what is sent and not answered, in the order of sending.
     under_way: BTreeMap<u16, VecDeque<UnderWay>>,
     report: ImportReport,
+    /// When the ledger last took something, or the import began.
+    last_taken: Instant,
     /// How often an event occurred in the present second, by its key were it the first.
     present_second: (i64, HashMap<Uuid, u32>),
     /// Scratch space.
@@ -78,6 +80,7 @@ impl<'a> Player<'a> {
             corpora: HashMap::new(),
             under_way: BTreeMap::new(),
             report: ImportReport::new(),
+            last_taken: Instant::now(),
             present_second: (0, HashMap::new()),
             metadata: Vec::new(),
         }
@@ -138,12 +141,33 @@ impl<'a> Player<'a> {
         self.settle_all()?;
         let key = derived_key(event.at_us(), "onboard", &event.corpus, "", 0);
         let options = self.request_options(event, key, ONBOARD_NOTES);
-        match self.client.onboard(&event.corpus, ONBOARD_NOTES, &options).wait() {
-            Ok(corpus) => {
-                self.learn(&corpus.value);
-                Ok(true)
+        let client = self.client;
+        let corpus = self.ask_alone(|| client.onboard(&event.corpus, ONBOARD_NOTES, &options))?;
+        if let Some(corpus) = &corpus {
+            self.learn(&corpus.value);
+        }
+        Ok(corpus.is_some())
+    }
+
+    /// Sends a request that nothing else is under way beside, until it is answered; `None` when it was refused, and counted.
+    fn ask_alone<T>(&mut self, ask: impl Fn() -> Pending<T>) -> Result<Option<Answer<T>>, ImportFailure> {
+        let mut resends = 0;
+        loop {
+            match ask().wait() {
+                Ok(answer) => {
+                    self.last_taken = Instant::now();
+                    return Ok(Some(answer));
+                }
+                Err(error) => match self.verdict(&error, resends) {
+                    Verdict::Again(pause) => thread::sleep(pause),
+                    Verdict::Refused(code) => {
+                        self.report.refuse(code);
+                        return Ok(None);
+                    }
+                    Verdict::End => return Err(error.into()),
+                },
             }
-            Err(error) => self.refused(error).map(|()| false),
+            resends += 1;
         }
     }
 
@@ -165,14 +189,12 @@ impl<'a> Player<'a> {
             return Ok(());
         };
         let options = self.request_options(event, key, "");
-        match self.client.reference(&event.corpus, event_id, &options).wait() {
-            Ok(answer) => {
-                self.report.referenced += 1;
-                self.report.record(answer.elapsed);
-                Ok(())
-            }
-            Err(error) => self.refused(error),
+        let client = self.client;
+        if let Some(answer) = self.ask_alone(|| client.reference(&event.corpus, event_id, &options))? {
+            self.report.referenced += 1;
+            self.report.record(answer.elapsed);
         }
+        Ok(())
     }
 
     /// The row of an earlier claim, waiting for its answer if it is under way.
@@ -295,19 +317,41 @@ impl<'a> Player<'a> {
         let Err(error) = outcome else {
             return Ok(None);
         };
-        let passes = matches!(error.code(), Some(ErrorCode::Overloaded | ErrorCode::Throttled));
-        if error.classification() == Classification::Definite && passes && resends < RESENDS_MAX {
-            let advised = Duration::from_millis(u64::from(error.retry_after_ms()));
-            let pause = if advised.is_zero() { RESEND_PAUSE } else { advised };
-            return Ok(Some(Again { event, key, row, place, resends: resends + 1, pause }));
+        match self.verdict(&error, resends) {
+            Verdict::Again(pause) => return Ok(Some(Again { event, key, row, place, resends: resends + 1, pause })),
+            Verdict::Refused(code) => self.report.refuse(code),
+            Verdict::End => return Err(error.into()),
         }
         if let EventKind::Claim { reference, .. } = event.kind {
             self.corpus(&event.corpus).claims.insert(reference, Claim::Refused);
         }
-        self.refused(error).map(|()| None)
+        Ok(None)
+    }
+
+    /// What becomes of an event that was sent again `resends` times, and then met this.
+    fn verdict(&self, error: &ClientError, resends: u32) -> Verdict {
+        let ClientError::Refused(refusal) = error else {
+            return Verdict::End;
+        };
+        let is_patient = self.last_taken.elapsed() < self.options.patience;
+        match refusal.code {
+            ErrorCode::Overloaded | ErrorCode::Throttled | ErrorCode::NoSpace if is_patient => {
+                let advised = Duration::from_millis(u64::from(refusal.retry_after_ms));
+                Verdict::Again(advised + (RESEND_PAUSE * (1 << resends.min(10))).min(RESEND_PAUSE_MAX))
+            }
+            // These say how the daemon is. The next events would meet the same, and be missing from the ledger.
+            ErrorCode::Overloaded
+            | ErrorCode::NoSpace
+            | ErrorCode::Deadline
+            | ErrorCode::ClockSuspect
+            | ErrorCode::ShardFailed
+            | ErrorCode::ShuttingDown => Verdict::End,
+            code => Verdict::Refused(code.name()),
+        }
     }
 
     fn claimed(&mut self, event: &Event, place: usize, answer: &Answer<Claimed>) {
+        self.last_taken = Instant::now();
         let EventKind::Claim { reference, .. } = &event.kind else { unreachable!("a claim was sent") };
         let corpus = self.corpus(&event.corpus);
         corpus.claims.insert(reference.clone(), Claim::Acknowledged(place, answer.event_id));
@@ -318,6 +362,7 @@ impl<'a> Player<'a> {
     }
 
     fn changed(&mut self, event: &Event, row: Option<(usize, Uuid)>, answer: &Answer<i64>) {
+        self.last_taken = Instant::now();
         let (place, event_id) = row.expect("a change is sent with its row");
         let corpus = self.corpus(&event.corpus);
         if matches!(event.kind, EventKind::Retract { .. }) {
@@ -333,17 +378,16 @@ impl<'a> Player<'a> {
     fn corpus(&mut self, name: &str) -> &mut Corpus {
         self.corpora.get_mut(name).expect("a corpus is onboarded before its events are sent")
     }
+}
 
-    /// Counts a refusal; anything else ends the import.
-    fn refused(&mut self, error: ClientError) -> Result<(), ImportFailure> {
-        match error {
-            ClientError::Refused(error) => {
-                self.report.refuse(error.code.name());
-                Ok(())
-            }
-            error => Err(error.into()),
-        }
-    }
+/// What becomes of an event whose request failed.
+enum Verdict {
+    /// It is sent again after a pause.
+    Again(Duration),
+    /// It counts as refused, under this code.
+    Refused(&'static str),
+    /// The import ends here.
+    End,
 }
 
 /// An event to be sent again.

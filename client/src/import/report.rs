@@ -66,7 +66,7 @@ pub enum ImportFailure {
     /// The file is not what it should be.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// The daemon is gone, or an outcome stays unknown.
+    /// The daemon is gone or takes nothing, or an outcome stays unknown.
     #[error(transparent)]
     Client(#[from] ClientError),
 }

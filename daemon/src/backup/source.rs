@@ -77,9 +77,7 @@ impl BackupSource {
         }
         Ok(())
     }
-}
 
-impl BackupSource {
     /// Bytes from an offset and nothing beyond, fewer where the file would end.
     pub fn read_at(&mut self, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
         let end = (offset + bytes as u64).min(self.file_bytes());
