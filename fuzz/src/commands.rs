@@ -3,7 +3,7 @@
 
 use crate::disk::{Disk, run as now_or_never};
 use crate::{Input, START_US, WHO, pick};
-use claim_engine::command::{Claim, Claimed, Operation, Outcome, Reply, Request, Token};
+use claim_engine::command::{Claim, Claimed, Corpus, Operation, Outcome, Reply, Request, Token};
 use claim_engine::engine::{Engine, OpenOptions, Output};
 use claim_engine::entropy::Entropy;
 use claim_engine::error::Certainty;
@@ -18,8 +18,10 @@ use claim_engine::peer::PeerMessage;
 use claim_engine::policy::Policy;
 use claim_engine::row::{ReasonCode, RowView};
 use claim_engine::sealed::{Fetch, ask_until_read};
+use claim_engine::shard::rows::{Found, Scan, all_pages};
 use claim_engine::time::{DAY_US, HOUR_US, Now, SECOND_US};
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::convert::Infallible;
 use std::io;
 use uuid::Uuid;
 
@@ -32,6 +34,8 @@ const ROUNDS_MAX: usize = 10_000;
 /// The last moment that a Linux clock can show, in 2262, and a day to spare.
 const WALL_US_MAX: i64 = i64::MAX / 1_000 - DAY_US;
 const SHARDS_MAX: usize = 3;
+/// Rows of a page of a scan.
+const SCAN_ROWS: usize = 20;
 const NAMES: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "Not A Name"];
 static METADATA: [u8; 70_000] = [7; 70_000];
 
@@ -715,7 +719,7 @@ struct State {
     globals: u64,
     keys: u64,
     count: u64,
-    corpora: Vec<claim_engine::command::Corpus>,
+    corpora: Vec<Corpus>,
     rows: Vec<RowView>,
 }
 
@@ -723,10 +727,12 @@ impl State {
     fn of(engine: &Engine, disk: &Disk) -> State {
         let shard = engine.shard();
         let corpora = shard.registry().corpora().to_vec();
-        let scan =
-            |prefix| fetch(engine, disk, |engine| engine.shard().rows().scan(prefix, None, None, None, usize::MAX));
-        let rows = corpora.iter().flat_map(|corpus| scan(corpus.prefix).rows);
-        let rows = rows.map(|found| shard.view(&found)).collect();
+        let scan = |prefix, after| {
+            let page = |engine: &Engine| engine.shard().rows().scan(&Scan::of(prefix, after, SCAN_ROWS), Found::clone);
+            Ok::<_, Infallible>(fetch(engine, disk, page))
+        };
+        let rows_of = |corpus: &Corpus| all_pages(|after| scan(corpus.prefix, after)).expect("it cannot fail");
+        let rows = corpora.iter().flat_map(rows_of).map(|found| shard.view(&found)).collect();
         State {
             last_position: shard.last_position(),
             last_us: shard.last_us(),

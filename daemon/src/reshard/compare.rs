@@ -8,7 +8,7 @@ use claim_engine::log::entry::{Entry, Record};
 use claim_engine::log::verify::GlobalCopy;
 use claim_engine::row::{ReconciliationState, RowState};
 use claim_engine::shard::Shard;
-use claim_engine::shard::rows::Found;
+use claim_engine::shard::rows::{Found, Scan};
 use claim_engine::time::Quarter;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -194,7 +194,8 @@ fn same_corpus(corpus: &Corpus, to: u16, old: &Shard, new: &Shard, at_us: i64) -
     let mut pending_again = 0;
     loop {
         let page = |shard: &Shard| {
-            shard.rows().scan(prefix, None, None, after, PAGE_ROWS).map_err(|unread| unread.to_string())
+            let scan = Scan::of(prefix, after, PAGE_ROWS);
+            shard.rows().scan(&scan, Found::clone).map_err(|unread| unread.to_string())
         };
         let (before, now) = (page(old)?, page(new)?);
         if before.rows.len() != now.rows.len() || before.more != now.more {

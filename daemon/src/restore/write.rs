@@ -17,6 +17,7 @@ use claim_engine::log::superblock::Superblock;
 use claim_engine::log::verify::{Step, WalkOptions, walk};
 use claim_engine::log::writer::LogWriter;
 use claim_engine::mutant::Mutation;
+use claim_engine::sealed::{Checkpoint, sealed_by};
 use claim_engine::storage::{RealStorage, Storage};
 use claim_engine::time::{Quarter, rfc3339};
 use glommio::LocalExecutor;
@@ -50,6 +51,8 @@ struct Kept {
     end: LogEnd,
     /// The batch behind it, of which some records are kept.
     cut: Option<(BatchPlace, bytes::Bytes)>,
+    /// The last seal among it: what it covers isn't replayed when the ledger is served.
+    seal: Option<Checkpoint>,
     /// The last entry of the global order, and the last time.
     global_sequence: u64,
     last_us: i64,
@@ -67,13 +70,14 @@ pub fn write_shard(
     let part = &backup.manifest.shards[usize::from(shard)];
     let found = backup.superblocks[usize::from(shard)].as_ref();
     let found = found.ok_or_else(|| Failure::damaged(format!("shard {shard} has no superblock")))?;
-    let superblock = Superblock { generation: found.generation + 1, checkpoint: None, ..found.clone() };
+    let mut superblock = Superblock { generation: found.generation + 1, checkpoint: None, ..found.clone() };
     let geometry = superblock.geometry;
     let new = ledger::shard_path(&options.data, shard).with_extension(RESTORING);
     let io = |e: io::Error| Failure::io(&new, &e);
     let file = rewriting::begin(&new, FILE_MODE, geometry).map_err(io)?;
     let mut source = BackupSource::new(&backup.dir, &superblock, part);
     let kept = copy(&mut source, &superblock, seen, &file, bar).map_err(io)?;
+    superblock.checkpoint = kept.seal;
     rewriting::finish(&file, &superblock, kept.end.next_batch_at).map_err(io)?;
     drop(file);
     let rationale =
@@ -102,7 +106,7 @@ fn copy(
 ) -> io::Result<Kept> {
     let geometry = superblock.geometry;
     let (end, cut) = (LogEnd::at_start(superblock, 0, Mutation::NONE), seen.cut);
-    let mut kept = Kept { end, cut: None, global_sequence: seen.globals_before, last_us: 0 };
+    let mut kept = Kept { end, cut: None, seal: None, global_sequence: seen.globals_before, last_us: 0 };
     let (mut is_over, mut failed) = (false, None);
     let mut each = |step: Step| {
         let Step::Batch(place, bytes) = step else { return };
@@ -119,6 +123,7 @@ fn copy(
         if header.next_position() <= cut + 1 {
             failed = file.write_all_at(&bytes, geometry.file_offset(place.log_offset)).err();
             kept.end = kept.end.after(geometry, &place);
+            kept.seal = seal_of(superblock, &place, &bytes).or(kept.seal);
             return;
         }
         is_over = true;
@@ -128,6 +133,14 @@ fn copy(
     };
     walk(source, superblock, WalkOptions::default(), &mut each, &mut |bytes| bar.inc(bytes))?;
     failed.map_or(Ok(kept), Err)
+}
+
+/// The seal that a batch is, if it is one of a segment that the log still has.
+fn seal_of(superblock: &Superblock, place: &BatchPlace, bytes: &[u8]) -> Option<Checkpoint> {
+    let content = bytes.get(batch::records(bytes, &place.header)).filter(|_| place.header.is_sealing)?;
+    let is_of_log = |segment: &u64| *segment >= superblock.first_segment();
+    let seal = Checkpoint { log_offset: place.log_offset, number: place.header.number, hash: place.hash };
+    sealed_by(content).filter(is_of_log).map(|_| seal)
 }
 
 /// The records of a batch, with their lengths.

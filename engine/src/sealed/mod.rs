@@ -216,6 +216,13 @@ impl Catalog {
         *self.cache.borrow_mut() = BlockCache::new(bytes);
     }
 
+    /// Nothing is at hand any more.
+    #[cfg(test)]
+    pub fn forget(&self) {
+        *self.cache.borrow_mut() = BlockCache::new(1 << 20);
+        *self.stretches.borrow_mut() = Stretches::default();
+    }
+
     /// The block cache's fill, for `status`.
     pub fn cache_blocks(&self) -> (u64, u64) {
         self.cache.borrow().blocks()

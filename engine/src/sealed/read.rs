@@ -1,7 +1,7 @@
 //! Reading sealed segments: their indexes, and the records that these lead to.
 
 use super::run::{HashEntry, KeyEntry, Page, RunEntry, page_bytes};
-use super::summary::{FencedRun, ROWS_EVERY_BYTES, RunPlace, row_key};
+use super::summary::{FencedRun, ROWS_EVERY_BYTES, RunPlace, row_key, row_of_key};
 use super::{Catalog, Fetch, Sealed, Span, Summary, Unread, seal};
 use crate::id::EventId;
 use crate::log::batch;
@@ -14,6 +14,8 @@ use std::ops::Range;
 const RECORD_READ_BYTES: u64 = 1_024;
 /// Bytes at the start of a record that say how long it is, and of a claim its id.
 const GLANCE_BYTES: usize = record::RECORD_HEADER_BYTES + CLAIMED_ID_BYTES;
+/// Places of a corpus's rows that are read at once, and by which is judged how far apart the next ones are.
+const ROW_PLACES: usize = if cfg!(test) { 3 } else { 64 };
 /// Pages at which a hash is guessed to be before the search halves what is left.
 const GUESSES_MAX: u32 = 3;
 
@@ -227,10 +229,15 @@ impl Catalog {
                         at += length.ok_or_else(no_end)?;
                     }
                     Meets::Nothing(next) => at = next,
-                    Meets::End => return Ok(None),
+                    Meets::End => at = limit,
                 }
             }
         }
+        // It is not there if all that was passed, or what is to be there instead, is what was written.
+        self.each_record(from..limit, |_, raw| {
+            let claimed = claimed_id(raw.kind, raw.body).filter(|id| id.prefix() == event_id.prefix());
+            Ok(claimed.is_none_or(|claimed| claimed < event_id))
+        })?;
         Ok(None)
     }
 
@@ -389,16 +396,99 @@ impl Catalog {
         super::all(offsets.into_iter().flatten().map(|at| self.record_at(at)))
     }
 
-    /// The stretch of a segment's log in which the rows of a corpus after an id begin: where to read on, and the end.
-    pub fn rows_after(&self, segment: u64, prefix: u16, after: Option<EventId>) -> Fetch<Option<Range<u64>>> {
+    /// Where in a segment's log the rows of a corpus after an id begin.
+    pub fn rows_after(&self, segment: u64, prefix: u16, after: EventId) -> Fetch<Option<RowsAfter>> {
         let Some(sealed) = self.segment(segment) else { return Ok(None) };
-        let Some(span) = sealed.summary.corpora.iter().find(|span| span.prefix == prefix) else { return Ok(None) };
-        let from = after.filter(|after| *after > span.first).unwrap_or(span.first);
-        let entry = self.floor(sealed, &sealed.summary.rows, row_key(from))?;
-        let Some(entry) = entry else { return Ok(None) };
+        let Some((number, key)) = first_page(sealed, prefix, after) else { return Ok(None) };
+        let (entry, bytes_apart) = self.run_page(sealed, number, |page| {
+            let index = page.partition_point(|entry| entry.key <= key).saturating_sub(1);
+            let end = page.partition_point(|entry| entry.key >> 112 <= u128::from(prefix));
+            let (entry, last) = (page.get(index), end.saturating_sub(1).clamp(index, index + ROW_PLACES));
+            let apart = page
+                .get(last)
+                .offset
+                .checked_sub(entry.offset)
+                .map(|bytes| u64::from(bytes) / (last - index).max(1) as u64);
+            (entry, apart.filter(|_| last > index))
+        })?;
         let start = self.geometry.segment_start(segment);
-        Ok(Some(start + u64::from(entry.offset)..start + sealed.summary.bytes))
+        let log = start + u64::from(entry.offset)..start + sealed.summary.bytes;
+        Ok(Some(RowsAfter { log, bytes_apart }))
     }
+
+    /// Stretches of a segment's log in which rows of a corpus start, from the one on that an id leads to: the next ones, each with
+    /// its first row.
+    pub fn row_places(&self, segment: u64, prefix: u16, from: EventId) -> Fetch<Vec<(EventId, Range<u64>)>> {
+        let mut places = Vec::new();
+        let Some(sealed) = self.segment(segment) else { return Ok(places) };
+        let Some((mut number, key)) = first_page(sealed, prefix, from) else { return Ok(places) };
+        let start = self.geometry.segment_start(segment);
+        let run = sealed.summary.rows.place;
+        let of_corpus = |entry: &KeyEntry| entry.key >> 112 == u128::from(prefix);
+        while places.len() < ROW_PLACES && number < run.first + run.pages {
+            let is_over = self.run_page(sealed, number, |page| {
+                let first = match places.is_empty() {
+                    true => page.partition_point(|entry| entry.key <= key).saturating_sub(1),
+                    false => 0,
+                };
+                let entries = (first..page.count()).map(|index| page.get(index)).take_while(of_corpus);
+                places.extend(entries.take(ROW_PLACES - places.len()).filter_map(|entry| {
+                    let at = start + u64::from(entry.offset);
+                    let end = (at + ROWS_EVERY_BYTES).min(start + sealed.summary.bytes);
+                    Some((row_of_key(entry.key)?, at..end))
+                }));
+                !of_corpus(&page.last())
+            })?;
+            if is_over {
+                break;
+            }
+            number += 1;
+        }
+        Ok(places)
+    }
+
+    /// Names the records that start in a stretch of a segment's log, as long as it is told to go on. A record starts where the
+    /// stretch begins, and others are behind it in the segment.
+    pub fn each_record(&self, log: Range<u64>, mut each: impl FnMut(u64, RawRecord<'_>) -> Fetch<bool>) -> Fetch<()> {
+        let mut at = log.start;
+        while at < log.end {
+            let block = self.block(at / BLOCK_BYTES).ok_or_else(|| self.missing(at, log.end))?;
+            match meets(&block, at) {
+                Meets::Record => {
+                    let (length, goes_on) = self.look_at(at, |bytes| match record::read(bytes) {
+                        Ok((raw, length)) => Ok((length as u64, each(at, raw)?)),
+                        Err(error) => Err(Unread::Damaged(not_verified(at, &error.to_string()))),
+                    })??;
+                    if !goes_on {
+                        break;
+                    }
+                    at += length;
+                }
+                Meets::Nothing(next) => at = next,
+                Meets::End => {
+                    let what = format!("nothing is written at log offset {at}, where a record should be");
+                    return Err(Unread::Damaged(what));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where rows of a corpus begin.
+#[derive(Debug)]
+pub struct RowsAfter {
+    /// The log from there to the segment's end.
+    pub log: Range<u64>,
+    /// How far apart the places are, on an average, at which the index names the next rows; where that is known.
+    pub bytes_apart: Option<u64>,
+}
+
+/// The page of the rows' run that leads to the first row of a corpus after an id, or at it; and the key to look for there.
+fn first_page(sealed: &Sealed, prefix: u16, after: EventId) -> Option<(u32, u128)> {
+    let span = sealed.summary.corpora.iter().find(|span| span.prefix == prefix)?;
+    let key = row_key(after.max(span.first));
+    Some((Summary::page_of(&sealed.summary.rows, key)?, key))
 }
 
 /// What the start of a record says, unverified: its length, if it may have that, and the id of a claim.

@@ -11,7 +11,7 @@ use crate::id::EventId;
 use crate::log::entry::AlarmKind;
 use crate::policy::Action;
 use crate::sealed::Fetch;
-use crate::shard::rows::{Found, Scanned};
+use crate::shard::rows::{Found, Scan, Scanned};
 use crate::time::Quarter;
 
 impl Step<'_, '_, '_> {
@@ -49,9 +49,9 @@ impl Step<'_, '_, '_> {
             Operation::Scan { corpus, since_us, until_us, after, limit } => {
                 let prefix = self.corpus(corpus)?;
                 let limit = if limit == 0 { SCAN_ROWS_MAX } else { limit.min(SCAN_ROWS_MAX) };
-                let Scanned { rows, more, log } = shard.rows.scan(prefix, since_us, until_us, after, limit)?;
+                let scan = Scan { prefix, since_us, until_us, after, limit };
                 // A pass changes what a row says about itself, and a policy when it expires.
-                let rows = rows.iter().map(|row| shard.view_at(row, time_us)).collect();
+                let Scanned { rows, more, log } = shard.rows.scan(&scan, |row| shard.view_at(row, time_us))?;
                 Ok(Decision::now(Outcome::Rows { rows, more, log }, shard.last_position))
             }
             Operation::Find { event_key, from } => {

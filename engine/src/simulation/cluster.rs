@@ -550,8 +550,7 @@ impl Cluster {
     fn check_rows(&mut self, corpus: &crate::command::Corpus) -> Result<(), String> {
         let node = usize::from(corpus.shard);
         let Some(engine) = self.machine.engine(node) else { return Err("a shard is down".into()) };
-        let scan = |engine: &Engine| engine.shard().rows().scan(corpus.prefix, None, None, None, usize::MAX);
-        let found = self.machine.fetch(node, scan)?.rows;
+        let found = self.machine.rows_of(node, corpus.prefix)?;
         let mut known = self.clients.rows.get(&corpus.name).cloned().unwrap_or_default();
         let mut last: Option<Claimed> = None;
         let views: Vec<_> = found.iter().map(|row| engine.shard().view(row)).collect();

@@ -16,31 +16,31 @@ use crate::time::Now;
 use std::io;
 use uuid::Uuid;
 
-struct Bench {
-    disk: SimDisk,
+pub const GEOMETRY: Geometry = Geometry { segment_bytes: 96 << 10, batch_bytes_max: 16 << 10, ring_segments: 0 };
+
+pub struct Bench {
+    pub disk: SimDisk,
     entropy: Entropy,
-    engine: Engine,
-    now: Now,
+    pub engine: Engine,
+    pub now: Now,
     keys: u64,
+    /// Log offsets that were read from, and how many bytes, since somebody took them.
+    pub reads: Vec<(u64, u64)>,
 }
 
 impl Bench {
-    fn new() -> Bench {
+    pub fn new() -> Bench {
         let (disk, mut entropy) = (SimDisk::default(), Entropy::from_seed_u64(1));
         let now = Now { wall_us: 1_767_225_600_000_000, boot_us: 0 };
         let superblock = Superblock {
             formatted_at_us: now.wall_us,
-            ..Superblock::of_new_ledger(
-                Uuid::from_u128(5),
-                [3; 32],
-                Geometry { segment_bytes: 96 << 10, batch_bytes_max: 16 << 10, ring_segments: 0 },
-            )
+            ..Superblock::of_new_ledger(Uuid::from_u128(5), [3; 32], GEOMETRY)
         };
         disk.run(&mut entropy, u64::MAX, writer::format(&disk, &superblock)).unwrap().unwrap();
         let open = Engine::open(&disk, &superblock, OpenOptions::default());
         let (mut engine, _) = disk.run(&mut entropy, u64::MAX, open).unwrap().unwrap();
         engine.start(now, 0);
-        let mut bench = Bench { disk, entropy, engine, now, keys: 0 };
+        let mut bench = Bench { disk, entropy, engine, now, keys: 0, reads: Vec::new() };
         let toml = Policy::of_owner(Principal::default().uid).to_toml();
         bench.submit(0, Operation::Configure { toml: &toml }, None);
         bench.submit(1, Operation::Onboard { name: "customer", notes: "" }, None);
@@ -49,7 +49,7 @@ impl Bench {
         bench
     }
 
-    fn submit(&mut self, token: u64, operation: Operation<'_>, deadline_boot_us: Option<i64>) {
+    pub fn submit(&mut self, token: u64, operation: Operation<'_>, deadline_boot_us: Option<i64>) {
         self.keys += 1;
         let ms = (self.now.wall_us / 1_000) as u128;
         let request = Request {
@@ -85,7 +85,7 @@ impl Bench {
         );
     }
 
-    fn replies(&mut self) -> Vec<Reply> {
+    pub fn replies(&mut self) -> Vec<Reply> {
         let outputs = self.engine.drain();
         outputs.filter_map(|output| if let Output::Reply(reply) = output { Some(reply) } else { None }).collect()
     }
@@ -113,6 +113,9 @@ impl Bench {
     }
 
     fn perform(&mut self, io: Io) {
+        if let Io::Read { log_offset, bytes, .. } = io {
+            self.reads.push((log_offset, bytes));
+        }
         let done = self.disk.run(&mut self.entropy, u64::MAX, perform(&self.disk, io)).unwrap();
         self.complete(done);
     }
@@ -121,11 +124,11 @@ impl Bench {
         self.engine.complete(self.now, &mut self.entropy, done);
     }
 
-    fn tick(&mut self) {
+    pub fn tick(&mut self) {
         self.engine.tick(self.now, &mut self.entropy);
     }
 
-    fn settle(&mut self) {
+    pub fn settle(&mut self) {
         while let Some(io) = self.engine.next_io() {
             self.perform(io);
         }

@@ -2,6 +2,7 @@
 //! and comes back.
 
 use crate::command::{Reply, Request};
+use crate::corpus::Prefix;
 use crate::engine::{Engine, OpenOptions, Output};
 use crate::entropy::Entropy;
 use crate::id::EventId;
@@ -14,7 +15,7 @@ use crate::mutant::{Mutant, Mutation};
 use crate::peer::PeerMessage;
 use crate::row::RowView;
 use crate::sealed::{Fetch, ask_until_read};
-use crate::shard::rows::Found;
+use crate::shard::rows::{Found, Scan, all_pages};
 use crate::storage::sim::SimDisk;
 use crate::storage::{Durability, Storage};
 use crate::time::Now;
@@ -28,6 +29,8 @@ use uuid::Uuid;
 pub const GEOMETRY: Geometry = Geometry { segment_bytes: 96 << 10, batch_bytes_max: 16 << 10, ring_segments: 0 };
 /// Rounds of completions and messages after which shards that have nothing to do must have come to rest.
 const SETTLE_ROUNDS_MAX: u32 = 20_000;
+/// Rows of a page of a scan.
+const SCAN_ROWS: usize = 20;
 /// Bytes that hold any record of a simulated ledger.
 const RECORD_READ_BYTES: usize = 16 << 10;
 
@@ -352,6 +355,13 @@ impl Machine {
         let engine = self.engine(shard).ok_or("a shard is down")?;
         let read = |at| self.read(shard, at, BLOCK_BYTES as usize);
         ask_until_read(engine.shard().rows().catalog(), || ask(engine), read)
+    }
+
+    /// All rows of a corpus of a shard, scanned page by page.
+    pub fn rows_of(&self, shard: usize, prefix: Prefix) -> Result<Vec<Found>, String> {
+        let page =
+            |after| self.fetch(shard, |e| e.shard().rows().scan(&Scan::of(prefix, after, SCAN_ROWS), Found::clone));
+        all_pages(page)
     }
 
     /// A row, wherever it lives, and how it shows.

@@ -9,6 +9,7 @@ mod change;
 pub mod event_keys;
 mod pages;
 mod recount;
+mod scan;
 mod segment;
 mod tallies;
 
@@ -17,8 +18,8 @@ pub use carried::{Carried, Standing, carried_elsewhere};
 pub use change::with_change_of;
 use change::{Change, Noted};
 pub(super) use change::{Happened, With};
-pub use pages::Scanned;
 pub use recount::Recount;
+pub use scan::{Scan, Scanned, all_pages};
 pub use segment::{IndexJob, SegmentRows, correlation_hash};
 pub use tallies::Tallies;
 

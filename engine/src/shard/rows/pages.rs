@@ -4,27 +4,12 @@ use super::change::Change;
 use super::{Claimed, Found, Rows, correlation_hash};
 use crate::corpus::Prefix;
 use crate::id::EventId;
-use crate::log::layout::BLOCK_BYTES;
 use crate::row::RowState;
 use crate::sealed::summary::{row_key, row_of_key};
-use crate::sealed::{self, Fetch, STRETCH_BYTES_MAX, Stretch, Unread};
+use crate::sealed::{self, Fetch};
 use crate::time::Quarter;
 use hashbrown::HashSet;
 use std::collections::BTreeMap;
-
-/// Bytes of a sealed segment's log that a page of a scan looks at, at least: every record fits.
-const SCAN_BYTES_MIN: u64 = 128 << 10;
-
-/// A page of a scan.
-#[derive(Debug, Default)]
-pub struct Scanned {
-    /// The rows, in id order.
-    pub rows: Vec<Found>,
-    /// Whether there are more after these.
-    pub more: bool,
-    /// The log that most of them were found in, where they are of a sealed segment.
-    pub log: Option<Stretch>,
-}
 
 impl Rows {
     /// Claims with an event key, the last first, from a log offset back and since a moment, at most `limit` of them. Rows that
@@ -72,7 +57,7 @@ impl Rows {
         self.all_found(self.claims_with_key(key_hash, u64::MAX, since_us, limit)?)
     }
 
-    fn all_found(&self, claims: Vec<(Claimed, Quarter)>) -> Fetch<Vec<Found>> {
+    pub(super) fn all_found(&self, claims: Vec<(Claimed, Quarter)>) -> Fetch<Vec<Found>> {
         sealed::all(claims.into_iter().map(|(claim, quarter)| {
             // Of a row that was logged again the place of the claim is gone.
             let carried = self.carried().get(&claim.event_id).filter(|row| self.is_only_carried(row));
@@ -118,133 +103,6 @@ impl Rows {
         let mut rest = parts.into_iter().flatten().chain(near).skip(skip);
         let page = rest.by_ref().take(limit).collect();
         Ok((page, rest.next().is_some()))
-    }
-
-    /// Rows of a corpus in id order with claim_timestamp in `[since, until)`, after an id; and whether there are more. A page
-    /// may have fewer than `limit` and not be the last, but not none.
-    pub fn scan(
-        &self,
-        prefix: Prefix,
-        since_us: Option<i64>,
-        until_us: Option<i64>,
-        after: Option<EventId>,
-        limit: usize,
-    ) -> Fetch<Scanned> {
-        // No id is before its claim's millisecond.
-        let first_ms = since_us.map_or(0, |since| (since.max(0) / 1_000) as u64);
-        let lowest = EventId::pack(first_ms, prefix, 0);
-        let is_after = |id: EventId| after.is_none_or(|after| id > after) && id >= lowest;
-        let takes =
-            |at_us: i64| since_us.is_none_or(|since| at_us >= since) && until_us.is_none_or(|until| at_us < until);
-        let is_over = |at_us: i64| until_us.is_some_and(|until| at_us >= until);
-        let mut claims: Vec<(Claimed, Quarter)> = Vec::new();
-        let mut log: Option<Stretch> = None;
-        // They are older than everything that is sealed.
-        for row in self.only_carried() {
-            let Claimed { event_id, claim_timestamp_us, .. } = row.claimed;
-            if event_id.prefix() == prefix && is_after(event_id) && takes(claim_timestamp_us) {
-                if claims.len() == limit {
-                    return self.page(claims, true, None);
-                }
-                claims.push((row.claimed, Quarter::of(claim_timestamp_us)));
-            }
-        }
-        for sealed in self.catalog.segments() {
-            let Some(span) = sealed.summary.corpora.iter().find(|span| span.prefix == prefix.get()) else { continue };
-            if !is_after(span.last) {
-                continue;
-            }
-            if is_over(span.claimed_us.0) {
-                return self.page(claims, false, log);
-            }
-            // Of an id of another corpus the time alone says where to begin.
-            let own = |id: EventId| if id.prefix() == prefix { id } else { EventId::pack(id.ms(), prefix, 0) };
-            let from = after.map(own).max(Some(lowest));
-            let Some(mut stretch) = self.catalog.rows_after(sealed.summary.segment, prefix.get(), from)? else {
-                continue;
-            };
-            // About as much as so many rows of the corpus take here, rather less: what is read beyond them is read again.
-            let bytes_a_row = sealed.summary.bytes / span.rows.max(1);
-            let window = bytes_a_row.saturating_mul(limit as u64).saturating_mul(15) / 16;
-            let window = window.clamp(SCAN_BYTES_MIN, STRETCH_BYTES_MAX);
-            // The rows of the corpus end with this one, whatever is behind.
-            let mut is_at_end = false;
-            while !is_at_end && stretch.start < stretch.end {
-                let start = stretch.start / BLOCK_BYTES * BLOCK_BYTES;
-                let end = stretch.end.min(start + window).next_multiple_of(BLOCK_BYTES);
-                // Of what is read in one piece one is at hand for sure at a time.
-                let (piece, blocks) = match log {
-                    None => (Some(self.catalog.in_one_piece(start..end)?), Vec::new()),
-                    Some(_) => (None, self.catalog.stretch(start, end)?),
-                };
-                let bytes = piece.as_ref().map_or(&*blocks, |piece| piece.bytes_from(start));
-                let mut error = None;
-                let (mut is_full, mut is_past) = (false, false);
-                claims.reserve(limit.min((end - start) as usize / bytes_a_row.max(1) as usize));
-                let next = sealed::claims_between(bytes, start, stretch.start, |at, raw| {
-                    if crate::log::entry::claimed_id(raw.kind, raw.body).is_none_or(|id| id.prefix() != prefix) {
-                        return true;
-                    }
-                    match self.claimed(at, raw) {
-                        Ok((claim, quarter)) => {
-                            is_at_end |= claim.event_id >= span.last;
-                            if is_after(claim.event_id) && takes(claim.claim_timestamp_us) {
-                                claims.push((claim, quarter));
-                                is_full = claims.len() > limit;
-                            }
-                            is_past = is_over(claim.claim_timestamp_us);
-                            !is_full && !is_at_end && !is_past
-                        }
-                        Err(damage) => {
-                            error = Some(damage);
-                            false
-                        }
-                    }
-                })
-                .map_err(Unread::Damaged)?;
-                log = log.or(piece.map(|piece| piece.verified(stretch.start..next.saturating_add(1))));
-                if let Some(error) = error {
-                    return Err(error);
-                }
-                if claims.len() > limit {
-                    return self.page(claims.into_iter().take(limit).collect(), true, log);
-                }
-                if is_past {
-                    return self.page(claims, false, log);
-                }
-                // Every record is shorter than what was looked at.
-                stretch.start = if next > stretch.start { next } else { stretch.end };
-                if limit < usize::MAX && !claims.is_empty() && !is_at_end {
-                    return self.page(claims, true, log);
-                }
-            }
-            if !is_at_end {
-                let (segment, prefix) = (sealed.summary.segment, prefix.get());
-                let what = format!("row {} of prefix {prefix} is not where segment {segment} has it", span.last);
-                return Err(Unread::Damaged(what));
-            }
-        }
-        for segment in self.memory().rev() {
-            let Some(rows) = segment.of_prefix(prefix.get()) else { continue };
-            let first = rows.slots.partition_point(|slot| !is_after(slot.event_id()));
-            for index in first..rows.slots.len() {
-                let at_us = rows.slots[index].claim_timestamp_us;
-                if is_over(at_us) {
-                    return self.page(claims, false, log);
-                }
-                if takes(at_us) {
-                    if claims.len() == limit {
-                        return self.page(claims, true, log);
-                    }
-                    claims.push(rows.claimed(index));
-                }
-            }
-        }
-        self.page(claims, false, log)
-    }
-
-    fn page(&self, claims: Vec<(Claimed, Quarter)>, more: bool, log: Option<Stretch>) -> Fetch<Scanned> {
-        Ok(Scanned { rows: self.all_found(claims)?, more, log })
     }
 
     /// Rows that refer to others or are referred to, in the order of [`row_key`], after one.

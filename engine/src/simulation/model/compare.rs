@@ -54,8 +54,7 @@ fn compare_shard(machine: &Machine, engine: &Engine, model: &Model) -> Result<()
     }
     let mut rows = 0;
     for corpus in model.corpora.iter().filter(|corpus| corpus.shard == shard.number()) {
-        let scan = |engine: &Engine| engine.shard().rows().scan(corpus.prefix, None, None, None, usize::MAX);
-        let found = machine.fetch(number, scan)?.rows;
+        let found = machine.rows_of(number, corpus.prefix)?;
         let expected: Vec<_> = model.rows_of(corpus.prefix).collect();
         rows += found.len() as u64;
         expect("how many rows there are", found.len(), expected.len())?;

@@ -373,9 +373,7 @@ impl Race {
             if shard.rows().totals(corpus.prefix) != counted {
                 return Err(format!("the totals of {} are not what its rows add up to", corpus.name));
             }
-            let scan = |engine: &Engine| engine.shard().rows().scan(corpus.prefix, None, None, None, usize::MAX);
-            let rows = self.machine.fetch(number, scan)?.rows;
-            for row in rows {
+            for row in self.machine.rows_of(number, corpus.prefix)? {
                 if row.state == RowState::Disputed && row.dispute.and_then(|id| first.disputes().get(id)).is_none() {
                     return Err(format!("{} is in a dispute that is not there", row.event_id));
                 }

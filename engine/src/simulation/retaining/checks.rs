@@ -150,9 +150,7 @@ impl Years {
             if usize::from(home) != number {
                 continue;
             }
-            let scanned = self.machine.fetch(number, |engine| {
-                engine.shard().rows().scan(prefix, None, None, None, usize::MAX).map(|scanned| scanned.rows)
-            })?;
+            let scanned = self.machine.rows_of(number, prefix)?;
             let of_corpus = self.rows.iter().filter(|(_, row)| CORPORA[row.corpus] == name);
             let stays = |row: &Plain| !is_gone(row) || row.expires_us() > last_us;
             for (event_id, row) in of_corpus {
