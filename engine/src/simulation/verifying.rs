@@ -4,15 +4,17 @@
 use super::carrying::Ledger;
 use crate::engine::FULL_SEGMENTS_MAX;
 use crate::id::EventId;
-use crate::log::batch;
+use crate::log::batch::{self, BATCH_HEADER_BYTES, Hash};
 use crate::log::entry::{Entry, Record};
 use crate::log::layout::BLOCK_BYTES;
 use crate::log::record;
 use crate::log::recovery::BatchPlace;
 use crate::log::superblock::{ClockMode, Superblock};
 use crate::log::verify::{self, Content, Finding, Source, Step, Structure, WalkOptions};
-use crate::sealed::sealed_by;
+use crate::mutant::Mutation;
+use crate::sealed::{Checkpoint, Seal, seal_batch, sealed_by};
 use bytes::Bytes;
+use hashbrown::HashMap;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Claims of the ledger: some 600 are in a segment.
@@ -73,6 +75,56 @@ fn is_seal(place: &BatchPlace, bytes: &[u8]) -> bool {
     place.header.is_sealing && sealed_by(&bytes[batch::records(bytes, &place.header)]).is_some()
 }
 
+/// The same log, written with other content: each batch has a hash that is right, and the chain holds. `change` changes batches'
+/// header space and content, `change_seal` what seals say.
+fn rewritten(log: &Log, mut change: impl FnMut(&BatchPlace, &mut [u8]), mut change_seal: impl FnMut(&mut Seal)) -> Log {
+    let Superblock { key, geometry, checkpoint, .. } = &log.superblock;
+    let mut image = log.image.to_vec();
+    let mut hashes: HashMap<Hash, Hash> = HashMap::new();
+    let mut each = |step: Step| {
+        let Step::Batch(place, bytes) = step else { panic!("the log is sound: {step:?}") };
+        let new = |old: &mut Hash| *old = hashes.get(old).copied().unwrap_or(*old);
+        let mut content = bytes[..place.header.content_bytes as usize].to_vec();
+        if is_seal(&place, &content) {
+            let mut seal: Seal = postcard::from_bytes(&content[BATCH_HEADER_BYTES..]).unwrap();
+            new(&mut seal.resume.previous_hash);
+            seal.previous.iter_mut().for_each(|before| new(&mut before.hash));
+            change_seal(&mut seal);
+            content = seal_batch(&seal).unwrap();
+        } else {
+            change(&place, &mut content);
+        }
+        let mut header = place.header;
+        new(&mut header.previous_hash);
+        let hash = batch::seal(&mut content, key, &header, Mutation::NONE);
+        assert_eq!(content.len(), bytes.len());
+        hashes.insert(place.hash, hash);
+        let at = geometry.file_offset(place.log_offset) as usize;
+        image[at..at + content.len()].copy_from_slice(&content);
+    };
+    verify::walk(&mut log.image.clone(), &log.superblock, WalkOptions::default(), &mut each, &mut |_| {}).unwrap();
+    let checkpoint = checkpoint.map(|last| Checkpoint { hash: hashes[&last.hash], ..last });
+    let superblock = Superblock { checkpoint, ..log.superblock.clone() };
+    Log { image: image.into(), superblock, ids: log.ids.clone() }
+}
+
+/// What a segment's seal says.
+fn seal_of(log: &Log, segment: u64) -> Seal {
+    let mut found = None;
+    rewritten(
+        log,
+        |_, _| {},
+        |seal| found = Some(seal.clone()).filter(|seal| seal.segment == segment).or(found.take()),
+    );
+    found.expect("it is sealed")
+}
+
+/// Where a page of an index is: its part, and how far it is in that.
+fn place_of(seal: &Seal, page: u32) -> (u64, usize) {
+    let (part, page) = (seal.parts[(page / seal.pages_per_part) as usize], page % seal.pages_per_part);
+    (part, ((1 + page) * BLOCK_BYTES as u32) as usize)
+}
+
 #[test]
 fn rows_leave_memory_with_their_segments() {
     let log = log();
@@ -118,7 +170,7 @@ fn an_index_that_says_something_else_than_its_records_is_told_and_not_believed()
             }
             true
         });
-        // What follows the index is the summary.
+        // What follows the index and the summary is the snapshot.
         let Some(finding) = findings.first() else { break };
         assert_eq!(findings.len(), 1, "page {page}: {findings:?}");
         assert_eq!((finding.structure, finding.segment, finding.is_damage), (Structure::Index, Some(0), false));
@@ -127,6 +179,33 @@ fn an_index_that_says_something_else_than_its_records_is_told_and_not_believed()
         told += 1;
     }
     assert!(told > 5, "{told} pages");
+}
+
+#[test]
+fn a_page_that_does_not_verify_in_a_batch_that_does_is_told_with_its_place() {
+    let log = log();
+    let segment = 2;
+    let seal = seal_of(&log, segment);
+    // Of rows, of changes and keys, of the summary, of the snapshot.
+    let (summary, snapshot) = (seal.summary.first, seal.snapshot.first);
+    for page in [0, 1, summary - 1, summary, snapshot, snapshot + seal.snapshot.pages - 1] {
+        let (part, within) = place_of(&seal, page);
+        let flip = |place: &BatchPlace, bytes: &mut [u8]| {
+            if place.log_offset == part {
+                bytes[within + 20] ^= 1;
+            }
+        };
+        let damaged = rewritten(&log, flip, |_| {});
+        let unnamed = Superblock { checkpoint: None, ..damaged.superblock.clone() };
+        // Where the seal is not met, it is the superblock that leads to it.
+        for (superblock, is_met) in [(&damaged.superblock, true), (&unnamed, true), (&damaged.superblock, false)] {
+            let (findings, ..) = verified(&damaged, superblock, |place, bytes| is_met || !is_seal(place, bytes));
+            let [finding] = findings.as_slice() else { panic!("page {page}: {findings:?}") };
+            assert_eq!((finding.structure, finding.segment), (Structure::Index, Some(segment)), "{}", finding.what);
+            let file_offset = damaged.superblock.geometry.file_offset(part) + within as u64;
+            assert_eq!((finding.file_offset, finding.is_damage), (file_offset, false), "{}", finding.what);
+        }
+    }
 }
 
 #[test]

@@ -12,9 +12,9 @@ use crate::log::record;
 use crate::log::recovery::BatchPlace;
 use crate::log::superblock::Superblock;
 use crate::retention::verify_seals;
-use crate::sealed::Checkpoint;
 use crate::sealed::run::HashEntry;
 use crate::sealed::summary::BatchStart;
+use crate::sealed::{Checkpoint, SealError};
 use crate::shard::Shard;
 use crate::shard::keys::KeyId;
 use crate::shard::rows::{Recount, SegmentRows};
@@ -50,8 +50,12 @@ pub struct Content<'a> {
     keys: Keys,
     /// Absent once something of it could not be read.
     recount: Option<Recount>,
+    /// Indexes further on that could not be read: damage to their batches is found by the walk, and only else told of them.
+    unread: Vec<(Checkpoint, Finding)>,
     /// The most rows that were in memory at once.
     rows_in_memory_max: u64,
+    /// The last batch that was taken.
+    walked_to: u64,
     secret: u64,
     findings: Vec<Finding>,
 }
@@ -79,7 +83,9 @@ impl<'a> Content<'a> {
             gathered: BTreeMap::new(),
             keys: Keys::new(superblock.geometry),
             recount: Some(Recount::default()),
+            unread: Vec::new(),
             rows_in_memory_max: 0,
+            walked_to: 0,
             secret: u64::from_le_bytes(superblock.key[..8].try_into().expect("a key has 32 bytes")),
             findings: Vec::new(),
         }
@@ -217,7 +223,7 @@ impl<'a> Content<'a> {
             let gathered = self.gathered.entry(rows.number).or_default();
             let sealed = match self.indexes.compare(shard, &rows, gathered, seal) {
                 Compared::Same(sealed) => sealed,
-                Compared::Unreadable => return,
+                Compared::Unreadable(error) => return self.unreadable(rows.number, seal, &error),
                 Compared::Different => return self.differs(rows.number, seal),
             };
             if let Some(mut recount) = self.recount.take() {
@@ -238,23 +244,44 @@ impl<'a> Content<'a> {
 
     /// The index of a segment is not what its records make. It is no evidence about them.
     fn differs(&mut self, segment: u64, seal: Checkpoint) {
+        let what = "is not what the segment's records make: the records are not concerned, and what is looked up by it may be wrong";
+        let file_offset = self.superblock.geometry.file_offset(seal.log_offset);
+        let finding = self.of_index(segment, seal, file_offset, what);
+        self.findings.push(finding);
+    }
+
+    /// The index of a segment can't be read.
+    fn unreadable(&mut self, segment: u64, seal: Checkpoint, error: &SealError) {
+        // Else the whole look at the file fails.
+        let SealError::Damaged { file_offset, .. } = *error else { return };
         let what = format!(
-            "the index of segment {segment}, which batch {} seals, is not what the segment's records make: the records are \
-             not concerned, and what is looked up by it may be wrong. A ledger that is restored from a backup of this one makes \
-             it anew",
+            "can't be read: {error}, in a batch that does. The records are not concerned, and what is looked up by it is \
+             answered with an error"
+        );
+        let finding = self.of_index(segment, seal, file_offset, &what);
+        match seal.number <= self.walked_to {
+            true => self.findings.push(finding),
+            false => self.unread.push((seal, finding)),
+        }
+    }
+
+    fn of_index(&self, segment: u64, seal: Checkpoint, file_offset: u64, what: &str) -> Finding {
+        let what = format!(
+            "the index of segment {segment}, which batch {} seals, {what}. A ledger that is restored from a backup of this one \
+             makes it anew",
             seal.number
         );
-        let file_offset = self.superblock.geometry.file_offset(seal.log_offset);
-        let mut finding = Finding::damage(Structure::Index, self.superblock.shard, file_offset, 0, what);
-        finding.is_damage = false;
-        finding.segment = Some(segment);
-        finding.batches = Some((seal.number, seal.number));
-        self.findings.push(finding);
+        let finding = Finding::damage(Structure::Index, self.superblock.shard, file_offset, 0, what);
+        let batches = Some((seal.number, seal.number));
+        Finding { is_damage: false, segment: Some(segment), batches, ..finding }
     }
 
     fn batch(&mut self, place: &BatchPlace, bytes: &[u8]) {
         let range = batch::records(bytes, &place.header);
         let BatchPlace { header, log_offset, .. } = *place;
+        self.walked_to = header.number;
+        let is_reached = |(seal, _): &mut (Checkpoint, Finding)| seal.number <= header.number;
+        self.findings.extend(self.unread.extract_if(.., is_reached).map(|(_, finding)| finding));
         if header.is_sealing {
             if let Some(shard) = &mut self.shard
                 && self.indexes.met(place, bytes)

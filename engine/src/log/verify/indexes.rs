@@ -8,9 +8,11 @@ use crate::log::batch;
 use crate::log::layout::BLOCK_BYTES;
 use crate::log::recovery::BatchPlace;
 use crate::log::superblock::Superblock;
-use crate::sealed::run::{HashEntry, KeyEntry, Page, is_page, page_bytes};
+use crate::sealed::run::{HashEntry, KeyEntry, Page, page_bytes};
 use crate::sealed::summary::{BatchStart, Summary, row_key, row_of_key};
-use crate::sealed::{Checkpoint, Fetch, IndexInput, Sealed, ask_until_read, read_index, read_seals, sealed_by};
+use crate::sealed::{
+    Checkpoint, Fetch, IndexInput, SealError, Sealed, ask_until_read, read_index, read_seals, sealed_by,
+};
 use crate::shard::Shard;
 use crate::shard::rows::{SegmentRows, with_change_of};
 use hashbrown::HashMap;
@@ -39,8 +41,8 @@ pub(super) struct Gathered {
 pub(super) enum Compared {
     /// What they make.
     Same(Box<Sealed>),
-    /// It can't be read: the batches that it is in are damaged, which the walk finds.
-    Unreadable,
+    /// It can't be read. Either the batches that it is in are damaged, or they verify and what is in them does not.
+    Unreadable(SealError),
     /// Something else.
     Different,
 }
@@ -143,13 +145,12 @@ impl<'a> Indexes<'a> {
     /// Makes the index of a segment that is full from its records, and compares it with the one that a seal says lies in the log.
     pub fn compare(&self, shard: &Shard, rows: &SegmentRows, gathered: &Gathered, seal: Checkpoint) -> Compared {
         let reading = Reading(|at, bytes| self.read(at, bytes));
-        let Ok((sealed, pages)) = at_once(read_index(&reading, self.superblock, seal)) else {
-            return Compared::Unreadable;
+        let (sealed, pages) = match at_once(read_index(&reading, self.superblock, seal)) {
+            Ok(found) => found,
+            Err(error) => return Compared::Unreadable(error),
         };
-        let segment = rows.number;
-        let mut numbered = (0..).zip(pages.chunks(BLOCK_BYTES as usize));
-        if sealed.summary.segment != segment || !numbered.all(|(number, page)| is_page(page, segment, number)) {
-            return Compared::Unreadable;
+        if sealed.summary.segment != rows.number {
+            return Compared::Different;
         }
         // Not every batch is named.
         let named = &sealed.summary.starts;
