@@ -12,7 +12,9 @@ use crate::log::recovery::BatchPlace;
 use crate::log::superblock::{ClockMode, Superblock};
 use crate::log::verify::{self, Content, Finding, Source, Step, Structure, WalkOptions};
 use crate::mutant::Mutation;
-use crate::sealed::{Checkpoint, Seal, seal_batch, sealed_by};
+use crate::sealed::run::page_bytes;
+use crate::sealed::summary::{BatchStart, Summary};
+use crate::sealed::{Checkpoint, Seal, append_bytes, seal_batch, sealed_by};
 use bytes::Bytes;
 use hashbrown::HashMap;
 use xxhash_rust::xxh3::xxh3_64;
@@ -205,6 +207,64 @@ fn a_page_that_does_not_verify_in_a_batch_that_does_is_told_with_its_place() {
             let file_offset = damaged.superblock.geometry.file_offset(part) + within as u64;
             assert_eq!((finding.file_offset, finding.is_damage), (file_offset, false), "{}", finding.what);
         }
+    }
+}
+
+#[test]
+fn a_summary_names_the_batches_that_it_must_and_no_others() {
+    let log = log();
+    let segment = 2;
+    let (seal, geometry) = (seal_of(&log, segment), log.superblock.geometry);
+    let mut batches = Vec::new();
+    let gather = |place: &BatchPlace, _: &mut [u8]| {
+        let BatchPlace { header, log_offset, .. } = *place;
+        if geometry.segment_of(log_offset) == segment && !header.is_sealing {
+            batches.push(BatchStart { number: header.number, first_position: header.first_position, log_offset });
+        }
+    };
+    rewritten(&log, gather, |_| {});
+    let place = seal.summary;
+    let page = |number| {
+        let (part, within) = place_of(&seal, number);
+        let page = &log.image[geometry.file_offset(part) as usize + within..][..BLOCK_BYTES as usize];
+        page_bytes(page, segment, number).unwrap().to_vec()
+    };
+    let bytes: Vec<u8> = (place.first..place.first + place.pages).flat_map(page).collect();
+    let summary: Summary = postcard::from_bytes(&bytes).unwrap();
+    let named = &summary.starts;
+    assert!(named.len() > 2 && batches.len() > 2 * named.len(), "{named:?} of {} batches", batches.len());
+    let one_less = (0..named.len()).map(|left_out| {
+        let starts = (0..named.len()).filter(|index| *index != left_out);
+        starts.map(|index| named[index]).collect::<Vec<_>>()
+    });
+    let too_many = batches.iter().filter(|start| !named.contains(start)).step_by(4).map(|start| {
+        let mut starts = named.clone();
+        starts.push(*start);
+        starts.sort_unstable_by_key(|start| start.number);
+        starts
+    });
+    for starts in one_less.chain(too_many) {
+        let changed = postcard::to_stdvec(&Summary { starts: starts.clone(), ..summary.clone() }).unwrap();
+        let mut pages = vec![0; (u64::from(place.first) * BLOCK_BYTES) as usize];
+        assert_eq!(append_bytes(&mut pages, segment, &changed).pages, place.pages);
+        let put = |batch: &BatchPlace, content: &mut [u8]| {
+            for number in place.first..place.first + place.pages {
+                let (part, within) = place_of(&seal, number);
+                if batch.log_offset == part {
+                    let page = &pages[(u64::from(number) * BLOCK_BYTES) as usize..][..BLOCK_BYTES as usize];
+                    content[within..within + page.len()].copy_from_slice(page);
+                }
+            }
+        };
+        let log = rewritten(&log, put, |seal| {
+            if seal.segment == segment {
+                seal.summary.entries = changed.len() as u64;
+            }
+        });
+        let (findings, ..) = verified(&log, &log.superblock, |_, _| true);
+        let [finding] = findings.as_slice() else { panic!("{starts:?} instead of {named:?}: {findings:?}") };
+        let found = (finding.structure, finding.segment, finding.is_damage);
+        assert_eq!(found, (Structure::Index, Some(segment), false), "{}", finding.what);
     }
 }
 

@@ -9,7 +9,7 @@ use crate::log::layout::BLOCK_BYTES;
 use crate::log::recovery::BatchPlace;
 use crate::log::superblock::Superblock;
 use crate::sealed::run::{HashEntry, KeyEntry, Page, page_bytes};
-use crate::sealed::summary::{BatchStart, Summary, row_key, row_of_key};
+use crate::sealed::summary::{BatchStart, STARTS_EVERY_BYTES, Summary, row_key, row_of_key};
 use crate::sealed::{
     Checkpoint, Fetch, IndexInput, SealError, Sealed, ask_until_read, read_index, read_seals, sealed_by,
 };
@@ -33,7 +33,7 @@ pub(super) struct Gathered {
     pub keys: Vec<HashEntry>,
     /// Their own times, in milliseconds; of neighbours with one time only the first.
     pub key_times_ms: Vec<u64>,
-    /// All batches with records.
+    /// All batches but those of indexes.
     pub starts: Vec<BatchStart>,
 }
 
@@ -152,9 +152,8 @@ impl<'a> Indexes<'a> {
         if sealed.summary.segment != rows.number {
             return Compared::Different;
         }
-        // Not every batch is named.
-        let named = &sealed.summary.starts;
-        let starts = gathered.starts.iter().filter(|start| named.contains(start)).copied().collect();
+        let before = shard.rows().catalog().start_for(u64::MAX);
+        let starts = starts_named(&gathered.starts, &sealed.summary.starts, before);
         let mut input = rows.index_input(self.superblock.geometry, shard.secret(), starts);
         input.keys.clone_from(&gathered.keys);
         input.key_times_ms.clone_from(&gathered.key_times_ms);
@@ -207,4 +206,18 @@ impl<'a> Indexes<'a> {
                 .ask(shard, || rows.get(event_id))
                 .is_ok_and(|row| row.is_none_or(|row| rows.segment_of(row.claim_at) > segment))
     }
+}
+
+/// Which of a segment's batches its summary must name: the first, and then one in [`STARTS_EVERY_BYTES`]. Earlier builds counted those
+/// bytes from what the segment `before` names last.
+fn starts_named(batches: &[BatchStart], named: &[BatchStart], before: Option<BatchStart>) -> Vec<BatchStart> {
+    let mut last = before.filter(|_| named.first() != batches.first());
+    let is_named = |start: &&BatchStart| {
+        let is_named = last.is_none_or(|last| start.log_offset >= last.log_offset + STARTS_EVERY_BYTES);
+        if is_named {
+            last = Some(**start);
+        }
+        is_named
+    };
+    batches.iter().filter(is_named).copied().collect()
 }
