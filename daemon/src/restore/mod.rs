@@ -24,6 +24,7 @@ use crate::drill::Drill;
 use crate::ledger;
 use crate::verify;
 use claim_engine::log::superblock::ClockMode;
+use claim_engine::log::verify::Structure;
 use claim_engine::storage::DirectIo;
 use claim_engine::time::rfc3339;
 use plan::{floor_us, plan};
@@ -34,7 +35,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use write::{Restored, write_shard};
+use write::{Restored, forget_seals, write_shard};
 
 /// Exit code of what can't be done as it was asked for.
 const EXIT_USAGE: u8 = 2;
@@ -107,6 +108,12 @@ fn restore(options: &RestoreOptions) -> Result<(), Failure> {
                 finding.what,
                 options.data.display()
             )));
+        }
+    }
+    for (made, report) in restored.iter().zip(&reports) {
+        // An index that is not what its records make is made anew as the ledger is served.
+        if report.findings.iter().any(|finding| finding.structure == Structure::Index) {
+            forget_seals(&made.new, options.direct).map_err(Failure::unreadable)?;
         }
     }
     for made in restored.iter().rev() {

@@ -18,14 +18,14 @@ use claim_engine::log::verify::{Step, WalkOptions, walk};
 use claim_engine::log::writer::LogWriter;
 use claim_engine::mutant::Mutation;
 use claim_engine::sealed::{Checkpoint, sealed_by};
-use claim_engine::storage::{RealStorage, Storage};
+use claim_engine::storage::{DirectIo, RealStorage, Storage};
 use claim_engine::time::{Quarter, rfc3339};
 use glommio::LocalExecutor;
 use indicatif::ProgressBar;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What was made of one shard.
 #[derive(Debug)]
@@ -94,6 +94,18 @@ pub fn write_shard(
         })
         .map_err(|message: String| Failure::unreadable(format!("{}: {message}", new.display())))?;
     Ok(Restored { shard, new, position: seen.cut, at_us: kept.last_us, known: part.end.position, rewritten })
+}
+
+/// Has the superblock of a new file lead to no seal: its log is replayed and sealed anew.
+pub fn forget_seals(new: &Path, direct: DirectIo) -> Result<(), String> {
+    let written: Result<(), String> = LocalExecutor::default().run(async {
+        let storage = RealStorage::open(new, direct).await.map_err(|e| e.to_string())?;
+        let found = Superblock::read(&storage).await.map_err(|e| e.to_string())?;
+        let superblock = Superblock { generation: found.generation + 1, checkpoint: None, ..found };
+        superblock.write(&storage).await.map_err(|e| e.to_string())?;
+        storage.close().await.map_err(|e| e.to_string())
+    });
+    written.map_err(|message| format!("{}: {message}", new.display()))
 }
 
 /// Copies batch by batch up to the cut.

@@ -8,7 +8,7 @@
 //!  pages: the index │ the summary │ the snapshot
 //! ```
 
-use super::run::{PAGE_ROOM, page_bytes};
+use super::run::{PAGE_ROOM, is_page, page_bytes};
 use super::summary::{RunPlace, Summary};
 use super::{Sealed, run};
 use crate::log::batch::{self, BATCH_HEADER_BYTES, Found, Hash};
@@ -165,7 +165,7 @@ pub async fn read_seals(storage: &impl Storage, superblock: &Superblock) -> BTre
     seals
 }
 
-/// A segment as its seal says it is, and the pages of its index.
+/// A segment as its seal says it is, and the pages of its index. Fails where a page does not verify, also of the snapshot.
 pub async fn read_index(
     storage: &impl Storage,
     superblock: &Superblock,
@@ -173,15 +173,8 @@ pub async fn read_index(
 ) -> Result<(Sealed, Vec<u8>), SealError> {
     let reader = Reader { storage, superblock };
     let found = reader.seal(seal).await?;
-    // The summary follows the index.
-    let mut left = u64::from(found.summary.first);
+    let pages = reader.index_pages(&found).await?;
     let sealed = reader.sealed(seal, found).await?;
-    let mut pages = Vec::new();
-    for part in &sealed.parts {
-        let count = left.min(u64::from(sealed.pages_per_part)).min(superblock.geometry.batch_bytes_max / BLOCK_BYTES);
-        pages.extend(reader.read(page_of_part(*part, 0), count * BLOCK_BYTES).await?);
-        left -= count;
-    }
     Ok((sealed, pages))
 }
 
@@ -260,6 +253,31 @@ impl<S: Storage> Reader<'_, S> {
         }
         let Seal { parts, pages_per_part, resume, .. } = seal;
         Ok(Sealed { summary, parts, pages_per_part, checkpoint, resume })
+    }
+
+    /// Looks at the checksums of all pages, a part at a time; those of the index are kept. The summary follows them.
+    async fn index_pages(&self, seal: &Seal) -> Result<Vec<u8>, SealError> {
+        // The snapshot is the last of them.
+        let mut left = seal.snapshot.first.saturating_add(seal.snapshot.pages);
+        let most = (self.superblock.geometry.batch_bytes_max / BLOCK_BYTES) as u32;
+        let (mut number, mut pages) = (0, Vec::new());
+        for part in &seal.parts {
+            let count = left.min(seal.pages_per_part).min(most);
+            let read = self.read(page_of_part(*part, 0), u64::from(count) * BLOCK_BYTES).await?;
+            for page in 0..count {
+                let block = read.get(page as usize * BLOCK_BYTES as usize..).unwrap_or_default();
+                let block = block.get(..BLOCK_BYTES as usize).unwrap_or_default();
+                if !is_page(block, seal.segment, number) {
+                    return Err(self.damaged("a page of an index", page_of_part(*part, page)));
+                }
+                if number < seal.summary.first {
+                    pages.extend_from_slice(block);
+                }
+                number += 1;
+            }
+            left -= count;
+        }
+        Ok(pages)
     }
 
     /// The bytes of some pages of plain bytes.

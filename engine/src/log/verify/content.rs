@@ -12,9 +12,9 @@ use crate::log::record;
 use crate::log::recovery::BatchPlace;
 use crate::log::superblock::Superblock;
 use crate::retention::verify_seals;
-use crate::sealed::Checkpoint;
 use crate::sealed::run::HashEntry;
 use crate::sealed::summary::BatchStart;
+use crate::sealed::{Checkpoint, SealError};
 use crate::shard::Shard;
 use crate::shard::keys::KeyId;
 use crate::shard::rows::{Recount, SegmentRows};
@@ -50,8 +50,12 @@ pub struct Content<'a> {
     keys: Keys,
     /// Absent once something of it could not be read.
     recount: Option<Recount>,
+    /// What is wrong with indexes further on: damage to their batches is found by the walk, and only else told of them.
+    wrong_ahead: Vec<(Checkpoint, Finding)>,
     /// The most rows that were in memory at once.
     rows_in_memory_max: u64,
+    /// The last batch that was taken.
+    walked_to: u64,
     secret: u64,
     findings: Vec<Finding>,
 }
@@ -79,7 +83,9 @@ impl<'a> Content<'a> {
             gathered: BTreeMap::new(),
             keys: Keys::new(superblock.geometry),
             recount: Some(Recount::default()),
+            wrong_ahead: Vec::new(),
             rows_in_memory_max: 0,
+            walked_to: 0,
             secret: u64::from_le_bytes(superblock.key[..8].try_into().expect("a key has 32 bytes")),
             findings: Vec::new(),
         }
@@ -212,49 +218,91 @@ impl<'a> Content<'a> {
         self.count_rows();
         while let Some(shard) = &mut self.shard
             && let Some(rows) = shard.rows().frozen().front().map(Arc::clone)
-            && let Some(seal) = self.indexes.take_seal(rows.number, shard.rows().frozen().len())
         {
-            let gathered = self.gathered.entry(rows.number).or_default();
-            let sealed = match self.indexes.compare(shard, &rows, gathered, seal) {
-                Compared::Same(sealed) => sealed,
-                Compared::Unreadable => return,
-                Compared::Different => return self.differs(rows.number, seal),
-            };
+            let seals = self.indexes.take_seals(rows.number, shard.rows().frozen().len());
+            if seals.is_empty() {
+                return;
+            }
+            let gathered = &*self.gathered.entry(rows.number).or_default();
+            let compare = |seal| (seal, self.indexes.compare(shard, &rows, gathered, seal));
+            let compared: Vec<_> = seals.into_iter().map(compare).collect();
+            let (mut same, mut later) = (None, compared.len());
+            for (seal, compared) in compared {
+                later -= 1;
+                // The superblock leads to the last one, if to any.
+                let is_used = later == 0 && self.superblock.checkpoint.is_some();
+                match compared {
+                    Compared::Same(sealed) => same = same.or(Some(sealed)),
+                    Compared::Unreadable(error) => self.wrong(rows.number, seal, is_used, Some(&error)),
+                    Compared::Different => self.wrong(rows.number, seal, is_used, None),
+                }
+            }
+            let Some(shard) = &mut self.shard else { return };
             if let Some(mut recount) = self.recount.take() {
                 match count(&mut recount, &self.indexes, shard, &rows) {
                     Ok(()) => self.recount = Some(recount),
                     Err(what) => self.findings.push(uncounted(self.superblock, &what)),
                 }
             }
-            self.keys.sealed(&sealed);
-            self.gathered.remove(&rows.number);
+            let sealed = match same {
+                Some(sealed) => {
+                    self.keys.sealed(&sealed);
+                    self.gathered.remove(&rows.number);
+                    *sealed
+                }
+                None => {
+                    let gathered = self.gathered.entry(rows.number).or_default();
+                    let made = self.indexes.make(shard, &rows, gathered);
+                    // Its keys are compared from here.
+                    *gathered = Gathered { keys: std::mem::take(&mut gathered.keys), ..Gathered::default() };
+                    made
+                }
+            };
             drop(rows);
-            if let Some(mut rows) = shard.sealed(*sealed) {
+            if let Some(mut rows) = shard.sealed(sealed) {
                 rows.clear();
                 shard.reuse(rows);
             }
         }
     }
 
-    /// The index of a segment is not what its records make. It is no evidence about them.
-    fn differs(&mut self, segment: u64, seal: Checkpoint) {
+    /// The index of a segment is not what its records make, or can't be read. It is no evidence about them.
+    fn wrong(&mut self, segment: u64, seal: Checkpoint, is_used: bool, unreadable: Option<&SealError>) {
+        let (file_offset, what) = match unreadable {
+            // The whole look at the file fails.
+            Some(SealError::Read { .. }) => return,
+            Some(error @ SealError::Damaged { file_offset, .. }) => {
+                (*file_offset, format!("can't be read: {error}, in a batch that does"))
+            }
+            None => {
+                let file_offset = self.superblock.geometry.file_offset(seal.log_offset);
+                (file_offset, "is not what the segment's records make".to_owned())
+            }
+        };
+        let harm = match is_used {
+            true => {
+                "what is looked up by it may be wrong, or fail. A ledger that is restored from a backup of this one makes it anew"
+            }
+            false => "nothing is looked up by it: the superblock does not lead to it",
+        };
+        let number = seal.number;
         let what = format!(
-            "the index of segment {segment}, which batch {} seals, is not what the segment's records make: the records are \
-             not concerned, and what is looked up by it may be wrong. A ledger that is restored from a backup of this one makes \
-             it anew",
-            seal.number
+            "the index of segment {segment}, which batch {number} seals, {what}: the records are not concerned, and {harm}"
         );
-        let file_offset = self.superblock.geometry.file_offset(seal.log_offset);
-        let mut finding = Finding::damage(Structure::Index, self.superblock.shard, file_offset, 0, what);
-        finding.is_damage = false;
-        finding.segment = Some(segment);
-        finding.batches = Some((seal.number, seal.number));
-        self.findings.push(finding);
+        let finding = Finding::damage(Structure::Index, self.superblock.shard, file_offset, 0, what);
+        let finding = Finding { is_damage: false, segment: Some(segment), batches: Some((number, number)), ..finding };
+        match number <= self.walked_to {
+            true => self.findings.push(finding),
+            false => self.wrong_ahead.push((seal, finding)),
+        }
     }
 
     fn batch(&mut self, place: &BatchPlace, bytes: &[u8]) {
         let range = batch::records(bytes, &place.header);
         let BatchPlace { header, log_offset, .. } = *place;
+        self.walked_to = header.number;
+        let is_reached = |(seal, _): &mut (Checkpoint, Finding)| seal.number <= header.number;
+        self.findings.extend(self.wrong_ahead.extract_if(.., is_reached).map(|(_, finding)| finding));
         if header.is_sealing {
             if let Some(shard) = &mut self.shard
                 && self.indexes.met(place, bytes)

@@ -4,13 +4,16 @@
 use super::start::{Reading, at_once};
 use crate::engine::FULL_SEGMENTS_MAX;
 use crate::id::EventId;
-use crate::log::batch;
-use crate::log::layout::BLOCK_BYTES;
+use crate::log::batch::{self, Found};
+use crate::log::layout::{BLOCK_BYTES, SEGMENT_HEADER_BYTES};
 use crate::log::recovery::BatchPlace;
 use crate::log::superblock::Superblock;
-use crate::sealed::run::{HashEntry, KeyEntry, Page, is_page, page_bytes};
-use crate::sealed::summary::{BatchStart, Summary, row_key, row_of_key};
-use crate::sealed::{Checkpoint, Fetch, IndexInput, Sealed, ask_until_read, read_index, read_seals, sealed_by};
+use crate::mutant::Mutation;
+use crate::sealed::run::{HashEntry, KeyEntry, Page, page_bytes};
+use crate::sealed::summary::{BatchStart, STARTS_EVERY_BYTES, Summary, row_key, row_of_key};
+use crate::sealed::{
+    Checkpoint, Fetch, Index, IndexInput, Resume, SealError, Sealed, ask_until_read, read_index, read_seals, sealed_by,
+};
 use crate::shard::Shard;
 use crate::shard::rows::{SegmentRows, with_change_of};
 use hashbrown::HashMap;
@@ -20,6 +23,9 @@ use std::io;
 
 /// Bytes of batches without records that are kept until their seal comes.
 const RECENT_BYTES_MAX: usize = 32 << 20;
+
+/// Log offsets that no log has: indexes that were made here lie there.
+const MADE_AT: u64 = 1 << 62;
 
 /// Reads so many bytes from a file offset, both whole blocks; fewer only where the file ends.
 pub type ReadAt<'a> = Box<dyn Fn(u64, usize) -> io::Result<Vec<u8>> + Send + 'a>;
@@ -31,7 +37,7 @@ pub(super) struct Gathered {
     pub keys: Vec<HashEntry>,
     /// Their own times, in milliseconds; of neighbours with one time only the first.
     pub key_times_ms: Vec<u64>,
-    /// All batches with records.
+    /// All batches but those of indexes.
     pub starts: Vec<BatchStart>,
 }
 
@@ -39,8 +45,8 @@ pub(super) struct Gathered {
 pub(super) enum Compared {
     /// What they make.
     Same(Box<Sealed>),
-    /// It can't be read: the batches that it is in are damaged, which the walk finds.
-    Unreadable,
+    /// It can't be read. Either the batches that it is in are damaged, or they verify and what is in them does not.
+    Unreadable(SealError),
     /// Something else.
     Different,
 }
@@ -54,10 +60,13 @@ pub(super) struct Indexes<'a> {
     /// The last batches without records that were gone over, by their file offsets: the index that is compared next.
     recent: BTreeMap<u64, Vec<u8>>,
     recent_bytes: usize,
+    /// Pages of indexes that stand in for those in the log.
+    made: Vec<u8>,
     /// Seals that were met, by the segment.
     met: BTreeMap<u64, Checkpoint>,
-    /// Seals that the superblock leads to.
+    /// Seals that the superblock leads to, or else those that were found ahead.
     named: BTreeMap<u64, Checkpoint>,
+    has_looked_ahead: bool,
 }
 
 impl<'a> Indexes<'a> {
@@ -69,8 +78,10 @@ impl<'a> Indexes<'a> {
             failed: RefCell::new(None),
             recent: BTreeMap::new(),
             recent_bytes: 0,
+            made: Vec::new(),
             met: BTreeMap::new(),
             named: BTreeMap::new(),
+            has_looked_ahead: false,
         };
         indexes.named = at_once(read_seals(&Reading(|at, bytes| indexes.read(at, bytes)), superblock));
         indexes
@@ -109,17 +120,45 @@ impl<'a> Indexes<'a> {
         true
     }
 
-    /// The seal of the oldest of so many full segments, once. A daemon seals it before there are many; where it did not, the seal
-    /// is somewhere else, and the superblock leads to it.
-    pub fn take_seal(&mut self, segment: u64, full_segments: usize) -> Option<Checkpoint> {
-        if let Some(met) = self.met.remove(&segment) {
-            // It is looked at once.
-            if self.named.get(&segment) == Some(&met) {
-                self.named.remove(&segment);
+    /// The seals of the oldest of so many full segments, once: the one that was met, and the one that the superblock leads to, which
+    /// is another one where the log was sealed anew. A daemon seals a segment before there are many; where none was met by then,
+    /// its seal is somewhere else: if nothing leads there, it is looked for.
+    pub fn take_seals(&mut self, segment: u64, full_segments: usize) -> Vec<Checkpoint> {
+        let met = self.met.remove(&segment);
+        if met.is_none() {
+            if full_segments <= FULL_SEGMENTS_MAX {
+                return Vec::new();
             }
-            return Some(met);
+            if !self.named.contains_key(&segment) {
+                self.look_ahead(segment + full_segments as u64);
+            }
         }
-        if full_segments > FULL_SEGMENTS_MAX { self.named.remove(&segment) } else { None }
+        let named = self.named.remove(&segment).filter(|named| Some(*named) != met);
+        met.into_iter().chain(named).collect()
+    }
+
+    /// Goes from batch to batch, once, and remembers where seals are, which are compared like all others. Of the other batches nothing
+    /// is believed but how long they are. A log that goes round has a superblock that leads to them.
+    fn look_ahead(&mut self, from_segment: u64) {
+        let Superblock { key, shard, geometry, .. } = self.superblock;
+        if std::mem::replace(&mut self.has_looked_ahead, true) || geometry.is_ring() {
+            return;
+        }
+        let mut at = geometry.segment_start(from_segment) + SEGMENT_HEADER_BYTES;
+        while let Ok(block) = self.read(geometry.file_offset(at), BLOCK_BYTES as usize)
+            && let (Some(total), Some(peeked)) =
+                (batch::claimed_bytes(&block, geometry.batch_bytes_max), batch::peek(&block))
+        {
+            if peeked.is_sealing
+                && let Ok(bytes) = self.read(geometry.file_offset(at), total as usize)
+                && let Found::Batch { header, hash } =
+                    batch::find(&bytes, key, *shard, geometry.batch_bytes_max, Mutation::NONE)
+                && let Some(segment) = sealed_by(&bytes[batch::records(&bytes, &header)])
+            {
+                self.named.insert(segment, Checkpoint { log_offset: at, number: header.number, hash });
+            }
+            at = if peeked.is_last { geometry.next_segment(at) } else { geometry.next_batch(at, total) };
+        }
     }
 
     /// The segment is done with.
@@ -132,6 +171,10 @@ impl<'a> Indexes<'a> {
     pub fn ask<T>(&self, shard: &Shard, ask: impl Fn() -> Fetch<T>) -> Result<T, String> {
         let geometry = self.superblock.geometry;
         ask_until_read(shard.rows().catalog(), ask, |at| {
+            if let Some(at) = at.checked_sub(MADE_AT) {
+                let page = self.made.get(at as usize..(at + BLOCK_BYTES) as usize);
+                return page.map(<[u8]>::to_vec).ok_or_else(|| format!("no index was made at {at}"));
+            }
             let block = self.read(geometry.file_offset(at), BLOCK_BYTES as usize).map_err(|e| e.to_string())?;
             match block.len() as u64 {
                 BLOCK_BYTES => Ok(block),
@@ -140,20 +183,30 @@ impl<'a> Indexes<'a> {
         })
     }
 
+    /// Makes the index of a segment that is full from its records, to stand in for the one in the log. Nobody asks it for keys.
+    pub fn make(&mut self, shard: &Shard, rows: &SegmentRows, gathered: &Gathered) -> Sealed {
+        let starts = starts_named(&gathered.starts, &[], None);
+        let Index { pages, summary } = rows.index_input(self.superblock.geometry, shard.secret(), starts).build();
+        // A part begins with its batch's header.
+        let part = MADE_AT + self.made.len() as u64 - BLOCK_BYTES;
+        let pages_per_part = ((pages.len() as u64 / BLOCK_BYTES) as u32).max(1);
+        self.made.extend_from_slice(&pages);
+        let (checkpoint, resume) = (Checkpoint::default(), Resume::default());
+        Sealed { summary, parts: vec![part], pages_per_part, checkpoint, resume }
+    }
+
     /// Makes the index of a segment that is full from its records, and compares it with the one that a seal says lies in the log.
     pub fn compare(&self, shard: &Shard, rows: &SegmentRows, gathered: &Gathered, seal: Checkpoint) -> Compared {
         let reading = Reading(|at, bytes| self.read(at, bytes));
-        let Ok((sealed, pages)) = at_once(read_index(&reading, self.superblock, seal)) else {
-            return Compared::Unreadable;
+        let (sealed, pages) = match at_once(read_index(&reading, self.superblock, seal)) {
+            Ok(found) => found,
+            Err(error) => return Compared::Unreadable(error),
         };
-        let segment = rows.number;
-        let mut numbered = (0..).zip(pages.chunks(BLOCK_BYTES as usize));
-        if sealed.summary.segment != segment || !numbered.all(|(number, page)| is_page(page, segment, number)) {
-            return Compared::Unreadable;
+        if sealed.summary.segment != rows.number {
+            return Compared::Different;
         }
-        // Not every batch is named.
-        let named = &sealed.summary.starts;
-        let starts = gathered.starts.iter().filter(|start| named.contains(start)).copied().collect();
+        let before = shard.rows().catalog().start_for(u64::MAX);
+        let starts = starts_named(&gathered.starts, &sealed.summary.starts, before);
         let mut input = rows.index_input(self.superblock.geometry, shard.secret(), starts);
         input.keys.clone_from(&gathered.keys);
         input.key_times_ms.clone_from(&gathered.key_times_ms);
@@ -206,4 +259,18 @@ impl<'a> Indexes<'a> {
                 .ask(shard, || rows.get(event_id))
                 .is_ok_and(|row| row.is_none_or(|row| rows.segment_of(row.claim_at) > segment))
     }
+}
+
+/// Which of a segment's batches its summary must name: the first, and then one in [`STARTS_EVERY_BYTES`]. Earlier builds counted those
+/// bytes from what the segment `before` names last.
+fn starts_named(batches: &[BatchStart], named: &[BatchStart], before: Option<BatchStart>) -> Vec<BatchStart> {
+    let mut last = before.filter(|_| named.first() != batches.first());
+    let is_named = |start: &&BatchStart| {
+        let is_named = last.is_none_or(|last| start.log_offset >= last.log_offset + STARTS_EVERY_BYTES);
+        if is_named {
+            last = Some(**start);
+        }
+        is_named
+    };
+    batches.iter().filter(is_named).copied().collect()
 }
