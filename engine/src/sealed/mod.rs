@@ -90,12 +90,28 @@ pub fn all<T>(parts: impl IntoIterator<Item = Fetch<T>>) -> Fetch<Vec<T>> {
     unread.map_or(Ok(read), Err)
 }
 
-/// Asks until everything that the answer takes is at hand; `read` reads a block at a log offset.
+/// Blocks that are read for one answer, at most. What it takes at once may be in the least cache; where that is full of other blocks,
+/// some are read again.
+pub const ANSWER_BLOCKS_MAX: usize = 4 * CACHE_BLOCKS_MIN;
+
+/// Asks until everything that the answer takes is at hand; `read` reads a block at a log offset. An answer that takes more at once
+/// than the cache holds would never be there: after [`ANSWER_BLOCKS_MAX`] blocks that is an error.
 pub fn ask_until_read<T>(
     catalog: &Catalog,
     ask: impl Fn() -> Fetch<T>,
     read: impl Fn(u64) -> Result<Vec<u8>, String>,
 ) -> Result<T, String> {
+    let mut blocks_read = 0;
+    let mut read = |at: u64| {
+        blocks_read += 1;
+        if blocks_read > ANSWER_BLOCKS_MAX {
+            return Err(format!(
+                "an answer takes more than {CACHE_BLOCKS_MIN} blocks of the log at once: {ANSWER_BLOCKS_MAX} were read for it, and \
+                 log offset {at} is missing. No record of any build leads to so many: restore the ledger from a backup"
+            ));
+        }
+        read(at)
+    };
     loop {
         match ask() {
             Ok(answer) => return Ok(answer),
@@ -285,6 +301,47 @@ impl Catalog {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::Cell;
+
+    /// Blocks that are asked for at once, with others in the cache.
+    #[test]
+    fn what_fits_the_cache_is_answered_and_more_is_an_error() {
+        let block = |at: u64| Ok((at / BLOCK_BYTES).to_le_bytes().repeat(BLOCK_BYTES as usize / 8));
+        let most = CACHE_BLOCKS_MIN as u64;
+        for (count, is_answered) in [(1, true), (most / 2, true), (most, true), (2 * most, false), (3 * most, false)] {
+            for used in [0, most / 3, most] {
+                let catalog = Catalog::new(Geometry::DEFAULT, 0);
+                // Some of them are those that are asked for.
+                for number in (count / 2..).take(used as usize) {
+                    catalog.put(number * BLOCK_BYTES, &block(number * BLOCK_BYTES).unwrap());
+                    catalog.block(number);
+                }
+                let together = ask_until_read(&catalog, || catalog.stretch(0, count * BLOCK_BYTES), block);
+                assert_eq!(together.is_ok(), is_answered, "{count}, {used}");
+                let Ok(bytes) = together else {
+                    assert!(together.unwrap_err().contains("restore the ledger"));
+                    continue;
+                };
+                assert!((0..count).all(|n| bytes[(n * BLOCK_BYTES) as usize..].starts_with(&n.to_le_bytes())));
+            }
+        }
+    }
+
+    #[test]
+    fn more_stretches_than_are_kept_are_an_error() {
+        let catalog = Catalog::new(Geometry::DEFAULT, 0);
+        let stretch = |n: u64| n * STRETCH_BYTES_MAX..(n + 1) * STRETCH_BYTES_MAX;
+        for (count, is_answered) in [(STRETCHES_MAX as u64, true), (STRETCHES_MAX as u64 + 1, false)] {
+            let reads = Cell::new(0);
+            let ask = || (0..count).try_for_each(|n| catalog.in_one_piece(stretch(n)).map(|_| ()));
+            let answer = ask_until_read(&catalog, ask, |_| {
+                reads.set(reads.get() + 1);
+                Ok(vec![0; BLOCK_BYTES as usize])
+            });
+            assert_eq!(answer.is_ok(), is_answered);
+            assert!(reads.get() <= ANSWER_BLOCKS_MAX);
+        }
+    }
 
     #[test]
     fn the_spans_of_all_keys_are_those_of_each_segment() {
