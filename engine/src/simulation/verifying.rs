@@ -2,6 +2,7 @@
 //! if they stayed.
 
 use super::carrying::Ledger;
+use super::machine::Machine;
 use crate::engine::FULL_SEGMENTS_MAX;
 use crate::id::EventId;
 use crate::log::batch::{self, BATCH_HEADER_BYTES, Hash};
@@ -15,6 +16,7 @@ use crate::mutant::Mutation;
 use crate::sealed::run::page_bytes;
 use crate::sealed::summary::{BatchStart, Summary};
 use crate::sealed::{Checkpoint, Seal, append_bytes, seal_batch, sealed_by};
+use crate::time::Now;
 use bytes::Bytes;
 use hashbrown::HashMap;
 use xxhash_rust::xxh3::xxh3_64;
@@ -28,6 +30,7 @@ struct Log {
     image: Bytes,
     superblock: Superblock,
     ids: Vec<EventId>,
+    now: Now,
 }
 
 /// Of many segments; early rows changed much later, some of them again and again.
@@ -42,9 +45,24 @@ fn log() -> Log {
     ledger.go_to(120);
     ids.extend(ledger.claim(CLAIMS / 4, &METADATA));
     ledger.retract(&early[..50]);
-    let image = Bytes::from(ledger.machine.image(0));
+    of_machine(&ledger.machine, ids)
+}
+
+fn of_machine(machine: &Machine, ids: Vec<EventId>) -> Log {
+    let image = Bytes::from(machine.image(0));
     let superblock = verify::superblocks(&mut image.clone(), 0, None).unwrap().0.unwrap();
-    Log { image, superblock, ids }
+    Log { image, superblock, ids, now: machine.now }
+}
+
+/// The log as a restore leaves it, and once it was served: its segments are sealed a second time, behind everything else.
+fn sealed_anew(log: &Log) -> Log {
+    let superblock = Superblock { checkpoint: None, ..log.superblock.clone() };
+    let mut machine = Machine::of_files(vec![(log.image.to_vec(), superblock)], 1, log.now);
+    machine.recover(None).unwrap();
+    let anew = of_machine(&machine, log.ids.clone());
+    let (old, new) = (log.superblock.checkpoint.unwrap(), anew.superblock.checkpoint.unwrap());
+    assert!(seal_of(&anew, 0).parts[0] > old.log_offset && new.log_offset > old.log_offset);
+    anew
 }
 
 /// What verification finds, the most rows that it had in memory, and those that it has at the end. `change` may change the bytes
@@ -107,10 +125,10 @@ fn rewritten(log: &Log, mut change: impl FnMut(&BatchPlace, &mut [u8]), mut chan
     verify::walk(&mut log.image.clone(), &log.superblock, WalkOptions::default(), &mut each, &mut |_| {}).unwrap();
     let checkpoint = checkpoint.map(|last| Checkpoint { hash: hashes[&last.hash], ..last });
     let superblock = Superblock { checkpoint, ..log.superblock.clone() };
-    Log { image: image.into(), superblock, ids: log.ids.clone() }
+    Log { image: image.into(), superblock, ids: log.ids.clone(), now: log.now }
 }
 
-/// What a segment's seal says.
+/// What a segment's last seal says.
 fn seal_of(log: &Log, segment: u64) -> Seal {
     let mut found = None;
     rewritten(
@@ -119,6 +137,15 @@ fn seal_of(log: &Log, segment: u64) -> Seal {
         |seal| found = Some(seal.clone()).filter(|seal| seal.segment == segment).or(found.take()),
     );
     found.expect("it is sealed")
+}
+
+/// Flips a bit of a page's first entry; its checksum is made anew, or not.
+fn flip(page: &mut [u8], is_verifying: bool) {
+    let (content, checksum) = page.split_at_mut(BLOCK_BYTES as usize - 8);
+    content[16] ^= 1;
+    if is_verifying {
+        checksum.copy_from_slice(&xxh3_64(content).to_le_bytes());
+    }
 }
 
 /// Where a page of an index is: its part, and how far it is in that.
@@ -166,9 +193,7 @@ fn an_index_that_says_something_else_than_its_records_is_told_and_not_believed()
             let at = (page * BLOCK_BYTES) as usize;
             if place.header.is_sealing && !is_seal(place, bytes) && is_first && bytes.len() > at {
                 is_first = false;
-                let (content, checksum) = bytes[at..at + BLOCK_BYTES as usize].split_at_mut(BLOCK_BYTES as usize - 8);
-                content[16] ^= 1;
-                checksum.copy_from_slice(&xxh3_64(content).to_le_bytes());
+                flip(&mut bytes[at..at + BLOCK_BYTES as usize], true);
             }
             true
         });
@@ -192,12 +217,12 @@ fn a_page_that_does_not_verify_in_a_batch_that_does_is_told_with_its_place() {
     let (summary, snapshot) = (seal.summary.first, seal.snapshot.first);
     for page in [0, 1, summary - 1, summary, snapshot, snapshot + seal.snapshot.pages - 1] {
         let (part, within) = place_of(&seal, page);
-        let flip = |place: &BatchPlace, bytes: &mut [u8]| {
+        let change = |place: &BatchPlace, bytes: &mut [u8]| {
             if place.log_offset == part {
-                bytes[within + 20] ^= 1;
+                flip(&mut bytes[within..within + BLOCK_BYTES as usize], false);
             }
         };
-        let damaged = rewritten(&log, flip, |_| {});
+        let damaged = rewritten(&log, change, |_| {});
         let unnamed = Superblock { checkpoint: None, ..damaged.superblock.clone() };
         // Where the seal is not met, it is the superblock that leads to it.
         for (superblock, is_met) in [(&damaged.superblock, true), (&unnamed, true), (&damaged.superblock, false)] {
@@ -206,6 +231,39 @@ fn a_page_that_does_not_verify_in_a_batch_that_does_is_told_with_its_place() {
             assert_eq!((finding.structure, finding.segment), (Structure::Index, Some(segment)), "{}", finding.what);
             let file_offset = damaged.superblock.geometry.file_offset(part) + within as u64;
             assert_eq!((finding.file_offset, finding.is_damage), (file_offset, false), "{}", finding.what);
+        }
+    }
+}
+
+#[test]
+fn of_a_ledger_that_was_restored_and_served_both_seals_of_a_segment_are_compared() {
+    let first = log();
+    let log = sealed_anew(&first);
+    let (findings, most, _) = verified(&log, &log.superblock, |_, _| true);
+    assert_eq!(findings, []);
+    assert!(most * 5 < CLAIMS as u64, "{most} rows were in memory");
+    let segment = 2;
+    for seal in [seal_of(&first, segment), seal_of(&log, segment)] {
+        for page in [0, seal.summary.first - 1] {
+            for is_verifying in [false, true] {
+                let (part, within) = place_of(&seal, page);
+                let damaged = rewritten(
+                    &log,
+                    |place, bytes| {
+                        if place.log_offset == part {
+                            flip(&mut bytes[within..within + BLOCK_BYTES as usize], is_verifying);
+                        }
+                    },
+                    |_| {},
+                );
+                let (findings, ..) = verified(&damaged, &damaged.superblock, |_, _| true);
+                let [finding] = findings.as_slice() else { panic!("page {page}, {is_verifying}: {findings:?}") };
+                let found = (finding.structure, finding.segment, finding.is_damage);
+                assert_eq!(found, (Structure::Index, Some(segment), false), "{}", finding.what);
+                let geometry = log.superblock.geometry;
+                let is_page = finding.file_offset == geometry.file_offset(part) + within as u64;
+                assert_eq!(is_page, !is_verifying, "{}", finding.what);
+            }
         }
     }
 }

@@ -218,14 +218,20 @@ impl<'a> Content<'a> {
         self.count_rows();
         while let Some(shard) = &mut self.shard
             && let Some(rows) = shard.rows().frozen().front().map(Arc::clone)
-            && let Some(seal) = self.indexes.take_seal(rows.number, shard.rows().frozen().len())
         {
-            let gathered = self.gathered.entry(rows.number).or_default();
-            let sealed = match self.indexes.compare(shard, &rows, gathered, seal) {
-                Compared::Same(sealed) => sealed,
-                Compared::Unreadable(error) => return self.unreadable(rows.number, seal, &error),
-                Compared::Different => return self.differs(rows.number, seal),
-            };
+            let seals = self.indexes.take_seals(rows.number, shard.rows().frozen().len());
+            let gathered = &*self.gathered.entry(rows.number).or_default();
+            let compare = |seal| (seal, self.indexes.compare(shard, &rows, gathered, seal));
+            let compared: Vec<_> = seals.into_iter().map(compare).collect();
+            let mut same = None;
+            for (seal, compared) in compared {
+                match compared {
+                    Compared::Same(sealed) => same = same.or(Some(sealed)),
+                    Compared::Unreadable(error) => self.unreadable(rows.number, seal, &error),
+                    Compared::Different => self.differs(rows.number, seal),
+                }
+            }
+            let (Some(sealed), Some(shard)) = (same, &mut self.shard) else { return };
             if let Some(mut recount) = self.recount.take() {
                 match count(&mut recount, &self.indexes, shard, &rows) {
                     Ok(()) => self.recount = Some(recount),

@@ -111,17 +111,16 @@ impl<'a> Indexes<'a> {
         true
     }
 
-    /// The seal of the oldest of so many full segments, once. A daemon seals it before there are many; where it did not, the seal
-    /// is somewhere else, and the superblock leads to it.
-    pub fn take_seal(&mut self, segment: u64, full_segments: usize) -> Option<Checkpoint> {
-        if let Some(met) = self.met.remove(&segment) {
-            // It is looked at once.
-            if self.named.get(&segment) == Some(&met) {
-                self.named.remove(&segment);
-            }
-            return Some(met);
+    /// The seals of the oldest of so many full segments, once: the one that was met, and the one that the superblock leads to, which
+    /// is another one where the log was sealed anew. A daemon seals a segment before there are many; where none was met by then,
+    /// its seal is somewhere else.
+    pub fn take_seals(&mut self, segment: u64, full_segments: usize) -> Vec<Checkpoint> {
+        let met = self.met.remove(&segment);
+        if met.is_none() && full_segments <= FULL_SEGMENTS_MAX {
+            return Vec::new();
         }
-        if full_segments > FULL_SEGMENTS_MAX { self.named.remove(&segment) } else { None }
+        let named = self.named.remove(&segment).filter(|named| Some(*named) != met);
+        met.into_iter().chain(named).collect()
     }
 
     /// The segment is done with.
