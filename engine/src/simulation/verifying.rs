@@ -201,8 +201,8 @@ fn an_index_that_says_something_else_than_its_records_is_told_and_not_believed()
         let Some(finding) = findings.first() else { break };
         assert_eq!(findings.len(), 1, "page {page}: {findings:?}");
         assert_eq!((finding.structure, finding.segment, finding.is_damage), (Structure::Index, Some(0), false));
-        // From there on no rows leave memory: those of the segment would be missed.
-        assert_eq!(most, CLAIMS as u64);
+        // What its records make stands in for it.
+        assert!(most * 5 < CLAIMS as u64, "{most} rows were in memory");
         told += 1;
     }
     assert!(told > 5, "{told} pages");

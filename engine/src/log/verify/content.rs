@@ -220,6 +220,9 @@ impl<'a> Content<'a> {
             && let Some(rows) = shard.rows().frozen().front().map(Arc::clone)
         {
             let seals = self.indexes.take_seals(rows.number, shard.rows().frozen().len());
+            if seals.is_empty() {
+                return;
+            }
             let gathered = &*self.gathered.entry(rows.number).or_default();
             let compare = |seal| (seal, self.indexes.compare(shard, &rows, gathered, seal));
             let compared: Vec<_> = seals.into_iter().map(compare).collect();
@@ -231,17 +234,29 @@ impl<'a> Content<'a> {
                     Compared::Different => self.differs(rows.number, seal),
                 }
             }
-            let (Some(sealed), Some(shard)) = (same, &mut self.shard) else { return };
+            let Some(shard) = &mut self.shard else { return };
             if let Some(mut recount) = self.recount.take() {
                 match count(&mut recount, &self.indexes, shard, &rows) {
                     Ok(()) => self.recount = Some(recount),
                     Err(what) => self.findings.push(uncounted(self.superblock, &what)),
                 }
             }
-            self.keys.sealed(&sealed);
-            self.gathered.remove(&rows.number);
+            let sealed = match same {
+                Some(sealed) => {
+                    self.keys.sealed(&sealed);
+                    self.gathered.remove(&rows.number);
+                    *sealed
+                }
+                None => {
+                    let gathered = self.gathered.entry(rows.number).or_default();
+                    let made = self.indexes.make(shard, &rows, gathered);
+                    // Its keys are compared from here.
+                    *gathered = Gathered { keys: std::mem::take(&mut gathered.keys), ..Gathered::default() };
+                    made
+                }
+            };
             drop(rows);
-            if let Some(mut rows) = shard.sealed(*sealed) {
+            if let Some(mut rows) = shard.sealed(sealed) {
                 rows.clear();
                 shard.reuse(rows);
             }

@@ -11,7 +11,7 @@ use crate::log::superblock::Superblock;
 use crate::sealed::run::{HashEntry, KeyEntry, Page, page_bytes};
 use crate::sealed::summary::{BatchStart, STARTS_EVERY_BYTES, Summary, row_key, row_of_key};
 use crate::sealed::{
-    Checkpoint, Fetch, IndexInput, SealError, Sealed, ask_until_read, read_index, read_seals, sealed_by,
+    Checkpoint, Fetch, Index, IndexInput, Resume, SealError, Sealed, ask_until_read, read_index, read_seals, sealed_by,
 };
 use crate::shard::Shard;
 use crate::shard::rows::{SegmentRows, with_change_of};
@@ -22,6 +22,9 @@ use std::io;
 
 /// Bytes of batches without records that are kept until their seal comes.
 const RECENT_BYTES_MAX: usize = 32 << 20;
+
+/// Log offsets that no log has: indexes that were made here lie there.
+const MADE_AT: u64 = 1 << 62;
 
 /// Reads so many bytes from a file offset, both whole blocks; fewer only where the file ends.
 pub type ReadAt<'a> = Box<dyn Fn(u64, usize) -> io::Result<Vec<u8>> + Send + 'a>;
@@ -56,6 +59,8 @@ pub(super) struct Indexes<'a> {
     /// The last batches without records that were gone over, by their file offsets: the index that is compared next.
     recent: BTreeMap<u64, Vec<u8>>,
     recent_bytes: usize,
+    /// Pages of indexes that stand in for those in the log.
+    made: Vec<u8>,
     /// Seals that were met, by the segment.
     met: BTreeMap<u64, Checkpoint>,
     /// Seals that the superblock leads to.
@@ -71,6 +76,7 @@ impl<'a> Indexes<'a> {
             failed: RefCell::new(None),
             recent: BTreeMap::new(),
             recent_bytes: 0,
+            made: Vec::new(),
             met: BTreeMap::new(),
             named: BTreeMap::new(),
         };
@@ -133,12 +139,28 @@ impl<'a> Indexes<'a> {
     pub fn ask<T>(&self, shard: &Shard, ask: impl Fn() -> Fetch<T>) -> Result<T, String> {
         let geometry = self.superblock.geometry;
         ask_until_read(shard.rows().catalog(), ask, |at| {
+            if let Some(at) = at.checked_sub(MADE_AT) {
+                let page = self.made.get(at as usize..(at + BLOCK_BYTES) as usize);
+                return page.map(<[u8]>::to_vec).ok_or_else(|| format!("no index was made at {at}"));
+            }
             let block = self.read(geometry.file_offset(at), BLOCK_BYTES as usize).map_err(|e| e.to_string())?;
             match block.len() as u64 {
                 BLOCK_BYTES => Ok(block),
                 _ => Err(format!("the file ends before log offset {at}")),
             }
         })
+    }
+
+    /// Makes the index of a segment that is full from its records, to stand in for the one in the log. Nobody asks it for keys.
+    pub fn make(&mut self, shard: &Shard, rows: &SegmentRows, gathered: &Gathered) -> Sealed {
+        let starts = starts_named(&gathered.starts, &[], None);
+        let Index { pages, summary } = rows.index_input(self.superblock.geometry, shard.secret(), starts).build();
+        // A part begins with its batch's header.
+        let part = MADE_AT + self.made.len() as u64 - BLOCK_BYTES;
+        let pages_per_part = ((pages.len() as u64 / BLOCK_BYTES) as u32).max(1);
+        self.made.extend_from_slice(&pages);
+        let (checkpoint, resume) = (Checkpoint::default(), Resume::default());
+        Sealed { summary, parts: vec![part], pages_per_part, checkpoint, resume }
     }
 
     /// Makes the index of a segment that is full from its records, and compares it with the one that a seal says lies in the log.
