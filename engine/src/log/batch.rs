@@ -167,6 +167,8 @@ pub struct Peeked {
     pub total_bytes: u64,
     /// It has no records.
     pub is_sealing: bool,
+    /// The log goes on in the next segment.
+    pub is_last: bool,
 }
 
 /// Looks at what may be a batch; `None` where it does not begin as one.
@@ -174,7 +176,8 @@ pub fn peek(bytes: &[u8]) -> Option<Peeked> {
     let (raw, _) = RawHeader::read_from_prefix(bytes).ok()?;
     let total_bytes = u64::from(raw.total_bytes.get());
     let is_batch = raw.magic.get() == MAGIC && total_bytes >= BLOCK_BYTES;
-    is_batch.then_some(Peeked { total_bytes, is_sealing: raw.flags.get() & FLAG_SEALING != 0 })
+    let has = |flag| raw.flags.get() & flag != 0;
+    is_batch.then_some(Peeked { total_bytes, is_sealing: has(FLAG_SEALING), is_last: has(FLAG_LAST) })
 }
 
 /// Verifies the batch at the start of `bytes`. The slice may be longer than the batch, or cut short.

@@ -18,7 +18,7 @@ use crate::sealed::summary::{BatchStart, Summary};
 use crate::sealed::{Checkpoint, Seal, append_bytes, seal_batch, sealed_by};
 use crate::time::Now;
 use bytes::Bytes;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Claims of the ledger: some 600 are in a segment.
@@ -179,6 +179,22 @@ fn seals_that_lie_elsewhere_are_where_the_superblock_says() {
     let unnamed = Superblock { checkpoint: None, ..log.superblock.clone() };
     let (findings, most, left) = verified(&log, &unnamed, |place, bytes| !is_seal(place, bytes));
     assert_eq!((findings.as_slice(), most, left), ([].as_slice(), CLAIMS as u64, CLAIMS as u64));
+}
+
+#[test]
+fn seals_that_nothing_leads_to_are_found() {
+    let log = sealed_anew(&log());
+    // So it is in the backup of a ledger that was resharded, and then served.
+    let unnamed = Superblock { checkpoint: None, ..log.superblock.clone() };
+    let mut sealed = HashSet::new();
+    let (findings, most, _) = verified(&log, &unnamed, |place, bytes| {
+        !place.header.is_sealing
+            || sealed_by(&bytes[batch::records(bytes, &place.header)]).is_none_or(|segment| !sealed.insert(segment))
+    });
+    assert_eq!(findings, []);
+    assert!(sealed.len() > 2 * FULL_SEGMENTS_MAX, "{} segments are sealed", sealed.len());
+    let bound = (FULL_SEGMENTS_MAX as u64 + 2) * CLAIMS as u64 / 16;
+    assert!(most < bound && most < CLAIMS as u64 * 3 / 4, "{most} rows were in memory");
 }
 
 #[test]

@@ -4,10 +4,11 @@
 use super::start::{Reading, at_once};
 use crate::engine::FULL_SEGMENTS_MAX;
 use crate::id::EventId;
-use crate::log::batch;
-use crate::log::layout::BLOCK_BYTES;
+use crate::log::batch::{self, Found};
+use crate::log::layout::{BLOCK_BYTES, SEGMENT_HEADER_BYTES};
 use crate::log::recovery::BatchPlace;
 use crate::log::superblock::Superblock;
+use crate::mutant::Mutation;
 use crate::sealed::run::{HashEntry, KeyEntry, Page, page_bytes};
 use crate::sealed::summary::{BatchStart, STARTS_EVERY_BYTES, Summary, row_key, row_of_key};
 use crate::sealed::{
@@ -63,8 +64,9 @@ pub(super) struct Indexes<'a> {
     made: Vec<u8>,
     /// Seals that were met, by the segment.
     met: BTreeMap<u64, Checkpoint>,
-    /// Seals that the superblock leads to.
+    /// Seals that the superblock leads to, or else those that were found ahead.
     named: BTreeMap<u64, Checkpoint>,
+    has_looked_ahead: bool,
 }
 
 impl<'a> Indexes<'a> {
@@ -79,6 +81,7 @@ impl<'a> Indexes<'a> {
             made: Vec::new(),
             met: BTreeMap::new(),
             named: BTreeMap::new(),
+            has_looked_ahead: false,
         };
         indexes.named = at_once(read_seals(&Reading(|at, bytes| indexes.read(at, bytes)), superblock));
         indexes
@@ -119,14 +122,43 @@ impl<'a> Indexes<'a> {
 
     /// The seals of the oldest of so many full segments, once: the one that was met, and the one that the superblock leads to, which
     /// is another one where the log was sealed anew. A daemon seals a segment before there are many; where none was met by then,
-    /// its seal is somewhere else.
+    /// its seal is somewhere else: if nothing leads there, it is looked for.
     pub fn take_seals(&mut self, segment: u64, full_segments: usize) -> Vec<Checkpoint> {
         let met = self.met.remove(&segment);
-        if met.is_none() && full_segments <= FULL_SEGMENTS_MAX {
-            return Vec::new();
+        if met.is_none() {
+            if full_segments <= FULL_SEGMENTS_MAX {
+                return Vec::new();
+            }
+            if !self.named.contains_key(&segment) {
+                self.look_ahead(segment + full_segments as u64);
+            }
         }
         let named = self.named.remove(&segment).filter(|named| Some(*named) != met);
         met.into_iter().chain(named).collect()
+    }
+
+    /// Goes from batch to batch, once, and remembers where seals are, which are compared like all others. Of the other batches nothing
+    /// is believed but how long they are. A log that goes round has a superblock that leads to them.
+    fn look_ahead(&mut self, from_segment: u64) {
+        let Superblock { key, shard, geometry, .. } = self.superblock;
+        if std::mem::replace(&mut self.has_looked_ahead, true) || geometry.is_ring() {
+            return;
+        }
+        let mut at = geometry.segment_start(from_segment) + SEGMENT_HEADER_BYTES;
+        while let Ok(block) = self.read(geometry.file_offset(at), BLOCK_BYTES as usize)
+            && let (Some(total), Some(peeked)) =
+                (batch::claimed_bytes(&block, geometry.batch_bytes_max), batch::peek(&block))
+        {
+            if peeked.is_sealing
+                && let Ok(bytes) = self.read(geometry.file_offset(at), total as usize)
+                && let Found::Batch { header, hash } =
+                    batch::find(&bytes, key, *shard, geometry.batch_bytes_max, Mutation::NONE)
+                && let Some(segment) = sealed_by(&bytes[batch::records(&bytes, &header)])
+            {
+                self.named.insert(segment, Checkpoint { log_offset: at, number: header.number, hash });
+            }
+            at = if peeked.is_last { geometry.next_segment(at) } else { geometry.next_batch(at, total) };
+        }
     }
 
     /// The segment is done with.
