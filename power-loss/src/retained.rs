@@ -11,7 +11,7 @@ use claim_engine::id::EventId;
 use claim_engine::log::layout::BLOCK_BYTES;
 use claim_engine::log::superblock::Superblock;
 use claim_engine::retention::verify_seals;
-use claim_engine::sealed::Unread;
+use claim_engine::sealed::ask_until_read;
 use claim_engine::storage::Storage;
 use claim_engine::time::Quarter;
 use std::collections::HashMap;
@@ -99,19 +99,16 @@ impl Shard<'_, '_> {
     /// Whether a row is there; what that takes is read.
     fn has(&self, event_id: u128) -> Result<bool, String> {
         let event_id = EventId::from_u128(event_id).ok_or_else(|| format!("{event_id:032x} is no id"))?;
-        loop {
-            match self.engine.shard().rows().get(event_id) {
-                Ok(found) => return Ok(found.is_some()),
-                Err(unread @ (Unread::Damaged(_) | Unread::Stretch(_))) => return Err(unread.to_string()),
-                Err(Unread::Missing(blocks)) => {
-                    for at in blocks.into_iter().map(|block| block * BLOCK_BYTES) {
-                        let file_offset = self.superblock.geometry.file_offset(at);
-                        let read = run(self.image.read_at(file_offset, BLOCK_BYTES as usize));
-                        let bytes = read.map_err(|e| format!("reading at {file_offset}: {e}"))?;
-                        self.engine.shard().rows().catalog().put(at, &bytes);
-                    }
-                }
-            }
-        }
+        let rows = self.engine.shard().rows();
+        let found = ask_until_read(
+            rows.catalog(),
+            || rows.get(event_id),
+            |at| {
+                let file_offset = self.superblock.geometry.file_offset(at);
+                let read = run(self.image.read_at(file_offset, BLOCK_BYTES as usize));
+                read.map_err(|e| format!("reading at {file_offset}: {e}"))
+            },
+        )?;
+        Ok(found.is_some())
     }
 }
