@@ -50,8 +50,8 @@ pub struct Content<'a> {
     keys: Keys,
     /// Absent once something of it could not be read.
     recount: Option<Recount>,
-    /// Indexes further on that could not be read: damage to their batches is found by the walk, and only else told of them.
-    unread: Vec<(Checkpoint, Finding)>,
+    /// What is wrong with indexes further on: damage to their batches is found by the walk, and only else told of them.
+    wrong_ahead: Vec<(Checkpoint, Finding)>,
     /// The most rows that were in memory at once.
     rows_in_memory_max: u64,
     /// The last batch that was taken.
@@ -83,7 +83,7 @@ impl<'a> Content<'a> {
             gathered: BTreeMap::new(),
             keys: Keys::new(superblock.geometry),
             recount: Some(Recount::default()),
-            unread: Vec::new(),
+            wrong_ahead: Vec::new(),
             rows_in_memory_max: 0,
             walked_to: 0,
             secret: u64::from_le_bytes(superblock.key[..8].try_into().expect("a key has 32 bytes")),
@@ -226,12 +226,15 @@ impl<'a> Content<'a> {
             let gathered = &*self.gathered.entry(rows.number).or_default();
             let compare = |seal| (seal, self.indexes.compare(shard, &rows, gathered, seal));
             let compared: Vec<_> = seals.into_iter().map(compare).collect();
-            let mut same = None;
+            let (mut same, mut later) = (None, compared.len());
             for (seal, compared) in compared {
+                later -= 1;
+                // The superblock leads to the last one, if to any.
+                let is_used = later == 0 && self.superblock.checkpoint.is_some();
                 match compared {
                     Compared::Same(sealed) => same = same.or(Some(sealed)),
-                    Compared::Unreadable(error) => self.unreadable(rows.number, seal, &error),
-                    Compared::Different => self.differs(rows.number, seal),
+                    Compared::Unreadable(error) => self.wrong(rows.number, seal, is_used, Some(&error)),
+                    Compared::Different => self.wrong(rows.number, seal, is_used, None),
                 }
             }
             let Some(shard) = &mut self.shard else { return };
@@ -263,38 +266,35 @@ impl<'a> Content<'a> {
         }
     }
 
-    /// The index of a segment is not what its records make. It is no evidence about them.
-    fn differs(&mut self, segment: u64, seal: Checkpoint) {
-        let what = "is not what the segment's records make: the records are not concerned, and what is looked up by it may be wrong";
-        let file_offset = self.superblock.geometry.file_offset(seal.log_offset);
-        let finding = self.of_index(segment, seal, file_offset, what);
-        self.findings.push(finding);
-    }
-
-    /// The index of a segment can't be read.
-    fn unreadable(&mut self, segment: u64, seal: Checkpoint, error: &SealError) {
-        // Else the whole look at the file fails.
-        let SealError::Damaged { file_offset, .. } = *error else { return };
+    /// The index of a segment is not what its records make, or can't be read. It is no evidence about them.
+    fn wrong(&mut self, segment: u64, seal: Checkpoint, is_used: bool, unreadable: Option<&SealError>) {
+        let (file_offset, what) = match unreadable {
+            // The whole look at the file fails.
+            Some(SealError::Read { .. }) => return,
+            Some(error @ SealError::Damaged { file_offset, .. }) => {
+                (*file_offset, format!("can't be read: {error}, in a batch that does"))
+            }
+            None => {
+                let file_offset = self.superblock.geometry.file_offset(seal.log_offset);
+                (file_offset, "is not what the segment's records make".to_owned())
+            }
+        };
+        let harm = match is_used {
+            true => {
+                "what is looked up by it may be wrong, or fail. A ledger that is restored from a backup of this one makes it anew"
+            }
+            false => "nothing is looked up by it: the superblock does not lead to it",
+        };
+        let number = seal.number;
         let what = format!(
-            "can't be read: {error}, in a batch that does. The records are not concerned, and what is looked up by it is \
-             answered with an error"
-        );
-        let finding = self.of_index(segment, seal, file_offset, &what);
-        match seal.number <= self.walked_to {
-            true => self.findings.push(finding),
-            false => self.unread.push((seal, finding)),
-        }
-    }
-
-    fn of_index(&self, segment: u64, seal: Checkpoint, file_offset: u64, what: &str) -> Finding {
-        let what = format!(
-            "the index of segment {segment}, which batch {} seals, {what}. A ledger that is restored from a backup of this one \
-             makes it anew",
-            seal.number
+            "the index of segment {segment}, which batch {number} seals, {what}: the records are not concerned, and {harm}"
         );
         let finding = Finding::damage(Structure::Index, self.superblock.shard, file_offset, 0, what);
-        let batches = Some((seal.number, seal.number));
-        Finding { is_damage: false, segment: Some(segment), batches, ..finding }
+        let finding = Finding { is_damage: false, segment: Some(segment), batches: Some((number, number)), ..finding };
+        match number <= self.walked_to {
+            true => self.findings.push(finding),
+            false => self.wrong_ahead.push((seal, finding)),
+        }
     }
 
     fn batch(&mut self, place: &BatchPlace, bytes: &[u8]) {
@@ -302,7 +302,7 @@ impl<'a> Content<'a> {
         let BatchPlace { header, log_offset, .. } = *place;
         self.walked_to = header.number;
         let is_reached = |(seal, _): &mut (Checkpoint, Finding)| seal.number <= header.number;
-        self.findings.extend(self.unread.extract_if(.., is_reached).map(|(_, finding)| finding));
+        self.findings.extend(self.wrong_ahead.extract_if(.., is_reached).map(|(_, finding)| finding));
         if header.is_sealing {
             if let Some(shard) = &mut self.shard
                 && self.indexes.met(place, bytes)
