@@ -265,6 +265,8 @@ fn beside_a_daemon_under_load_every_moment_comes_back_and_no_id_comes_twice() {
     daemon.stop();
     let (code, lines) = run_json("verify", &to, &[]);
     assert_eq!(code, 0, "{lines:?}");
+    let shards = lines.last().and_then(|summary| summary["shards"].as_array()).expect("a summary");
+    assert!(shards.iter().all(|shard| shard["rows_in_memory_max"].as_u64() > Some(0)), "{lines:?}");
     // The same in words, without the option.
     let output = claimd().arg("verify").arg(&to).output().expect("claimd runs");
     assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains(": sound"), "{output:?}");

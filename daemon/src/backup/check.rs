@@ -248,9 +248,11 @@ fn print(backup: &Backup, report: &Report, options: &VerifyOptions, seconds: f64
             .shards
             .iter()
             .map(|part| {
+                let verified = report.shards.iter().find(|shard| shard.shard == part.shard);
                 json!({
                     "shard": part.shard, "segments": part.segments.len(), "last_position": part.end.position,
                     "last_batch": part.end.batch, "at": rfc3339(part.end.at_us),
+                    "rows_in_memory_max": verified.map(|shard| shard.rows_in_memory_max),
                 })
             })
             .collect();
