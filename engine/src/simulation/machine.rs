@@ -370,6 +370,15 @@ impl Machine {
         Ok(bytes)
     }
 
+    /// What replies of a shard name is read from now on, until that has ended.
+    pub fn begin_read(&mut self, shard: usize) -> u64 {
+        self.nodes[shard].engine.as_mut().expect("it runs").begin_read()
+    }
+
+    pub fn end_read(&mut self, shard: usize, began_with: u64) {
+        self.nodes[shard].engine.as_mut().expect("it runs").end_read(began_with);
+    }
+
     /// A record's position, kind and body, from the disk, as the daemon reads it.
     pub fn read_record(&self, shard: usize, log_offset: u64) -> Result<(u64, u16, Vec<u8>), String> {
         // Blocks are read as a whole.
