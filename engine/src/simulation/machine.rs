@@ -49,6 +49,8 @@ pub struct Machine {
     engine_entropy: Entropy,
     /// No segment's index is made for the time being.
     pub builds_wait: bool,
+    /// Somebody reads the files beside the shards.
+    pub is_being_read: bool,
     mutant: Option<Mutant>,
     nodes: Vec<Node>,
     mesh: BTreeMap<(usize, u16), VecDeque<PeerMessage>>,
@@ -108,6 +110,7 @@ impl Machine {
             engine_entropy: Entropy::from_seed_u64(seed ^ 0xfeed),
             entropy,
             builds_wait: false,
+            is_being_read: false,
             mutant,
             nodes,
             mesh: BTreeMap::new(),
@@ -132,6 +135,7 @@ impl Machine {
             engine_entropy: Entropy::from_seed_u64(seed ^ 0xfeed),
             entropy,
             builds_wait: false,
+            is_being_read: false,
             mutant: None,
             mesh: BTreeMap::new(),
             now,
@@ -214,6 +218,13 @@ impl Machine {
                     node.builds.push(io);
                     continue;
                 }
+                if self.is_being_read
+                    && let io::Io::Free { segments, .. } = io
+                {
+                    let result = Err(std::io::ErrorKind::WouldBlock.into());
+                    node.ios.push(Box::pin(std::future::ready(IoDone::Freed { segments, result })));
+                    continue;
+                }
                 let disk = node.disk.clone();
                 let mut future: Io = Box::pin(async move { perform(&disk, io).await });
                 // The first poll submits it. What has been read is taken later, like everything else.
@@ -293,7 +304,8 @@ impl Machine {
 
     /// Opens every shard, and no more; false where `ops` ran out before.
     pub fn open(&mut self, ops: Option<u64>) -> Result<bool, String> {
-        let options = OpenOptions { mutation: Mutation::new(self.mutant), ..OpenOptions::default() };
+        let (mutation, is_being_read) = (Mutation::new(self.mutant), self.is_being_read);
+        let options = OpenOptions { mutation, is_being_read, ..OpenOptions::default() };
         for node in &mut self.nodes {
             let superblock = node
                 .disk

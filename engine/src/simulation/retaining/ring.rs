@@ -2,7 +2,7 @@
 //! is taken again only once nothing needs what it held. An archive of it is a file, in which nothing goes round.
 
 use super::checks::TICKS_MIN;
-use super::{Counts, FULL, START_US, YEARS, Years, is_caught_by, over_seeds};
+use super::{CORPORA, Counts, FULL, START_US, YEARS, Years, is_caught_by, over_seeds};
 use crate::command::{Operation, Outcome};
 use crate::log::layout::{Geometry, RING_SEGMENTS_MIN};
 use crate::mutant::Mutant;
@@ -92,6 +92,81 @@ fn what_a_reply_names_keeps_its_place_until_it_is_read() {
         years.check_shard(shard).unwrap();
         years.check_verifies(shard).unwrap();
     }
+}
+
+/// While somebody reads the files a ring keeps what was dropped. It starts as long as there is room for a recovery batch; then it says
+/// who is in the way, and starts once that has gone.
+#[test]
+fn a_ring_that_is_full_to_its_end_starts_once_nobody_reads_it() {
+    for seed in 0..8 {
+        let mut years = calm_ring(seed);
+        years.at_us = START_US + DAY_US;
+        for _ in 0..FIRST_CLAIMS {
+            years.claim_of(0).unwrap();
+        }
+        let shard = years.shard_of(0);
+        years.machine.is_being_read = true;
+        years.at_us = Quarter::of(START_US).end_us_after_years(YEARS) + DAY_US;
+        for _ in 0..TICKS_MIN {
+            years.claim_of(0).unwrap();
+            years.tick();
+            years.machine.settle().unwrap();
+        }
+        assert!(years.machine.engine(shard).unwrap().superblock().first_segment() > 0, "seed {seed}");
+        assert_eq!(fill(&mut years), FULL, "seed {seed}");
+        // Each start takes a block and more.
+        let refused = (0..1_000).find_map(|_| {
+            years.machine.crash(false, 0, 1_000_000);
+            years.machine.recover(None).err()
+        });
+        let refused = refused.expect("there is no more room some time");
+        assert!(refused.contains("while somebody reads the ledger"), "seed {seed}: {refused}");
+        years.machine.is_being_read = false;
+        years.machine.crash(true, 0, 1_000_000);
+        years.machine.recover(None).unwrap();
+        years.tick();
+        years.machine.settle().unwrap();
+        years.claim_of(0).unwrap();
+        years.check_shard(shard).unwrap();
+        years.check_verifies(shard).unwrap();
+    }
+}
+
+/// What every shard must log comes out of what a ring keeps for a drop: of a full one nothing is asked but what makes room.
+#[test]
+fn a_full_ring_keeps_its_reserve_from_requests_to_shard_0() {
+    let mut tried = 0;
+    for seed in 0..16 {
+        let mut years = calm_ring(seed);
+        let Some(corpus) = (0..CORPORA.len()).find(|corpus| years.shard_of(*corpus) == 1) else { continue };
+        tried += 1;
+        let quarter = Quarter::of(START_US);
+        years.at_us = START_US + DAY_US;
+        for _ in 0..FIRST_CLAIMS {
+            years.claim_of(corpus).unwrap();
+        }
+        hold(&mut years, quarter, true);
+        years.at_us = quarter.end_us_after_years(YEARS) + DAY_US;
+        let full = (0..10_000).find_map(|_| years.claim_of(corpus).err()).expect("it is full some time");
+        assert_eq!(full, FULL, "seed {seed}");
+        let is_full = |years: &Years, shard| years.machine.engine(shard).unwrap().status().no_space;
+        assert!(is_full(&years, 1) && !is_full(&years, 0), "seed {seed}");
+        years.tick();
+        years.machine.settle().unwrap();
+        for _ in 0..1_000 {
+            assert_eq!(years.ask(0, "simulated", &Operation::Barrier), Err(FULL.into()), "seed {seed}");
+        }
+        hold(&mut years, quarter, false);
+        for _ in 0..TICKS_MIN {
+            years.tick();
+            years.machine.settle().unwrap();
+        }
+        assert!(!is_full(&years, 1), "seed {seed}");
+        years.claim_of(corpus).unwrap();
+        years.ask(0, "simulated", &Operation::Barrier).unwrap();
+        years.check_shard(1).unwrap();
+    }
+    assert!(tried > 0, "no seed has a corpus on shard 1");
 }
 
 fn calm_ring(seed: u64) -> Years {
