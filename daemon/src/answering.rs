@@ -255,41 +255,46 @@ impl Service {
             _ => reading::Within::default(),
         };
         let also = asked.clone();
-        self.spawn_read(&also, weight, |this, driver| async move {
-            let of = (asked.shard, this.drivers.len() as u16);
-            let reader = reading::Reader { driver: &driver, rounds: &this.rounds };
-            let page = || this.pages.borrow_mut().pop().unwrap_or_default();
-            let answer = reading::read(reader, of, outcome, &within, page, &*this).await;
-            let began = Instant::now();
-            let finished = match answer {
-                Ok(Answer::Row(view, stored, reason)) => {
-                    this.finish_row(&asked, &view, stored.raw(), reason.as_deref())
-                }
-                Ok(Answer::Rows(mut page, next)) => {
-                    let at = asked.at();
-                    this.reply(&asked.reply_to, |out| match next {
-                        Next::Scan(next) => page.scan_page(asked.request_id, at, next, out),
-                        Next::Found(next) => page.found(asked.request_id, at, next, out),
-                    });
-                    // Nothing is written to a connection that has ended: what is on the page is nobody else's.
-                    page.clear();
-                    let mut pages = this.pages.borrow_mut();
-                    if pages.len() < PAGES_KEPT {
-                        pages.push(page);
+        self.spawn_read(&also, weight, |this, driver| {
+            // A quarter may be dropped before what the outcome names is read.
+            let began_with = driver.engine.borrow_mut().begin_read();
+            async move {
+                let of = (asked.shard, this.drivers.len() as u16);
+                let reader = reading::Reader { driver: &driver, rounds: &this.rounds };
+                let page = || this.pages.borrow_mut().pop().unwrap_or_default();
+                let answer = reading::read(reader, of, outcome, &within, page, &*this).await;
+                driver.engine.borrow_mut().end_read(began_with);
+                let began = Instant::now();
+                let finished = match answer {
+                    Ok(Answer::Row(view, stored, reason)) => {
+                        this.finish_row(&asked, &view, stored.raw(), reason.as_deref())
                     }
-                    Ok(())
+                    Ok(Answer::Rows(mut page, next)) => {
+                        let at = asked.at();
+                        this.reply(&asked.reply_to, |out| match next {
+                            Next::Scan(next) => page.scan_page(asked.request_id, at, next, out),
+                            Next::Found(next) => page.found(asked.request_id, at, next, out),
+                        });
+                        // Nothing is written to a connection that has ended: what is on the page is nobody else's.
+                        page.clear();
+                        let mut pages = this.pages.borrow_mut();
+                        if pages.len() < PAGES_KEPT {
+                            pages.push(page);
+                        }
+                        Ok(())
+                    }
+                    Ok(Answer::Result(result)) => {
+                        this.finish_asked(&asked, Ok(result));
+                        Ok(())
+                    }
+                    Err(refusal) => Err(refusal),
+                };
+                if let Err(refusal) = finished {
+                    tracing::error!(shard = asked.shard, message = refusal.message, "a read of the ledger failed");
+                    this.finish_asked(&asked, Err(refusal));
                 }
-                Ok(Answer::Result(result)) => {
-                    this.finish_asked(&asked, Ok(result));
-                    Ok(())
-                }
-                Err(refusal) => Err(refusal),
-            };
-            if let Err(refusal) = finished {
-                tracing::error!(shard = asked.shard, message = refusal.message, "a read of the ledger failed");
-                this.finish_asked(&asked, Err(refusal));
+                this.rounds.spend_since(began, Work::Reads);
             }
-            this.rounds.spend_since(began, Work::Reads);
         });
     }
 

@@ -237,7 +237,8 @@ impl Driver {
         self.pump();
     }
 
-    /// Reads the records at these log offsets; neighbours are read together where the offsets increase.
+    /// Reads the records at these log offsets, between [`Engine::begin_read`] and [`Engine::end_read`]; neighbours are read together
+    /// where the offsets increase.
     ///
     /// The error is a sentence: the read failed, or what was read does not verify.
     pub async fn read_records(&self, offsets: &[u64]) -> Result<Vec<StoredRecord>, String> {
@@ -304,12 +305,7 @@ impl Driver {
         let geometry = self.engine.borrow().superblock().geometry;
         let (file_offset, bytes) = (geometry.file_offset(log_offset), geometry.together(log_offset, bytes));
         let result = self.storage.read_at(file_offset, bytes as usize).await;
-        let read = result.map_err(|e| format!("reading {bytes} bytes at file offset {file_offset} failed: {e}"))?;
-        // Its place may be free by now, or another segment's.
-        match self.is_dropped(log_offset) {
-            false => Ok(read),
-            true => Err(format!("what stood at log offset {log_offset} was dropped while it was read; ask once more")),
-        }
+        result.map_err(|e| format!("reading {bytes} bytes at file offset {file_offset} failed: {e}"))
     }
 
     /// Whether a log offset lies before where the log begins.

@@ -48,6 +48,13 @@ pub enum PeerMessage {
         /// Whether it is so.
         is_overloaded: bool,
     },
+    /// To shard 0: whether requests have filled the sender's ring.
+    Full {
+        /// The sender.
+        shard: u16,
+        /// Whether it is so.
+        is_full: bool,
+    },
     /// A question; it is answered once.
     Ask {
         /// The sender.

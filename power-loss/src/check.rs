@@ -1,7 +1,8 @@
 //! Runs the real recovery on a crash image, and holds what it finds against what clients were told.
 //!
 //! Of every image: recovery succeeds; recovery that is itself cut short, at any of its writes, succeeds the next time; a
-//! second recovery changes nothing; recovery writes nothing below the log's end. Of what it recovers: every acknowledged
+//! second recovery changes nothing; recovery writes nothing below the log's end; where the log goes round, nothing
+//! of what was dropped is in a place that was taken again. Of what it recovers: every acknowledged
 //! operation is there with what was acknowledged, every row that was shown is there, nothing is there that no client sent
 //! or that was refused, nothing twice. Positions, sequences, ids and hashes are checked by recovery itself, which is the code that the daemon runs.
 
@@ -14,9 +15,9 @@ use claim_engine::engine::{Engine, OpenOptions};
 use claim_engine::entropy::Entropy;
 use claim_engine::log::batch::{self, Found};
 use claim_engine::log::entry::{ClaimEntry, Entry, Record};
-use claim_engine::log::layout::SUPERBLOCK_AREA_BYTES;
+use claim_engine::log::layout::{BLOCK_BYTES, SEGMENT_HEADER_BYTES, SUPERBLOCK_AREA_BYTES};
 use claim_engine::log::recovery::{RecoveryOptions, Visit, walk};
-use claim_engine::log::superblock::Superblock;
+use claim_engine::log::superblock::{Superblock, is_segment_header};
 use claim_engine::mutant::Mutation;
 use std::collections::{HashMap, HashSet};
 use xxhash_rust::xxh3::xxh3_64;
@@ -25,6 +26,8 @@ use xxhash_rust::xxh3::xxh3_64;
 const RECOVERY_OPERATIONS_MAX: u64 = 8;
 /// The key of what a daemon does by itself.
 const NO_KEY: u128 = 0;
+/// One of so many images of a ring is searched for what was dropped.
+const SEARCHED_OF: u64 = 4;
 
 struct Acknowledged {
     instant: usize,
@@ -200,12 +203,9 @@ pub fn check(
         let (engine, opened) = open().map_err(|e| fail("recovery", e.to_string()))?;
         let first = recovered(&engine);
         globals.push(first.globals);
-        let below = image.lowest_written().filter(|lowest| {
-            let end = superblock.geometry.file_offset(opened.cut_at);
-            !is_cut && (SUPERBLOCK_AREA_BYTES..end).contains(lowest)
-        });
-        if let Some(lowest) = below {
-            return Err(fail("recovery", format!("it wrote at {lowest}, below the log's end")));
+        let below = image.written().into_iter().find(|at| !is_cut && is_of_log(&superblock, opened.cut_at, *at));
+        if let Some(below) = below {
+            return Err(fail("recovery", format!("it wrote at {below}, below the log's end")));
         }
         let earlier = expectations.incarnations[number].iter().filter(|(at, _)| *at < instant);
         if let Some((_, earlier)) = earlier.max_by_key(|(_, incarnation)| incarnation)
@@ -261,6 +261,9 @@ pub fn check(
         if second != expected || again.cut_at != end.next_batch_at {
             return Err(fail("second recovery", format!("it found {second:?}, the first one {expected:?}")));
         }
+        if superblock.geometry.is_ring() && entropy.below(SEARCHED_OF) == 0 {
+            is_without_dropped(image, &superblock, mutation).map_err(|e| fail("ring", e))?;
+        }
     }
     if let Some(ahead) = globals.iter().position(|applied| *applied > globals[0]) {
         return Err(format!("shard {ahead} is ahead of shard 0 in the global order: {globals:?}"));
@@ -305,6 +308,48 @@ pub fn check(
     for (_, key) in expectations.refused.iter().take_while(|(at, _)| *at < instant) {
         if records.contains_key(&(*key, 0)) || governed.contains_key(key) {
             return Err(format!("{:?} was refused and has had its effect", expectations.sent[key].1));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a place in the file belongs to a log that ends at a log offset.
+fn is_of_log(superblock: &Superblock, end: u64, file_offset: u64) -> bool {
+    let geometry = superblock.geometry;
+    let first = geometry.segment_start(superblock.first_segment());
+    let Some(at) = file_offset.checked_sub(SUPERBLOCK_AREA_BYTES) else { return false };
+    match geometry.is_ring() {
+        true => {
+            let ring_bytes = geometry.ring_segments * geometry.segment_bytes;
+            (at + ring_bytes - first % ring_bytes) % ring_bytes < end - first
+        }
+        false => at < end,
+    }
+}
+
+/// A place of a ring that has the header of its segment has no batch of what was dropped, whatever segment that was in.
+fn is_without_dropped(image: &Image<'_>, superblock: &Superblock, mutation: Mutation) -> Result<(), String> {
+    let (geometry, first) = (superblock.geometry, superblock.first_segment());
+    let begins_with = superblock.origin.map_or(0, |origin| origin.start.next_number);
+    for segment in first..geometry.segments_end(first) {
+        let file_offset = geometry.file_offset(geometry.segment_start(segment));
+        let header = image.bytes(file_offset, SEGMENT_HEADER_BYTES as usize);
+        if !is_segment_header(&header, superblock, segment) {
+            continue;
+        }
+        let bytes = image.bytes(file_offset, geometry.segment_bytes as usize);
+        for at in (SEGMENT_HEADER_BYTES as usize..bytes.len()).step_by(BLOCK_BYTES as usize) {
+            let largest = geometry.batch_bytes_max;
+            if batch::claimed_bytes(&bytes[at..], largest).is_none() {
+                continue;
+            }
+            let found = batch::find(&bytes[at..], &superblock.key, superblock.shard, largest, mutation);
+            if let Found::Batch { header, .. } = found
+                && header.number < begins_with
+            {
+                let number = header.number;
+                return Err(format!("segment {segment} has batch {number}, and the log begins with {begins_with}"));
+            }
         }
     }
     Ok(())

@@ -1,9 +1,10 @@
 //! Draws crash images from traces and checks each of them.
 
 use crate::check::{Expectations, check, superblocks};
+use crate::history::takes_again;
 use crate::image::Image;
 use crate::model::Model;
-use crate::trace::Trace;
+use crate::trace::{Event, Trace};
 use claim_engine::entropy::Entropy;
 use claim_engine::log::superblock::Superblock;
 use claim_engine::mutant::{Mutant, Mutation};
@@ -28,6 +29,8 @@ pub struct Counts {
     pub after_kill: u64,
     /// Of them, those of an instant from a drop's entry until its segments are free.
     pub around_drop: u64,
+    /// Places of rings that were taken again.
+    pub taken_again: u64,
 }
 
 impl Counts {
@@ -38,6 +41,7 @@ impl Counts {
         self.with_two_in_flight += other.with_two_in_flight;
         self.after_kill += other.after_kill;
         self.around_drop += other.around_drop;
+        self.taken_again += other.taken_again;
     }
 }
 
@@ -78,7 +82,9 @@ pub fn cut(
         (if in_flight >= 2 { 4 } else { 1 }) * if is_around_drop(instant) { 8 } else { 1 }
     };
     let total: u64 = instants.iter().map(|(instant, in_flight)| weight_of(*instant, *in_flight)).sum();
-    let mut counts = Counts::default();
+    let is_taken = |event: &&Event| superblocks.iter().any(|(index, of)| takes_again(event, *index, of));
+    let taken_again = trace.events.iter().filter(is_taken).count() as u64;
+    let mut counts = Counts { taken_again, ..Counts::default() };
     let mut drawn = HashSet::new();
     let mut model = Model::new(trace);
     let (mut owed, mut reported) = (0.0, 0);
@@ -89,7 +95,7 @@ pub fn cut(
     }
     for (instant, in_flight) in instants {
         while model.instant() < instant {
-            was_killed |= matches!(trace.events[model.instant()], crate::trace::Event::Killed);
+            was_killed |= matches!(trace.events[model.instant()], Event::Killed);
             model.advance();
         }
         owed += images as f64 * weight_of(instant, in_flight) as f64 / total as f64;

@@ -1,11 +1,12 @@
 //! What the batches of a trace say lay where in the log, and when: of a ledger that drops quarters an image alone no longer shows
 //! what was in them.
 
+use crate::disk::Content;
 use crate::trace::{Event, Op, Trace};
 use claim_engine::log::batch::{self, BatchHeader, Found};
 use claim_engine::log::entry::{Entry, Record};
 use claim_engine::log::record;
-use claim_engine::log::superblock::{ClockMode, Superblock};
+use claim_engine::log::superblock::{ClockMode, Superblock, is_segment_header};
 use claim_engine::mutant::Mutation;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -131,12 +132,16 @@ impl History {
         self.claims.get(&event_id).copied()
     }
 
-    /// The instants from the submission of a drop to somewhat after the freeing that follows, by file.
+    /// The instants from the submission of a drop to somewhat after the freeing that follows, by file; in a ring that is when a place
+    /// is taken again.
     pub fn drops(&self, trace: &Trace, superblocks: &[(usize, Superblock)]) -> Vec<Range<usize>> {
         let mut spans = Vec::new();
-        for (shard, (index, _)) in superblocks.iter().enumerate().take(self.shards.len()) {
+        for (shard, (index, superblock)) in superblocks.iter().enumerate().take(self.shards.len()) {
             for drop in self.shards[shard].iter().filter(|logged| logged.what == What::Drop) {
-                let is_freeing = |event: &Event| matches!(event, Event::Freed { file, .. } if *file as usize == *index);
+                let is_freeing = |event: &Event| match event {
+                    Event::Freed { file, .. } => *file as usize == *index,
+                    event => takes_again(event, *index, superblock),
+                };
                 let freed = trace.events[drop.from..].iter().position(is_freeing);
                 let end = freed.map_or(trace.events.len(), |after| drop.from + after + EVENTS_AFTER_FREEING);
                 spans.push(drop.from..end);
@@ -144,4 +149,14 @@ impl History {
         }
         spans
     }
+}
+
+/// Whether a place of a ring gets the header of a segment with which the log goes round to it again.
+pub fn takes_again(event: &Event, index: usize, superblock: &Superblock) -> bool {
+    let Event::Submitted(Op::Write { file, data, .. }) = event else { return false };
+    if *file as usize != index || !superblock.geometry.is_ring() || Content::of(data) != Content::SegmentHeader {
+        return false;
+    }
+    let segment = data.get(8..16).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes);
+    segment >= superblock.geometry.ring_segments && is_segment_header(data, superblock, segment)
 }

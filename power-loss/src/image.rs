@@ -70,9 +70,9 @@ impl<'a> Image<'a> {
         *self.written.borrow_mut() = kept;
     }
 
-    /// The lowest offset that recovery has written to.
-    pub fn lowest_written(&self) -> Option<u64> {
-        self.written.borrow().iter().map(|write| write.offset).min()
+    /// The offsets that recovery has written to.
+    pub fn written(&self) -> Vec<u64> {
+        self.written.borrow().iter().map(|write| write.offset).collect()
     }
 
     /// The bytes of a range, as reads see them.

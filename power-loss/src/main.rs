@@ -15,6 +15,7 @@ use power_loss::mutants;
 use power_loss::needs;
 use power_loss::session::{self, Clock, LeftOvers, Plan};
 use power_loss::trace::Trace;
+use power_loss::years;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -246,6 +247,7 @@ fn sessions(
         "  from the drop of a quarter until its segments are free: {}; segments were freed {} times",
         totals.counts.around_drop, totals.freed
     );
+    println!("  places of rings that were taken again: {}", totals.counts.taken_again);
     println!("  ledgers restored from a segment archive: {}", totals.archives_restored);
     println!(
         "  {} operations acknowledged; {} durable writes, {} plain ones, {} flushes",
@@ -277,13 +279,22 @@ fn cuts(args: &SessionArgs) -> Result<(), String> {
         // Some ledgers fill segments, some lie where an earlier one lay.
         let weight = if seed.is_multiple_of(6) { Weight::HEAVY } else { Weight::LIGHT };
         let left_overs = if seed % 4 == 1 { LeftOvers::EarlierLedger } else { LeftOvers::None };
-        let mut plan =
-            Plan { seed, runs: 4, run_ms_max: 30, delay_us_max: 1_500, weight, left_overs, clock: Clock::Wall };
+        let mut plan = Plan {
+            seed,
+            runs: 4,
+            run_ms_max: 30,
+            delay_us_max: 1_500,
+            weight,
+            left_overs,
+            clock: Clock::Wall,
+            ring_segments: 0,
+        };
         let mut binary = binary.clone();
-        // In some years go by, and quarters are dropped.
-        if seed % 4 == 3 {
+        // In some years go by, and quarters are dropped; of these some go round in a ring.
+        if seed % 4 == 3 || seed % 8 == 6 {
             let clock = Clock::Years { archives: seed % 8 == 7 };
-            plan = Plan { runs: 5, run_ms_max: 60, weight: Weight::SLOW, clock, ..plan };
+            let ring_segments = if seed % 8 == 6 { years::RING_SEGMENTS } else { 0 };
+            plan = Plan { runs: 5, run_ms_max: 60, weight: Weight::SLOW, clock, ring_segments, ..plan };
             binary.arguments = session::arguments(clock);
         }
         let trace =
@@ -313,6 +324,7 @@ fn ext4(args: &SessionArgs) -> Result<(), String> {
             weight: Weight::HEAVY,
             left_overs: LeftOvers::None,
             clock: Clock::Wall,
+            ring_segments: 0,
         };
         let trace =
             ext4::record(&binary, &plan, scratch).map_err(|(message, trace)| keep(&trace, scratch, &message))?;

@@ -8,6 +8,7 @@ use crate::daemon::Binary;
 use crate::load::Weight;
 use crate::session::{self, Clock, LeftOvers, Plan};
 use crate::trace::Trace;
+use crate::years;
 use claim_engine::mutant::Mutant;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,7 @@ const SOUND_IMAGES: u64 = 1_500;
 const ATTEMPTS: u64 = 40;
 
 /// The bugs that a power cut must bring out, each with a session in which it can.
-pub const MUTANTS: [(Mutant, Plan); 14] = [
+pub const MUTANTS: [(Mutant, Plan); 16] = [
     (Mutant::AckBeforeDurable, PLAN),
     (Mutant::AckOutOfOrder, PLAN),
     (Mutant::NoDsync, PLAN),
@@ -41,6 +42,8 @@ pub const MUTANTS: [(Mutant, Plan); 14] = [
     (Mutant::FreeBeforeSealed, YEARS),
     (Mutant::FreeBeforeNamed, YEARS),
     (Mutant::DropWithoutCarry, YEARS),
+    (Mutant::PlaceTakenEarly, FULL_RING),
+    (Mutant::PlaceUnzeroed, RING),
 ];
 
 const FEW: Weight = Weight { connections: 1, large_percent: 0, metadata_bytes_max: 200, pause_us: 0 };
@@ -53,8 +56,12 @@ const PLAN: Plan = Plan {
     weight: Weight { connections: 2, large_percent: 0, metadata_bytes_max: 200, pause_us: 0 },
     left_overs: LeftOvers::None,
     clock: Clock::Wall,
+    ring_segments: 0,
 };
 const YEARS: Plan = Plan { runs: 4, weight: Weight::SLOW, clock: Clock::Years { archives: false }, ..PLAN };
+const RING: Plan = Plan { ring_segments: years::RING_SEGMENTS, ..YEARS };
+/// Its places are used up before anything is dropped.
+const FULL_RING: Plan = Plan { ring_segments: 10, ..YEARS };
 
 /// How a trace fared.
 #[derive(Debug, Clone, Serialize)]

@@ -3,10 +3,12 @@
 use crate::archived::Archive;
 use crate::daemon::Binary;
 use crate::disk::{Disk, Pace};
+use crate::image::{Image, run};
 use crate::load::{self, Memory, Weight};
 use crate::trace::{Event, Trace};
 use crate::years;
 use claim_engine::entropy::Entropy;
+use claim_engine::log::superblock::{Superblock, format_version};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -34,6 +36,8 @@ pub struct Plan {
     pub left_overs: LeftOvers,
     /// By whose clock it runs.
     pub clock: Clock,
+    /// Places of the ring that each log goes round in, as on a device; 0 for files, which grow.
+    pub ring_segments: u64,
 }
 
 /// By whose clock a session runs.
@@ -80,6 +84,9 @@ pub fn record(binary: &Binary, plan: &Plan, scratch: &Path) -> Result<Trace, (St
     if plan.left_overs == LeftOvers::EarlierLedger {
         leave_over(binary, plan, scratch, &disk).map_err(early)?;
     }
+    if plan.ring_segments > 0 {
+        SHARD_FILES.iter().try_for_each(|name| make_ring(&disk, name, plan.ring_segments)).map_err(early)?;
+    }
     disk.begin_trace();
     disk.set_pace(Pace { delay_max: Duration::from_micros(plan.delay_us_max), ..Pace::AT_ONCE });
     let mut archive = matches!(plan.clock, Clock::Years { archives: true }).then(|| Archive::new(scratch));
@@ -94,6 +101,20 @@ pub fn record(binary: &Binary, plan: &Plan, scratch: &Path) -> Result<Trace, (St
         Ok(()) => Ok(trace),
         Err(message) => Err((message, trace)),
     }
+}
+
+/// Makes a file what `claimd format --device` makes of a device: it has its size from the start, and its superblock says how many
+/// segments its log goes round in. Nothing else is different.
+fn make_ring(disk: &Disk, name: &str, ring_segments: u64) -> Result<(), String> {
+    let mut content = disk.content(name).ok_or("the ledger was just formatted")?;
+    let mut superblock = run(Superblock::read(&Image::of(&content))).map_err(|e| format!("{name}: {e}"))?;
+    superblock.geometry.ring_segments = ring_segments;
+    superblock.version = format_version(superblock.geometry);
+    content.resize(superblock.geometry.file_bytes(ring_segments) as usize, 0);
+    let image = Image::of(&content);
+    run(superblock.write(&image)).map_err(|e| format!("{name}: {e}"))?;
+    disk.put(name, image.to_vec());
+    Ok(())
 }
 
 /// Fills the ledger, and formats another over it.

@@ -3,17 +3,18 @@
 //!
 //! Retention looks at what is due as soon as a daemon has started, and then once a second. So runs come in pairs: in one more
 //! than a year goes by, and the next one begins with drops and is killed soon; with a segment archive, in a round of that. The last run goes on until the log of
-//! every shard begins later, and what is before that is free.
+//! every shard begins later, and what is before that is free; in a ring, until it lies where its beginning was.
 
 use crate::archived::Archive;
 use crate::daemon::{Binary, Daemon};
-use crate::disk::Disk;
+use crate::disk::{Content, Disk};
 use crate::image::{Image, run};
 use crate::load::{self, Memory};
 use crate::session::{Plan, SHARD_FILES};
 use crate::trace::Event;
 use claim_engine::entropy::Entropy;
-use claim_engine::log::superblock::Superblock;
+use claim_engine::log::layout::{BLOCK_BYTES, SEGMENT_HEADER_BYTES};
+use claim_engine::log::superblock::{Superblock, is_segment_header};
 use claim_engine::time::DAY_US;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,6 +32,9 @@ const AFTER_LEAP: Duration = Duration::from_millis(30);
 /// While something is waited for, a step of time goes by so often.
 const STEP: Duration = Duration::from_millis(20);
 const STEP_US: i64 = 12 * DAY_US;
+/// Places of a ring in which that finds room, and the drops, each of which ends its segment: one that is full with nothing due would stay
+/// so, because its time stands still.
+pub const RING_SEGMENTS: u64 = 18;
 /// How long anything is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -141,12 +145,20 @@ fn first_segment(disk: &Disk, name: &str) -> u64 {
     disk.look(name, |content| superblock(content).map_or(0, |superblock| superblock.first_segment())).unwrap_or(0)
 }
 
-/// Whether a file has nothing but zeroes where its log no longer is.
+/// Whether a file has nothing but zeroes where its log no longer is, or where the beginning of a ring's log was, a later part of it.
 fn is_free(disk: &Disk, name: &str) -> bool {
     let is_free = |content: &[u8]| {
         superblock(content).is_some_and(|superblock| {
             let geometry = superblock.geometry;
             let file_offset = |segment| geometry.file_offset(geometry.segment_start(segment)) as usize;
+            if geometry.is_ring() {
+                return (0..superblock.first_segment()).any(|gone| {
+                    let segment = gone + geometry.ring_segments;
+                    let place = &content[file_offset(segment)..];
+                    is_segment_header(&place[..BLOCK_BYTES as usize], &superblock, segment)
+                        && Content::of(&place[SEGMENT_HEADER_BYTES as usize..]) == Content::Batch
+                });
+            }
             let gone = content.get(file_offset(0)..file_offset(superblock.first_segment()));
             gone.is_some_and(|gone| gone.iter().all(|byte| *byte == 0))
         })

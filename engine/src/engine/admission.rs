@@ -10,6 +10,9 @@ use crate::time::Now;
 const ENTRY_BYTES: u64 = 256;
 /// Advice on when to try again when the ledger is full.
 const NO_SPACE_RETRY_MS: u32 = 1_000;
+/// What to do about a ring that is full.
+const RING_FULL: &str = "a quarter that retention drops makes room, `claimctl retention` says what the next one waits for; reads go on, \
+                         and writes as soon as there is room";
 
 impl Engine {
     /// Why a request is not even decided.
@@ -37,7 +40,12 @@ impl Engine {
                 format!("shard {failed} has stopped, and this concerns every shard: mend its storage and restart");
             return Some(Refusal::unknown(Code::ShardFailed, message));
         }
-        None
+        let full = self.peers.iter().position(|peer| peer.is_full);
+        let full = full.filter(|_| request.operation.is_global() && !makes_room(&request.operation));
+        full.map(|full| {
+            let message = format!("the device of shard {full} is full, and this concerns every shard: {RING_FULL}");
+            Refusal::retry_after(Code::NoSpace, NO_SPACE_RETRY_MS, message)
+        })
     }
 
     /// What is refused because there is too much to do: claims are served before references, these before reads.
@@ -80,13 +88,9 @@ impl Engine {
         let has_place = prepared_bytes >= bytes;
         if !has_place && self.log.cannot_grow() {
             let message = match self.superblock.geometry.is_ring() {
-                true => {
-                    "the shard's device is full: a quarter that retention drops makes room, `claimctl retention` says what the \
-                     next one waits for; reads go on, and writes as soon as there is room"
-                }
-                false => {
-                    "the ledger cannot grow: make room on its file system; reads go on, and writes as soon as there is room"
-                }
+                true => format!("the shard's device is full: {RING_FULL}"),
+                false => "the ledger cannot grow: make room on its file system; reads go on, and writes as soon as there is room"
+                    .to_owned(),
             };
             return Some(Refusal::retry_after(Code::NoSpace, NO_SPACE_RETRY_MS, message));
         }

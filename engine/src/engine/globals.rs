@@ -12,8 +12,10 @@ impl Engine {
         self.peers.iter().skip(1).all(|peer| peer.is_known && peer.applied >= sequence)
     }
 
+    /// Whether what can wait has to, because a shard has too much to do or no room for it.
     pub(super) fn is_anyone_overloaded(&self) -> bool {
-        self.debt.level() >= Level::Yellow || self.peers.iter().any(|peer| peer.is_overloaded)
+        let is_overloaded = self.debt.level() >= Level::Yellow || self.log.is_full();
+        is_overloaded || self.peers.iter().any(|peer| peer.is_overloaded || peer.is_full)
     }
 
     /// Whether the daemon may add entries of its own.

@@ -90,6 +90,7 @@ pub struct Engine {
     debt: Debt,
     refused_overload: u64,
     was_overloaded: bool,
+    was_full: bool,
     /// Requests that wait for what other shards say.
     parked: BTreeMap<u64, Parked>,
     next_parked: u64,
@@ -148,6 +149,7 @@ struct Peer {
     is_known: bool,
     has_failed: bool,
     is_overloaded: bool,
+    is_full: bool,
     refused: Vec<DisputeId>,
 }
 
@@ -311,6 +313,11 @@ impl Engine {
                     peer.is_overloaded = *is_overloaded;
                 }
             }
+            PeerMessage::Full { shard, is_full } => {
+                if let Some(peer) = self.peers.get_mut(usize::from(*shard)) {
+                    peer.is_full = *is_full;
+                }
+            }
             PeerMessage::Visible { corpus, claim_timestamp_us } => {
                 self.propagation.seen(*corpus, now.wall_us - claim_timestamp_us);
             }
@@ -405,6 +412,12 @@ impl Engine {
             self.was_overloaded = is_overloaded;
             let shard = self.shard.number();
             self.out.push(Output::Message { to: 0, message: PeerMessage::Overloaded { shard, is_overloaded } });
+        }
+        let is_full = self.log.is_full();
+        if is_full != self.was_full && self.shard.number() != 0 {
+            self.was_full = is_full;
+            let shard = self.shard.number();
+            self.out.push(Output::Message { to: 0, message: PeerMessage::Full { shard, is_full } });
         }
         let is_late = |parked: &Parked| parked.request.deadline_boot_us.is_some_and(|deadline| now.boot_us >= deadline);
         let late: Vec<_> = self.parked.iter().filter(|(_, parked)| is_late(parked)).map(|(id, _)| *id).collect();

@@ -115,6 +115,7 @@ impl Engine {
             debt: Debt::new(debt),
             refused_overload: 0,
             was_overloaded: false,
+            was_full: false,
             parked: BTreeMap::new(),
             next_parked: 0,
             in_order: InOrder::default(),
@@ -144,11 +145,16 @@ impl Engine {
         engine.shard.mutate(mutation);
         starts.into_iter().for_each(|start| engine.log.unsealed.remember_start(start));
         heads.into_iter().for_each(|(segment, head)| engine.log.unsealed.remember_head(segment, head));
-        engine.write_recovery_batch(storage, end.next_batch_at).await?;
+        engine.write_recovery_batch(storage, end.next_batch_at, is_being_read).await?;
         Ok((engine, opened))
     }
 
-    async fn write_recovery_batch(&mut self, storage: &impl Storage, cut_at: u64) -> Result<(), RecoveryError> {
+    async fn write_recovery_batch(
+        &mut self,
+        storage: &impl Storage,
+        cut_at: u64,
+        is_being_read: bool,
+    ) -> Result<(), RecoveryError> {
         let meta = Meta { timestamp_us: self.shard.last_us(), ..Meta::of_daemon() };
         let entry = Entry::Recovery { incarnation: self.log.incarnation(), cut_at };
         let record = Record { meta, entry };
@@ -156,7 +162,19 @@ impl Engine {
         self.shard.apply(position, log_offset, &record).map_err(RecoveryError::Write)?;
         while self.log.durable().position < position {
             let Some(io) = self.log.next_io() else {
-                let reason = self.log.failed().unwrap_or("the ledger cannot grow: make room on its file system");
+                let full = match (self.superblock.geometry.is_ring(), is_being_read) {
+                    (false, _) => "the ledger cannot grow: make room on its file system",
+                    (true, true) => {
+                        "the shard's device is full, and while somebody reads the ledger nothing that was dropped may be written \
+                         over: wait for the `claimd backup` or `claimd verify` that has its directory locked (`lslocks` names \
+                         it), or stop that, and start again"
+                    }
+                    (true, false) => {
+                        "the shard's device is full to its last block: make a `claimd backup` of the ledger, and another ledger of \
+                         that with `claimd restore`"
+                    }
+                };
+                let reason = self.log.failed().unwrap_or(full);
                 return Err(RecoveryError::Write(reason.to_owned()));
             };
             let done = perform(storage, io).await;

@@ -10,6 +10,7 @@ use crate::retention::{Due, RetentionPlan};
 use crate::sealed::Unread;
 use crate::shard::{LookedTo, ToCarry};
 use crate::time::{Now, Quarter};
+use std::collections::BTreeMap;
 
 /// Rows that are logged again in one go.
 const CARRIED_AT_ONCE: usize = 16;
@@ -34,6 +35,8 @@ pub(super) struct Retaining {
     free: (u64, u64),
     is_freeing: bool,
     free_again_at_us: i64,
+    /// Reads of what replies name, by the first segment that the log had when they began.
+    reads: BTreeMap<u64, usize>,
 }
 
 impl Retaining {
@@ -49,6 +52,7 @@ impl Retaining {
             free: (0, first_segment),
             is_freeing: false,
             free_again_at_us: i64::MIN,
+            reads: BTreeMap::new(),
         }
     }
 
@@ -176,10 +180,29 @@ impl Engine {
         }
     }
 
+    /// What a reply names is about to be read from the log: what is part of that now stays where it is, whatever is dropped
+    /// meanwhile, until [`Engine::end_read`] is told what this returns.
+    pub fn begin_read(&mut self) -> u64 {
+        let first_segment = self.superblock.first_segment();
+        *self.retaining.reads.entry(first_segment).or_default() += 1;
+        first_segment
+    }
+
+    /// Such a read has ended.
+    pub fn end_read(&mut self, began_with: u64) {
+        if let Some(reads) = self.retaining.reads.get_mut(&began_with) {
+            *reads -= 1;
+            if *reads == 0 {
+                self.retaining.reads.remove(&began_with);
+            }
+        }
+    }
+
     /// The next segments' bytes to free.
     pub(super) fn next_free(&mut self) -> Option<Io> {
-        let Retaining { free: (from, to), is_freeing, free_again_at_us, .. } = self.retaining;
-        if is_freeing || from >= to || self.boot_us < free_again_at_us {
+        let Retaining { free: (from, to), is_freeing, free_again_at_us, ref reads, .. } = self.retaining;
+        let is_being_read = reads.first_key_value().is_some_and(|(began_with, _)| *began_with < to);
+        if is_freeing || from >= to || is_being_read || self.boot_us < free_again_at_us {
             return None;
         }
         self.retaining.is_freeing = true;

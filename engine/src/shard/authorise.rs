@@ -107,7 +107,9 @@ impl Step<'_, '_, '_> {
         );
         let hour = time_us / HOUR_US;
         let known = self.shard.refusals.get(&uid).copied().unwrap_or_default();
-        let is_logged = (known.hour != hour || known.logged < FORBIDDEN_LOGGED_MAX) && self.log.takes_small_entries();
+        let is_logged = (known.hour != hour || known.logged < FORBIDDEN_LOGGED_MAX)
+            && self.log.takes_small_entries()
+            && !self.log.is_full();
         if !is_logged {
             if known.hour != 0 || self.shard.refusals.len() < FORBIDDEN_UIDS_MAX {
                 self.shard.refusals.entry(uid).or_default().counted += 1;

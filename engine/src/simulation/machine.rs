@@ -52,6 +52,8 @@ pub struct Machine {
     engine_entropy: Entropy,
     /// No segment's index is made for the time being.
     pub builds_wait: bool,
+    /// Somebody reads the files beside the shards.
+    pub is_being_read: bool,
     mutant: Option<Mutant>,
     nodes: Vec<Node>,
     mesh: BTreeMap<(usize, u16), VecDeque<PeerMessage>>,
@@ -111,6 +113,7 @@ impl Machine {
             engine_entropy: Entropy::from_seed_u64(seed ^ 0xfeed),
             entropy,
             builds_wait: false,
+            is_being_read: false,
             mutant,
             nodes,
             mesh: BTreeMap::new(),
@@ -135,6 +138,7 @@ impl Machine {
             engine_entropy: Entropy::from_seed_u64(seed ^ 0xfeed),
             entropy,
             builds_wait: false,
+            is_being_read: false,
             mutant: None,
             mesh: BTreeMap::new(),
             now,
@@ -217,6 +221,13 @@ impl Machine {
                     node.builds.push(io);
                     continue;
                 }
+                if self.is_being_read
+                    && let io::Io::Free { segments, .. } = io
+                {
+                    let result = Err(std::io::ErrorKind::WouldBlock.into());
+                    node.ios.push(Box::pin(std::future::ready(IoDone::Freed { segments, result })));
+                    continue;
+                }
                 let disk = node.disk.clone();
                 let mut future: Io = Box::pin(async move { perform(&disk, io).await });
                 // The first poll submits it. What has been read is taken later, like everything else.
@@ -296,7 +307,8 @@ impl Machine {
 
     /// Opens every shard, and no more; false where `ops` ran out before.
     pub fn open(&mut self, ops: Option<u64>) -> Result<bool, String> {
-        let options = OpenOptions { mutation: Mutation::new(self.mutant), ..OpenOptions::default() };
+        let (mutation, is_being_read) = (Mutation::new(self.mutant), self.is_being_read);
+        let options = OpenOptions { mutation, is_being_read, ..OpenOptions::default() };
         for node in &mut self.nodes {
             let superblock = node
                 .disk
@@ -378,6 +390,15 @@ impl Machine {
         let read = std::pin::pin!(disk.read_at(superblock.geometry.file_offset(log_offset), bytes)).poll(&mut context);
         let Poll::Ready(Ok(bytes)) = read else { return Err("a simulated read fails or waits".into()) };
         Ok(bytes)
+    }
+
+    /// What replies of a shard name is read from now on, until that has ended.
+    pub fn begin_read(&mut self, shard: usize) -> u64 {
+        self.nodes[shard].engine.as_mut().expect("it runs").begin_read()
+    }
+
+    pub fn end_read(&mut self, shard: usize, began_with: u64) {
+        self.nodes[shard].engine.as_mut().expect("it runs").end_read(began_with);
     }
 
     /// A record's position, kind and body, from the disk, as the daemon reads it.

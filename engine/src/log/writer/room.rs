@@ -66,6 +66,12 @@ impl LogWriter {
         self.failed.is_none() && self.sealing.is_none() && self.prepared_bytes() >= room_bytes
     }
 
+    /// Whether requests have filled a ring: what is left is for what makes room in it.
+    pub fn is_full(&self) -> bool {
+        let is_used_up = self.prepared_bytes_for_requests() < OWN_ENTRIES_BYTES;
+        self.geometry().is_ring() && self.cannot_grow() && is_used_up
+    }
+
     /// Segments of a ring that requests may fill behind the one that is written, before it has to be made room. 0 for a file.
     pub fn ring_free_segments(&self) -> u64 {
         match self.geometry().is_ring() {
