@@ -84,7 +84,7 @@ impl ImportObserver for () {}
 ///
 /// # Errors
 /// The file cannot be read or is not in the format; no daemon is there any more; a request's outcome stays unknown; or the
-/// daemon takes nothing for longer than [`ImportOptions::patience`], stops, or lacks a shard or a clock. Refusals of an event
+/// daemon takes nothing for longer than [`ImportOptions::patience`], misses a deadline, stops, or lacks a shard or a clock. Refusals of an event
 /// for what it asks are no errors: the report counts them by code. The error holds the report so far, and the same file
 /// played again asks with the same idempotency keys.
 pub fn import(

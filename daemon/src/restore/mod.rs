@@ -111,8 +111,11 @@ fn restore(options: &RestoreOptions) -> Result<(), Failure> {
         }
     }
     for (made, report) in restored.iter().zip(&reports) {
-        // An index that is not what its records make is made anew as the ledger is served.
-        if report.findings.iter().any(|finding| finding.structure == Structure::Index) {
+        // An index that is not what its records make is made anew as the ledger is served. And shard 0 has to know what another
+        // one lacks of the global order.
+        let is_wrong = report.findings.iter().any(|finding| finding.structure == Structure::Index);
+        let is_lacked = made.shard == 0 && restored.iter().any(|other| other.globals.0 < made.globals.1);
+        if is_wrong || is_lacked {
             forget_seals(&made.new, options.direct).map_err(Failure::unreadable)?;
         }
     }

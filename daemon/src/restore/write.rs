@@ -17,6 +17,7 @@ use claim_engine::log::superblock::Superblock;
 use claim_engine::log::verify::{Step, WalkOptions, walk};
 use claim_engine::log::writer::LogWriter;
 use claim_engine::mutant::Mutation;
+use claim_engine::retention::Dropped;
 use claim_engine::sealed::{Checkpoint, sealed_by};
 use claim_engine::storage::{DirectIo, RealStorage, Storage};
 use claim_engine::time::{Quarter, rfc3339};
@@ -42,6 +43,8 @@ pub struct Restored {
     pub known: u64,
     /// Records of a batch that was cut.
     pub rewritten: usize,
+    /// The last entry of the global order, and the last one that is not replayed by a start.
+    pub globals: (u64, u64),
 }
 
 /// What is kept of a shard's log.
@@ -51,8 +54,12 @@ struct Kept {
     end: LogEnd,
     /// The batch behind it, of which some records are kept.
     cut: Option<(BatchPlace, bytes::Bytes)>,
-    /// The last seal among it: what it covers isn't replayed when the ledger is served.
+    /// The last seal among it, none behind a drop: what it covers isn't replayed when the ledger is served.
     seal: Option<Checkpoint>,
+    /// The last entry of the global order before that.
+    sealed_globals: u64,
+    /// The log has a drop that its beginning has not followed.
+    has_drop: bool,
     /// The last entry of the global order, and the last time.
     global_sequence: u64,
     last_us: i64,
@@ -93,7 +100,8 @@ pub fn write_shard(
             Ok(rewritten)
         })
         .map_err(|message: String| Failure::unreadable(format!("{}: {message}", new.display())))?;
-    Ok(Restored { shard, new, position: seen.cut, at_us: kept.last_us, known: part.end.position, rewritten })
+    let globals = (kept.global_sequence, kept.sealed_globals);
+    Ok(Restored { shard, new, position: seen.cut, at_us: kept.last_us, known: part.end.position, rewritten, globals })
 }
 
 /// Has the superblock of a new file lead to no seal: its log is replayed and sealed anew.
@@ -118,7 +126,15 @@ fn copy(
 ) -> io::Result<Kept> {
     let geometry = superblock.geometry;
     let (end, cut) = (LogEnd::at_start(superblock, 0, Mutation::NONE), seen.cut);
-    let mut kept = Kept { end, cut: None, seal: None, global_sequence: seen.globals_before, last_us: 0 };
+    let mut kept = Kept {
+        end,
+        cut: None,
+        seal: None,
+        sealed_globals: 0,
+        has_drop: false,
+        global_sequence: seen.globals_before,
+        last_us: 0,
+    };
     let (mut is_over, mut failed) = (false, None);
     let mut each = |step: Step| {
         let Step::Batch(place, bytes) = step else { return };
@@ -130,12 +146,16 @@ fn copy(
             if let Ok(record) = Record::decode(raw.kind, raw.body) {
                 kept.last_us = record.meta.timestamp_us;
                 kept.global_sequence = record.entry.global_sequence().unwrap_or(kept.global_sequence);
+                kept.has_drop |= is_ahead(superblock, &record.entry);
             }
         }
         if header.next_position() <= cut + 1 {
             failed = file.write_all_at(&bytes, geometry.file_offset(place.log_offset)).err();
             kept.end = kept.end.after(geometry, &place);
-            kept.seal = seal_of(superblock, &place, &bytes).or(kept.seal);
+            // A seal behind a drop knows nothing of what the log still begins with.
+            if let Some(seal) = seal_of(superblock, &place, &bytes).filter(|_| !kept.has_drop) {
+                (kept.seal, kept.sealed_globals) = (Some(seal), kept.global_sequence);
+            }
             return;
         }
         is_over = true;
@@ -145,6 +165,13 @@ fn copy(
     };
     walk(source, superblock, WalkOptions::default(), &mut each, &mut |bytes| bar.inc(bytes))?;
     failed.map_or(Ok(kept), Err)
+}
+
+/// Whether an entry is a drop that the log's beginning has not followed.
+fn is_ahead(superblock: &Superblock, entry: &Entry<'_>) -> bool {
+    let Entry::RetentionDrop { dropped } = entry else { return false };
+    let begins_in = |dropped: Dropped| superblock.geometry.segment_of(dropped.start.next_batch_at);
+    Dropped::decode(dropped).map_or(true, |dropped| begins_in(dropped) > superblock.first_segment())
 }
 
 /// The seal that a batch is, if it is one of a segment that the log still has.

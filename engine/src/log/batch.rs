@@ -174,10 +174,12 @@ pub struct Peeked {
 /// Looks at what may be a batch; `None` where it does not begin as one.
 pub fn peek(bytes: &[u8]) -> Option<Peeked> {
     let (raw, _) = RawHeader::read_from_prefix(bytes).ok()?;
-    let total_bytes = u64::from(raw.total_bytes.get());
+    let (total_bytes, content) = (u64::from(raw.total_bytes.get()), u64::from(raw.content_bytes.get()));
     let is_batch = raw.magic.get() == MAGIC && total_bytes >= BLOCK_BYTES;
     let has = |flag| raw.flags.get() & flag != 0;
-    is_batch.then_some(Peeked { total_bytes, is_sealing: has(FLAG_SEALING), is_last: has(FLAG_LAST) })
+    // It is passed over: a header with a flipped bit must not have records passed over.
+    let is_sealing = has(FLAG_SEALING) && raw.record_count.get() == 0 && pad_to_block(content) == total_bytes;
+    is_batch.then_some(Peeked { total_bytes, is_sealing, is_last: has(FLAG_LAST) })
 }
 
 /// Verifies the batch at the start of `bytes`. The slice may be longer than the batch, or cut short.

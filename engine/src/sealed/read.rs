@@ -235,8 +235,12 @@ impl Catalog {
         }
         // It is not there if all that was passed, or what is to be there instead, is what was written.
         self.each_record(from..limit, |_, raw| {
-            let claimed = claimed_id(raw.kind, raw.body).filter(|id| id.prefix() == event_id.prefix());
-            Ok(claimed.is_none_or(|claimed| claimed < event_id))
+            match claimed_id(raw.kind, raw.body).filter(|id| id.prefix() == event_id.prefix()) {
+                Some(claimed) if claimed == event_id => {
+                    Err(Unread::Damaged(not_verified(from, "it was read otherwise before")))
+                }
+                claimed => Ok(claimed.is_none_or(|claimed| claimed < event_id)),
+            }
         })?;
         Ok(None)
     }
