@@ -4,6 +4,7 @@ use super::faults::{Bench, GEOMETRY};
 use crate::command::{Claim, Operation, Outcome};
 use crate::error::{Code, Refusal};
 use crate::id::EventId;
+use crate::log::batch;
 use crate::log::layout::BLOCK_BYTES;
 use std::collections::BTreeMap;
 
@@ -155,28 +156,25 @@ fn a_scan_reads_nothing_behind_its_end() {
 #[test]
 fn a_row_whose_record_is_damaged_is_never_said_not_to_be_there() {
     let mut ledger = Scanning::new();
-    let keys: Vec<_> = (0..20).map(|n| format!("key-{n}")).collect();
+    let keys: Vec<_> = (0..60).map(|n| format!("key-{n}")).collect();
     let items: Vec<_> = keys.iter().map(|key| Claim { event_key: key, ..claim_of(&[]) }).collect();
-    let Outcome::ClaimedItems(claimed) =
-        ledger.ask(Operation::Claim { corpus: "rare", items: &items, unless_within_us: None })
-    else {
-        panic!("a batch is claimed");
-    };
-    assert!(claimed.iter().all(Result::is_ok));
+    // Two batches; the first has a row that the index names on its second block.
+    for items in [&items[..40], &items[40..]] {
+        let claim = Operation::Claim { corpus: "rare", items, unless_within_us: None };
+        let Outcome::ClaimedItems(claimed) = ledger.ask(claim) else { panic!("a batch is claimed") };
+        assert!(claimed.iter().all(Result::is_ok));
+    }
     (0..40).for_each(|_| ledger.claim("customer", 4_000));
-    let rows =
-        match ledger.ask(Operation::Scan { corpus: "rare", since_us: None, until_us: None, after: None, limit: 20 }) {
-            Outcome::Rows { rows, .. } => rows,
-            other => panic!("a scan is answered {other:?}"),
-        };
-    assert_eq!(rows.len(), 20);
+    let scan = Operation::Scan { corpus: "rare", since_us: None, until_us: None, after: None, limit: 60 };
+    let Outcome::Rows { rows, .. } = ledger.ask(scan) else { panic!("a scan has rows") };
+    assert_eq!(rows.len(), 60);
     let mut damaged = 0;
-    for row in &rows {
+    for row in rows.iter().step_by(3) {
         for byte in 0..48 {
             let at = GEOMETRY.file_offset(row.claim_at) + byte;
             ledger.bench.disk.flip_bit(at, 3);
             ledger.bench.engine.shard().rows().catalog().forget();
-            for sought in [rows[0].event_id, row.event_id, rows[19].event_id] {
+            for sought in [rows[0].event_id, row.event_id, rows[59].event_id] {
                 match ledger.ask(Operation::Lookup { event_id: sought }) {
                     Outcome::Row(found) => assert_eq!(found.view.event_id, sought),
                     Outcome::Refused(refusal) => {
@@ -190,4 +188,21 @@ fn a_row_whose_record_is_damaged_is_never_said_not_to_be_there() {
         }
     }
     assert!(damaged >= 20 * 48, "{damaged}");
+    // Nor is a whole batch passed over for what its header says.
+    let batch_at = GEOMETRY.file_offset(rows[40].claim_at) / BLOCK_BYTES * BLOCK_BYTES;
+    for bit in 0..8 * batch::BATCH_HEADER_BYTES as u64 {
+        ledger.bench.disk.flip_bit(batch_at + bit / 8, (bit % 8) as u32);
+        ledger.bench.engine.shard().rows().catalog().forget();
+        for sought in [&rows[40], &rows[50], &rows[59]].map(|row| row.event_id) {
+            match ledger.ask(Operation::Lookup { event_id: sought }) {
+                Outcome::Row(found) => assert_eq!(found.view.event_id, sought),
+                Outcome::Refused(refusal) => assert_eq!(refusal.code, Code::ShardFailed, "bit {bit}: {refusal:?}"),
+                other => panic!("a lookup is answered {other:?}"),
+            }
+        }
+        let (found, refusal) = ledger.scan("rare", None);
+        let is_right = refusal.is_some() || found.iter().copied().eq(rows.iter().map(|row| row.event_id));
+        assert!(is_right, "bit {bit}: {} rows", found.len());
+        ledger.bench.disk.flip_bit(batch_at + bit / 8, (bit % 8) as u32);
+    }
 }
