@@ -56,7 +56,7 @@ enum Command {
     Inspect(InspectArgs),
     /// Read a whole ledger or a backup, and name what is damaged: hashes, chain, records, indexes, unused space.
     #[command(
-        after_help = "Examples:\n  claimd verify --data /var/lib/claimd\n  claimd verify /backup/claimd\n  claimd verify --data /var/lib/claimd --json | jq 'select(.what == \"damage\")'\n\nIt works beside a daemon too. It takes about 200 MB of memory for a shard at a time, however many rows there are: each segment's index is\ncompared with what its records make, and stands for its rows from then on. Rows without an index in the log stay in\nmemory, about 80 bytes each: those of a ledger that was resharded and never served,\nof a backup of a resharded one, and those behind an index that differs. Exit status: 0 sound, 1 damaged, 2 usage, 3 it could not be read."
+        after_help = "Examples:\n  claimd verify --data /var/lib/claimd\n  claimd verify /backup/claimd\n  claimd verify --data /var/lib/claimd --json | jq 'select(.what == \"damage\")'\n\nIt works beside a daemon too. It takes about 200 MB of memory for a shard at a time, however many rows there are: each segment's index is\ncompared with what its records make, and stands for its rows from then on. Rows without an index in the log stay in\nmemory, about 80 bytes each: those of a ledger that was resharded and never served.\nExit status: 0 sound, 1 damaged, 2 usage, 3 it could not be read."
     )]
     Verify(VerifyArgs),
     /// Make a damaged ledger openable again: keeps what is proven, gives up the rest, and writes down what that was.

@@ -57,7 +57,7 @@ impl Rows {
         self.all_found(self.claims_with_key(key_hash, u64::MAX, since_us, limit)?)
     }
 
-    pub(super) fn all_found(&self, claims: Vec<(Claimed, Quarter)>) -> Fetch<Vec<Found>> {
+    fn all_found(&self, claims: Vec<(Claimed, Quarter)>) -> Fetch<Vec<Found>> {
         sealed::all(claims.into_iter().map(|(claim, quarter)| {
             // Of a row that was logged again the place of the claim is gone.
             let carried = self.carried().get(&claim.event_id).filter(|row| self.is_only_carried(row));
