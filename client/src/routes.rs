@@ -24,10 +24,17 @@ pub fn shard_prefix(event_id: Uuid) -> u16 {
     (high << 4 | low) as u16
 }
 
-/// Holds a corpus to the main socket while one of its requests is outstanding there: requests of one corpus keep their
-/// order only on one connection.
-#[derive(Debug, Clone)]
-pub(crate) struct Lane(#[expect(dead_code, reason = "held to be counted")] Arc<()>);
+/// Holds a corpus, or a shard, to the main socket while one of its requests is outstanding there: requests keep their order only
+/// on one connection.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Lane(Arc<()>);
+
+impl Lane {
+    /// Whether anybody but the asker, who has one, has it.
+    pub fn is_in_use(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+}
 
 /// Where a request goes.
 #[derive(Debug)]
@@ -48,7 +55,7 @@ struct State {
     corpora: HashMap<String, CorpusInfo>,
     names: HashMap<u16, String>,
     /// Of corpora whose shard was not known when a request came.
-    lanes: HashMap<String, Arc<()>>,
+    lanes: HashMap<String, Lane>,
     refreshing: bool,
     /// When the last question for the registry ended.
     refreshed_at: Option<Instant>,
@@ -69,14 +76,14 @@ impl Routes {
         let mut state = self.lock();
         let shard = state.corpora.get(name).map(|corpus| corpus.shard);
         // The lane's own entry and nobody else's: nothing of the corpus is outstanding on the main socket.
-        if state.lanes.get(name).is_some_and(|lane| Arc::strong_count(lane) == 1) {
+        if state.lanes.get(name).is_some_and(|lane| !lane.is_in_use()) {
             state.lanes.remove(name);
         }
         match (shard, state.lanes.get(name)) {
             (Some(shard), None) => (Route::Shard(shard), false),
-            (Some(_), Some(lane)) => (Route::Main(Some(Lane(Arc::clone(lane)))), false),
+            (Some(_), Some(lane)) => (Route::Main(Some(lane.clone())), false),
             (None, _) => {
-                let lane = Lane(Arc::clone(state.lanes.entry(name.to_owned()).or_default()));
+                let lane = state.lanes.entry(name.to_owned()).or_default().clone();
                 (Route::Main(Some(lane)), state.asks())
             }
         }
@@ -116,7 +123,7 @@ impl Routes {
         state.refreshing = false;
         state.refreshed_at = Some(Instant::now());
         // Names that do not exist leave their lanes behind.
-        state.lanes.retain(|_, lane| Arc::strong_count(lane) > 1);
+        state.lanes.retain(|_, lane| lane.is_in_use());
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

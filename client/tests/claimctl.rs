@@ -287,7 +287,8 @@ fn imports_report_what_they_did() {
         report,
         json!({
             "claimed": 1, "referenced": 0, "retracted": 0, "reactivated": 0, "refused": {"NOT_VISIBLE": 1},
-            "seconds": null
+            "first_refused": {"NOT_VISIBLE": "retract gone of a (at 6): no such claim before it was acknowledged"},
+            "sent_again": 0, "seconds": null
         })
     );
     let (status, stdout, _) = run(&fake.socket(), &["import", file]);

@@ -293,6 +293,24 @@ fn the_main_socket_serves_where_a_shards_own_does_not() {
 }
 
 #[test]
+fn a_shard_changes_its_connection_only_when_nothing_is_outstanding() {
+    let (directory, fake, client) = start(ClientOptions::default());
+    let (socket, hidden) = (directory.path().join("claimd-1.sock"), directory.path().join("hidden"));
+    std::fs::rename(&socket, &hidden).expect("it was there");
+    let mut first = true;
+    fake.script(move |_, _| if std::mem::take(&mut first) { Action::Ignore } else { Action::Answer });
+    // The first claim stays outstanding on the main socket. The shard's own is there again when it is looked for the next time.
+    let unanswered = client.claim("one", &ITEM, &within(Duration::from_secs(4)));
+    std::fs::rename(&hidden, &socket).expect("it can go back");
+    thread::sleep(Duration::from_millis(1_100));
+    client.claim("one", &ITEM, &RequestOptions::default()).wait().expect("claimed");
+    unanswered.wait().expect_err("nobody answers");
+    client.claim("one", &ITEM, &RequestOptions::default()).wait().expect("claimed");
+    let sockets: Vec<_> = fake.seen().iter().map(|seen| seen.socket).collect();
+    assert_eq!(sockets, [None, None, Some(1)]);
+}
+
+#[test]
 fn connecting_fails_at_once_and_says_why() {
     let directory = tempfile::tempdir().expect("a directory");
     let started = Instant::now();

@@ -75,9 +75,12 @@ fn a_small_file_is_played_line_by_line() {
         json,
         serde_json::json!({
             "claimed": 3, "referenced": 4, "retracted": 1, "reactivated": 1,
-            "refused": {"BAD_TRANSITION": 1, "NOT_VISIBLE": 2}, "seconds": seconds
+            "refused": {"BAD_TRANSITION": 1, "NOT_VISIBLE": 2}, "first_refused": json["first_refused"], "sent_again": 0,
+            "seconds": seconds
         })
     );
+    let why = "retract b2 of a (at 9): no such claim before it was acknowledged";
+    assert_eq!((report.first_refused.len(), report.first_refused["NOT_VISIBLE"].as_str()), (2, why));
     assert_eq!((report.acknowledged(), report.latency_us.len()), (9, 9));
     assert_eq!(witness.progress.map(|progress| progress.events), Some(12));
 
@@ -196,7 +199,7 @@ fn what_was_refused_for_overload_is_sent_again_in_its_order() {
     });
     let lines: Vec<String> = (1..=30).map(|at| claim("a", at, &format!("{at:02}"))).collect();
     let report = play(&client, source(&lines), &ImportOptions::default(), &mut ()).expect("played");
-    assert_eq!((report.claimed, report.refused.len()), (30, 0));
+    assert_eq!((report.claimed, report.refused.len(), report.sent_again), (30, 0, 21));
     let ledger = fake.ledger.lock().expect("ledger");
     let order: Vec<_> = ledger.rows.iter().map(|row| row.occurred_at_us / 1_000_000).collect();
     assert_eq!(order, (1..=30).collect::<Vec<_>>());
@@ -228,7 +231,8 @@ fn a_daemon_that_takes_nothing_ends_an_import_and_drops_no_event() {
     let report = import_refused_with(ErrorCode::Throttled).expect("what a cap holds back is counted");
     assert_eq!((report.claimed, report.refused.get("THROTTLED")), (9, Some(&21)));
     let report = import_refused_with(ErrorCode::KeyExpired).expect("what an event asks is counted");
-    assert_eq!((report.claimed, report.refused.get("KEY_EXPIRED")), (9, Some(&21)));
+    assert_eq!((report.claimed, report.refused.get("KEY_EXPIRED"), report.sent_again), (9, Some(&21), 0));
+    assert_eq!(report.first_refused["KEY_EXPIRED"], "claim 10 of a (at 10): KEY_EXPIRED: as the test wants it");
 }
 
 #[test]

@@ -116,8 +116,8 @@ fn import(ledger: &Ledger, rules: &mut Rules) -> Played {
     let report = import::import(&client, &sixteen_corpora(), &ImportOptions::default(), &mut ids).expect("an import");
     assert_eq!(
         report.claimed, CLAIMS,
-        "every claim of the file is acknowledged, but refused were {:?}",
-        report.refused
+        "every claim of the file is acknowledged, but refused were {:?}, {:?}; {} sent again",
+        report.refused, report.first_refused, report.sent_again
     );
     let played = Played::file(&ids, rules);
     rules.corpora = played.corpora.clone();

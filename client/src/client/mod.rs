@@ -61,7 +61,11 @@ struct Inner {
 #[derive(Debug)]
 enum Shard {
     Direct(Arc<Endpoint>),
-    Unreachable { until: Instant },
+    /// Its requests go through the main socket, and keep to it while any of them is outstanding there.
+    Unreachable {
+        until: Instant,
+        lane: Lane,
+    },
 }
 
 /// What decides where a request goes.
@@ -222,7 +226,7 @@ impl Client {
             inner.refresh();
         }
         match route {
-            Route::Shard(shard) => (inner.shard(shard), None),
+            Route::Shard(shard) => inner.shard(shard),
             Route::Main(lane) => (Arc::clone(&inner.main), lane),
         }
     }
@@ -275,24 +279,29 @@ impl Inner {
         }
     }
 
-    /// The endpoint of a shard, opened when it is first needed; the main one where that fails.
-    fn shard(&self, shard: u16) -> Arc<Endpoint> {
+    /// The endpoint of a shard, opened when it is first needed; the main one where that fails, with what keeps the shard to it:
+    /// requests of one shard keep their order only on one connection.
+    fn shard(&self, shard: u16) -> (Arc<Endpoint>, Option<Lane>) {
         let mut shards = self.shards.lock().unwrap_or_else(PoisonError::into_inner);
         match shards.get(&shard) {
-            Some(Shard::Direct(endpoint)) => return Arc::clone(endpoint),
-            Some(Shard::Unreachable { until }) if Instant::now() < *until => {
-                return Arc::clone(&self.main);
+            Some(Shard::Direct(endpoint)) => return (Arc::clone(endpoint), None),
+            Some(Shard::Unreachable { until, lane }) if Instant::now() < *until || lane.is_in_use() => {
+                return (Arc::clone(&self.main), Some(lane.clone()));
             }
             _ => {}
         }
         match self.open_shard(shard) {
             Some(endpoint) => {
                 shards.insert(shard, Shard::Direct(Arc::clone(&endpoint)));
-                endpoint
+                (endpoint, None)
             }
             None => {
-                shards.insert(shard, Shard::Unreachable { until: Instant::now() + UNREACHABLE_PAUSE });
-                Arc::clone(&self.main)
+                let lane = Lane::default();
+                shards.insert(
+                    shard,
+                    Shard::Unreachable { until: Instant::now() + UNREACHABLE_PAUSE, lane: lane.clone() },
+                );
+                (Arc::clone(&self.main), Some(lane))
             }
         }
     }

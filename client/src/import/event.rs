@@ -3,6 +3,7 @@
 use crate::key::{key_from, ms_of};
 use claim_protocol::METADATA_BYTES_MAX;
 use serde::Deserialize;
+use std::fmt;
 use uuid::Uuid;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -69,15 +70,27 @@ impl Event {
         self.at.saturating_mul(1_000_000)
     }
 
-    /// The idempotency key of the event; `occurrence` counts those before it that are alike in all but their order.
-    pub fn key(&self, occurrence: u32) -> Uuid {
-        let (operation, object) = match &self.kind {
+    /// What it is called, and what it is about: a `ref`, or another corpus.
+    fn operation(&self) -> (&'static str, &str) {
+        match &self.kind {
             EventKind::Claim { reference, .. } => ("claim", reference),
             EventKind::Retract { reference, .. } => ("retract", reference),
             EventKind::Reactivate { reference, .. } => ("reactivate", reference),
             EventKind::Reference { to_latest_of } => ("reference", to_latest_of),
-        };
+        }
+    }
+
+    /// The idempotency key of the event; `occurrence` counts those before it that are alike in all but their order.
+    pub fn key(&self, occurrence: u32) -> Uuid {
+        let (operation, object) = self.operation();
         derived_key(self.at_us(), operation, &self.corpus, object, occurrence)
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (operation, object) = self.operation();
+        write!(f, "{operation} {object} of {} (at {})", self.corpus, self.at)
     }
 }
 

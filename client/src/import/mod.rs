@@ -5,7 +5,8 @@
 //! corpora, waits until everything before it is answered.
 //!
 //! An event that is refused for overload is sent again, in order with the others of its shard that were. What the daemon
-//! took between the first refusal and the last stays ahead of them; the window is small so that this does not happen.
+//! took between the first refusal and the last stays ahead of them; the window is small so that this does not happen, and
+//! the report says how often an event was sent again.
 //!
 //! Times, keys and metadata all follow from the file, so that playing it again asks for the same things with the same
 //! keys: within the daemon's window for keys it is answered with the same ids, and outside of it refused.
@@ -30,8 +31,7 @@ use uuid::Uuid;
 /// Requests of one shard that are sent and not answered, unless told otherwise. It lies far below what a daemon holds, so
 /// that an import alone is not refused for overload.
 pub const WINDOW_DEFAULT: usize = 512;
-/// How long an import waits for a ledger that takes nothing, unless told otherwise: longer than the minute that a cap holds a
-/// corpus back.
+/// How long an import waits for a ledger that takes nothing, unless told otherwise.
 pub const PATIENCE_DEFAULT: Duration = Duration::from_secs(120);
 /// Events between two calls of [`ImportObserver::progress`].
 const PROGRESS_EVENTS: u64 = 256;
@@ -43,8 +43,7 @@ pub struct ImportOptions {
     pub window: usize,
     /// Deadline of each request; `None`: the client's.
     pub deadline: Option<Duration>,
-    /// How long events are sent again while the ledger takes nothing, being overloaded, full, or capped. Then an overloaded
-    /// or full ledger ends the import; what a cap holds back counts as refused.
+    /// How long events are sent again while the ledger takes nothing, being overloaded or full; then the import ends.
     pub patience: Duration,
 }
 

@@ -123,7 +123,8 @@ impl<'a> Player<'a> {
                 match self.row(&event.corpus, reference)? {
                     Some(row) => self.send(event, key, Some(row), 0, 0),
                     None => {
-                        self.report.refuse(ErrorCode::NotVisible.name());
+                        let why = format!("{event}: no such claim before it was acknowledged");
+                        self.report.refuse(ErrorCode::NotVisible, &why);
                         Ok(())
                     }
                 }
@@ -142,7 +143,7 @@ impl<'a> Player<'a> {
         let key = derived_key(event.at_us(), "onboard", &event.corpus, "", 0);
         let options = self.request_options(event, key, ONBOARD_NOTES);
         let client = self.client;
-        let corpus = self.ask_alone(|| client.onboard(&event.corpus, ONBOARD_NOTES, &options))?;
+        let corpus = self.ask_alone(event, || client.onboard(&event.corpus, ONBOARD_NOTES, &options))?;
         if let Some(corpus) = &corpus {
             self.learn(&corpus.value);
         }
@@ -150,7 +151,11 @@ impl<'a> Player<'a> {
     }
 
     /// Sends a request that nothing else is under way beside, until it is answered; `None` when it was refused, and counted.
-    fn ask_alone<T>(&mut self, ask: impl Fn() -> Pending<T>) -> Result<Option<Answer<T>>, ImportFailure> {
+    fn ask_alone<T>(
+        &mut self,
+        event: &Event,
+        ask: impl Fn() -> Pending<T>,
+    ) -> Result<Option<Answer<T>>, ImportFailure> {
         let mut resends = 0;
         loop {
             match ask().wait() {
@@ -159,9 +164,12 @@ impl<'a> Player<'a> {
                     return Ok(Some(answer));
                 }
                 Err(error) => match self.verdict(&error, resends) {
-                    Verdict::Again(pause) => thread::sleep(pause),
+                    Verdict::Again(pause) => {
+                        self.report.sent_again += 1;
+                        thread::sleep(pause);
+                    }
                     Verdict::Refused(code) => {
-                        self.report.refuse(code);
+                        self.report.refuse(code, &format!("{event}: {error}"));
                         return Ok(None);
                     }
                     Verdict::End => return Err(error.into()),
@@ -185,12 +193,13 @@ impl<'a> Player<'a> {
     fn refer(&mut self, event: &Event, key: Uuid, to: &str) -> Result<(), ImportFailure> {
         let latest = self.corpora.get(to).and_then(|corpus| corpus.canonical.last_key_value());
         let Some((_, &event_id)) = latest else {
-            self.report.refuse(ErrorCode::NotVisible.name());
+            let why = format!("{event}: that corpus has no canonical row then");
+            self.report.refuse(ErrorCode::NotVisible, &why);
             return Ok(());
         };
         let options = self.request_options(event, key, "");
         let client = self.client;
-        if let Some(answer) = self.ask_alone(|| client.reference(&event.corpus, event_id, &options))? {
+        if let Some(answer) = self.ask_alone(event, || client.reference(&event.corpus, event_id, &options))? {
             self.report.referenced += 1;
             self.report.record(answer.elapsed);
         }
@@ -318,8 +327,11 @@ impl<'a> Player<'a> {
             return Ok(None);
         };
         match self.verdict(&error, resends) {
-            Verdict::Again(pause) => return Ok(Some(Again { event, key, row, place, resends: resends + 1, pause })),
-            Verdict::Refused(code) => self.report.refuse(code),
+            Verdict::Again(pause) => {
+                self.report.sent_again += 1;
+                return Ok(Some(Again { event, key, row, place, resends: resends + 1, pause }));
+            }
+            Verdict::Refused(code) => self.report.refuse(code, &format!("{event}: {error}")),
             Verdict::End => return Err(error.into()),
         }
         if let EventKind::Claim { reference, .. } = event.kind {
@@ -335,7 +347,7 @@ impl<'a> Player<'a> {
         };
         let is_patient = self.last_taken.elapsed() < self.options.patience;
         match refusal.code {
-            ErrorCode::Overloaded | ErrorCode::Throttled | ErrorCode::NoSpace if is_patient => {
+            ErrorCode::Overloaded | ErrorCode::NoSpace if is_patient => {
                 let advised = Duration::from_millis(u64::from(refusal.retry_after_ms));
                 Verdict::Again(advised + (RESEND_PAUSE * (1 << resends.min(10))).min(RESEND_PAUSE_MAX))
             }
@@ -346,7 +358,8 @@ impl<'a> Player<'a> {
             | ErrorCode::ClockSuspect
             | ErrorCode::ShardFailed
             | ErrorCode::ShuttingDown => Verdict::End,
-            code => Verdict::Refused(code.name()),
+            // The time of a replay ledger, and with it the minute of a cap, stands still while nothing is sent.
+            code => Verdict::Refused(code),
         }
     }
 
@@ -385,7 +398,7 @@ enum Verdict {
     /// It is sent again after a pause.
     Again(Duration),
     /// It counts as refused, under this code.
-    Refused(&'static str),
+    Refused(ErrorCode),
     /// The import ends here.
     End,
 }

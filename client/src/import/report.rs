@@ -2,6 +2,7 @@
 
 use crate::error::ClientError;
 use crate::import::SourceError;
+use claim_protocol::ErrorCode;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -26,6 +27,10 @@ pub struct ImportReport {
     /// Events refused, by code. `NOT_VISIBLE` includes those that name a claim or corpus that is not there, which are not
     /// sent at all.
     pub refused: BTreeMap<&'static str, u64>,
+    /// Of each of these codes, the first event, and why.
+    pub first_refused: BTreeMap<&'static str, String>,
+    /// How often an event was sent again because the ledger was overloaded or full.
+    pub sent_again: u64,
     /// How long it took.
     pub seconds: f64,
     /// From the sending of each acknowledged request to its answer, in microseconds.
@@ -41,6 +46,8 @@ impl ImportReport {
             retracted: 0,
             reactivated: 0,
             refused: BTreeMap::new(),
+            first_refused: BTreeMap::new(),
+            sent_again: 0,
             seconds: 0.0,
             latency_us: Histogram::new_with_max(LATENCY_US_MAX, LATENCY_DIGITS).expect("the bounds are valid"),
         }
@@ -51,8 +58,9 @@ impl ImportReport {
         self.claimed + self.referenced + self.retracted + self.reactivated
     }
 
-    pub(crate) fn refuse(&mut self, code: &'static str) {
-        *self.refused.entry(code).or_default() += 1;
+    pub(crate) fn refuse(&mut self, code: ErrorCode, why: &str) {
+        *self.refused.entry(code.name()).or_default() += 1;
+        self.first_refused.entry(code.name()).or_insert_with(|| why.to_owned());
     }
 
     pub(crate) fn record(&mut self, latency: Duration) {

@@ -1,8 +1,10 @@
 //! What is refused before it is decided: a shard that has stopped, a passed deadline, too much to do, a log without room.
 
+use super::parked::OwnedRequest;
 use super::{Engine, FULL_SEGMENTS_MAX, OVERLOADED_RETRY_MS};
 use crate::command::{Operation, Request};
 use crate::debt::Level;
+use crate::entropy::Entropy;
 use crate::error::{Certainty, Code, Refusal};
 use crate::time::Now;
 
@@ -14,42 +16,55 @@ const NO_SPACE_RETRY_MS: u32 = 1_000;
 const RING_FULL: &str = "a quarter that retention drops makes room, `claimctl retention` says what the next one waits for; reads go on, \
                          and writes as soon as there is room";
 
+/// Whether the log has room for a request.
+#[derive(Debug)]
+pub(super) enum Room {
+    /// It has.
+    Here,
+    /// Not before something that is under way is done: a write, a piece of zeroing, a segment's index.
+    Soon,
+    /// Not before somebody makes some.
+    None(Refusal),
+}
+
 impl Engine {
-    /// Why a request is not even decided.
-    pub(super) fn admit(&self, now: Now, request: &Request<'_>, log_bytes: u64) -> Option<Refusal> {
+    /// Whether the log has room for a request at once, or why the request is not even decided.
+    pub(super) fn admit(&self, now: Now, request: &Request<'_>, log_bytes: u64) -> Result<bool, Refusal> {
         if let Some(reason) = self.log.failed() {
             let number = self.shard.number();
             let message = format!("shard {number} has stopped: {reason}; restart the daemon once its storage is sound");
             // An earlier request with the same key may have had its effect.
             let certainty = if request.operation.is_mutation() { Certainty::Unknown } else { Certainty::Definite };
-            return Some(Refusal { certainty, ..Refusal::new(Code::ShardFailed, message) });
+            return Err(Refusal { certainty, ..Refusal::new(Code::ShardFailed, message) });
         }
         if request.deadline_boot_us.is_some_and(|deadline| now.boot_us >= deadline) {
-            return Some(Refusal::new(Code::Deadline, "the deadline had passed before the request was looked at"));
+            return Err(Refusal::new(Code::Deadline, "the deadline had passed before the request was looked at"));
         }
-        if let Some(refusal) = self.shed(&request.operation) {
-            return Some(refusal);
+        self.shed(&request.operation)?;
+        let has_room = match self.room_for(&request.operation, log_bytes) {
+            Room::Here => true,
+            Room::Soon => false,
+            Room::None(refusal) => return Err(refusal),
+        };
+        if !request.operation.is_global() {
+            return Ok(has_room);
         }
-        let refusal = self.admit_to_log(&request.operation, log_bytes);
-        if refusal.is_some() {
-            return refusal;
-        }
-        let failed = self.peers.iter().position(|peer| peer.has_failed).filter(|_| request.operation.is_global());
-        if let Some(failed) = failed {
+        if let Some(failed) = self.peers.iter().position(|peer| peer.has_failed) {
             let message =
                 format!("shard {failed} has stopped, and this concerns every shard: mend its storage and restart");
-            return Some(Refusal::unknown(Code::ShardFailed, message));
+            return Err(Refusal::unknown(Code::ShardFailed, message));
         }
-        let full = self.peers.iter().position(|peer| peer.is_full);
-        let full = full.filter(|_| request.operation.is_global() && !makes_room(&request.operation));
-        full.map(|full| {
-            let message = format!("the device of shard {full} is full, and this concerns every shard: {RING_FULL}");
-            Refusal::retry_after(Code::NoSpace, NO_SPACE_RETRY_MS, message)
-        })
+        match self.peers.iter().position(|peer| peer.is_full).filter(|_| !makes_room(&request.operation)) {
+            Some(full) => {
+                let message = format!("the device of shard {full} is full, and this concerns every shard: {RING_FULL}");
+                Err(Refusal::retry_after(Code::NoSpace, NO_SPACE_RETRY_MS, message))
+            }
+            None => Ok(has_room),
+        }
     }
 
     /// What is refused because there is too much to do: claims are served before references, these before reads.
-    fn shed(&self, operation: &Operation<'_>) -> Option<Refusal> {
+    fn shed(&self, operation: &Operation<'_>) -> Result<(), Refusal> {
         let level = self.debt.level();
         let refused_from = match operation {
             Operation::Scan { .. }
@@ -58,9 +73,10 @@ impl Engine {
             | Operation::Correlated { .. }
             | Operation::Totals { .. } => Level::Orange,
             Operation::Claim { .. } | Operation::Lookup { .. } | Operation::History { .. } => Level::Red,
-            _ => return self.debt.is_full().then(|| self.overloaded(level)),
+            _ if self.debt.is_full() => return Err(self.overloaded(level)),
+            _ => return Ok(()),
         };
-        (level >= refused_from || self.debt.is_full()).then(|| self.overloaded(level))
+        if level >= refused_from || self.debt.is_full() { Err(self.overloaded(level)) } else { Ok(()) }
     }
 
     fn overloaded(&self, level: Level) -> Refusal {
@@ -73,13 +89,13 @@ impl Engine {
     }
 
     /// Whether the log has room for what a request adds.
-    pub(super) fn admit_to_log(&self, operation: &Operation<'_>, bytes: u64) -> Option<Refusal> {
+    pub(super) fn room_for(&self, operation: &Operation<'_>, bytes: u64) -> Room {
         if !operation.is_mutation() {
-            return None;
+            return Room::Here;
         }
+        // Segments may fill up faster than they are sealed.
         if self.shard.rows().frozen().len() >= FULL_SEGMENTS_MAX {
-            let message = "segments fill up faster than they are sealed; try again a little later";
-            return Some(Refusal::retry_after(Code::Overloaded, OVERLOADED_RETRY_MS, message));
+            return Room::Soon;
         }
         let prepared_bytes = match makes_room(operation) {
             true => self.log.prepared_bytes(),
@@ -92,13 +108,43 @@ impl Engine {
                 false => "the ledger cannot grow: make room on its file system; reads go on, and writes as soon as there is room"
                     .to_owned(),
             };
-            return Some(Refusal::retry_after(Code::NoSpace, NO_SPACE_RETRY_MS, message));
+            return Room::None(Refusal::retry_after(Code::NoSpace, NO_SPACE_RETRY_MS, message));
         }
-        if !has_place || self.log.room_bytes() < bytes {
-            let message = "the log is behind: its buffers or its zeroed segments are used up; try again a little later";
-            return Some(Refusal::retry_after(Code::Overloaded, OVERLOADED_RETRY_MS, message));
+        match has_place && self.log.room_bytes() >= bytes {
+            true => Room::Here,
+            false => Room::Soon,
         }
-        None
+    }
+
+    /// Has a request wait until the log has room.
+    pub(super) fn park_for_room(&mut self, request: &Request<'_>, debt_bytes: u64) {
+        if let Some(id) = self.keep(request.token, OwnedRequest::new(request), debt_bytes) {
+            self.hold_line(request, id);
+            self.wait_for_room(id);
+        }
+    }
+
+    /// Has a parked request wait until the log has room. It counts as debt meanwhile, which bounds how many wait.
+    pub(super) fn wait_for_room(&mut self, id: u64) {
+        self.without_room.push_back(id);
+    }
+
+    /// Decides what waits for room, in the order it came, as far as there is some.
+    pub(super) fn let_in(&mut self, now: Now, entropy: &mut Entropy) {
+        if self.log.failed().is_some() {
+            return;
+        }
+        while let Some(id) = self.without_room.front().copied() {
+            // Nobody waits any more for one that is gone.
+            if let Some(parked) = self.parked.get(&id) {
+                let room = parked.request.with(|request| self.room_for(&request.operation, parked.debt_bytes));
+                if matches!(room, Room::Soon) {
+                    return;
+                }
+            }
+            self.without_room.pop_front();
+            self.decide_with_room(now, entropy, id);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Questions between shards: asked and answered here, with the requests that wait for what is said.
 
+use super::admission::Room;
 use super::parked::{OwnedRequest, Parked};
 use super::reading::{Asking, Waiter};
 use super::{Asker, Engine, OVERLOADED_RETRY_MS, Output};
@@ -95,7 +96,8 @@ impl Engine {
     pub(super) fn keep(&mut self, token: Token, request: Option<OwnedRequest>, debt_bytes: u64) -> Option<u64> {
         let Some(request) = request.filter(|_| self.parked.len() < PARKED_MAX) else {
             self.debt.answer(debt_bytes);
-            let message = "too many requests wait for other shards or for the disk; try again a little later";
+            let message =
+                "too many requests wait for other shards, the disk, or room in the log; try again a little later";
             self.refuse(token, Refusal::retry_after(Code::Overloaded, OVERLOADED_RETRY_MS, message));
             return None;
         };
@@ -222,14 +224,26 @@ impl Engine {
         }
     }
 
-    /// Everything that was asked has been answered: decides, or asks on.
+    /// Everything that was asked has been answered: decides, or asks on, or waits for room.
     pub(super) fn decide_parked(&mut self, now: Now, entropy: &mut Entropy, id: u64) {
+        let Some(parked) = self.parked.get(&id) else { return };
+        let room = parked.request.with(|request| self.room_for(&request.operation, parked.debt_bytes));
+        let gets_behind =
+            !self.without_room.is_empty() && parked.request.with(|request| request.operation.is_mutation());
+        if gets_behind || matches!(room, Room::Soon) {
+            return self.wait_for_room(id);
+        }
+        self.decide_with_room(now, entropy, id);
+    }
+
+    /// As [`Engine::decide_parked`], for a request that the log has room for or never will have.
+    pub(super) fn decide_with_room(&mut self, now: Now, entropy: &mut Entropy, id: u64) {
         let Some(parked) = self.parked.get(&id) else { return };
         let (request, facts, rounds) = (parked.request.clone(), parked.facts.clone(), parked.rounds);
         let was_told = parked.was_told;
         let facts = was_told.then_some(facts);
         let debt_bytes = parked.debt_bytes;
-        if let Some(refusal) = request.with(|request| self.admit_to_log(&request.operation, debt_bytes)) {
+        if let Room::None(refusal) = request.with(|request| self.room_for(&request.operation, debt_bytes)) {
             return self.unpark(id, Some(refusal));
         }
         self.log.expect(debt_bytes);

@@ -91,10 +91,12 @@ pub struct Engine {
     refused_overload: u64,
     was_overloaded: bool,
     was_full: bool,
-    /// Requests that wait for what other shards say.
+    /// Requests that wait for what other shards say, for the disk, or for room in the log.
     parked: BTreeMap<u64, Parked>,
     next_parked: u64,
     in_order: InOrder,
+    /// Parked requests that wait for room in the log, and perhaps some that are gone.
+    without_room: VecDeque<u64>,
     questions: HashMap<u64, Asker>,
     next_question: u64,
     /// Answers of this shard to itself, and of others, that are to be looked at.
@@ -218,18 +220,27 @@ impl Engine {
     /// Decides a request. Its reply comes out of [`Engine::drain`], now or later.
     pub fn submit(&mut self, now: Now, entropy: &mut Entropy, request: &Request<'_>) {
         let debt_bytes = log_bytes(request);
-        if let Some(refusal) = self.admit(now, request, debt_bytes) {
-            self.refused_overload += u64::from(refusal.code == Code::Overloaded);
-            self.out.push(reply(request.token, 0, Outcome::Refused(refusal)));
-            return;
+        if !self.without_room.is_empty() {
+            self.let_in(now, entropy);
+            self.work(now, entropy);
         }
+        let has_room = match self.admit(now, request, debt_bytes) {
+            Ok(has_room) => has_room,
+            Err(refusal) => {
+                self.refused_overload += u64::from(refusal.code == Code::Overloaded);
+                return self.refuse(request.token, refusal);
+            }
+        };
         self.debt.accept(debt_bytes);
-        self.log.expect(debt_bytes);
         // What never waits is answered from memory, and changes nothing.
         let behind = self.in_order.is_behind(request).then(|| OwnedRequest::new(request)).flatten();
         if let Some(owned) = behind {
             return self.get_in_line(owned, debt_bytes);
         }
+        if !has_room || (request.operation.is_mutation() && !self.without_room.is_empty()) {
+            return self.park_for_room(request, debt_bytes);
+        }
+        self.log.expect(debt_bytes);
         match self.shard.step(now, entropy, request, None, &mut self.log) {
             Stepped::Decided(decision) => self.decided(request, decision, debt_bytes),
             Stepped::Needs(needs) => self.park(request, needs, debt_bytes),
@@ -380,6 +391,7 @@ impl Engine {
             }
         }
         self.seal_on();
+        self.let_in(now, entropy);
         self.work(now, entropy);
         if let Some(reason) = self.log.failed() {
             let reason = reason.to_owned();
@@ -422,9 +434,10 @@ impl Engine {
         let is_late = |parked: &Parked| parked.request.deadline_boot_us.is_some_and(|deadline| now.boot_us >= deadline);
         let late: Vec<_> = self.parked.iter().filter(|(_, parked)| is_late(parked)).map(|(id, _)| *id).collect();
         for id in late {
-            let message = "the deadline passed before other shards had answered, or the disk";
+            let message = "the deadline passed before other shards or the disk had answered, or the log had room";
             self.unpark(id, Some(Refusal::new(Code::Deadline, message)));
         }
+        self.let_in(now, entropy);
         self.raise_due_barrier(now);
         if self.shard.number() == 0 && self.pass.is_none() && self.log.failed().is_none() {
             self.begin_due_pass(now);

@@ -119,6 +119,7 @@ impl Engine {
             parked: BTreeMap::new(),
             next_parked: 0,
             in_order: InOrder::default(),
+            without_room: VecDeque::new(),
             questions: HashMap::new(),
             next_question: 0,
             answers: VecDeque::new(),

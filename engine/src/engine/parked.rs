@@ -1,4 +1,4 @@
-//! Requests that wait for what other shards say, or for what lies on disk. They own what they were made of.
+//! Requests that wait for what other shards say, for what lies on disk, or for room in the log. They own what they were made of.
 
 use crate::command::{Claim, Fact, Operation, Request, Token};
 use crate::dispute::{DisputeId, Verdict};
@@ -24,6 +24,7 @@ pub struct OwnedRequest {
     correlation_id: u128,
     rationale: String,
     at_us: Option<i64>,
+    at_least: Vec<(u16, u64)>,
     operation: OwnedOperation,
 }
 
@@ -211,11 +212,12 @@ impl OwnedRequest {
             correlation_id: request.correlation_id,
             rationale: request.rationale.to_owned(),
             at_us: request.at_us,
+            at_least: request.at_least.to_vec(),
             operation: OwnedOperation::new(&request.operation)?,
         })
     }
 
-    /// Lends it as the request that it was. What it asked to be answered from, it was.
+    /// Lends it as the request that it was.
     pub fn with<T>(&self, use_it: impl FnOnce(&Request<'_>) -> T) -> T {
         self.operation.with(|operation| {
             use_it(&Request {
@@ -228,7 +230,7 @@ impl OwnedRequest {
                 rationale: &self.rationale,
                 at_us: self.at_us,
                 deadline_boot_us: self.deadline_boot_us,
-                at_least: &[],
+                at_least: &self.at_least,
                 operation,
             })
         })

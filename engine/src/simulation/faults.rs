@@ -1,7 +1,7 @@
 //! One engine on a simulated disk whose I/O the test ends as it likes: failures, full disks, deadlines, late completions.
 
 use crate::command::{Claim, Operation, Outcome, Reply, Request};
-use crate::engine::{Engine, OpenOptions, Output};
+use crate::engine::{Engine, OpenOptions, Output, PARKED_MAX};
 use crate::entropy::Entropy;
 use crate::error::{Certainty, Code};
 use crate::log::entry::Principal;
@@ -276,4 +276,102 @@ fn a_read_that_a_failed_write_stops_has_had_no_effect_for_certain() {
         })
         .collect();
     assert_eq!(certainties, [(2, Certainty::Unknown), (3, Certainty::Definite)]);
+}
+
+impl Bench {
+    /// Claims, from a token on, until one finds no room, while segments are not prepared any more; gives that one's token and the pieces
+    /// of zeroing that were left undone.
+    fn claim_until_no_room(&mut self, first_token: u64) -> (u64, Vec<Io>) {
+        let mut undone = Vec::new();
+        for token in first_token.. {
+            self.claim(token, None);
+            while let Some(io) = self.engine.next_io() {
+                if matches!(io, Io::Prepare { .. }) { undone.push(io) } else { self.perform(io) }
+            }
+            match &self.replies()[..] {
+                [] => return (token, undone),
+                [Reply { outcome: Outcome::Claimed(_), .. }] => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        unreachable!("the prepared segments are used up before")
+    }
+}
+
+#[test]
+fn what_finds_no_room_waits_for_it_and_takes_effect_in_its_order() {
+    let mut bench = Bench::new();
+    let (first, undone) = bench.claim_until_no_room(2);
+    bench.claim(first + 1, Some(1_000));
+    // Nothing small gets by.
+    bench.submit(first + 2, Operation::Onboard { name: "billing", notes: "" }, None);
+    bench.claim(first + 3, None);
+    // Reads find what is there meanwhile.
+    bench.submit(first + 4, Operation::Corpora, None);
+    let replies = bench.replies();
+    assert!(
+        matches!(&replies[..], [Reply { outcome: Outcome::Corpora(corpora), .. }] if corpora.len() == 1),
+        "{replies:?}"
+    );
+    assert!(!bench.engine.is_idle(), "somebody waits");
+    bench.now.boot_us = 1_000;
+    bench.tick();
+    assert_eq!(bench.refusal(first + 1), (Code::Deadline, Certainty::Definite), "it never reached the log");
+
+    undone.into_iter().for_each(|io| bench.perform(io));
+    bench.settle();
+    let mut replies = bench.replies();
+    replies.sort_by_key(|reply| reply.position);
+    let [a, b, c] = &replies[..] else { panic!("{replies:?}") };
+    assert_eq!([a.token, b.token, c.token], [first, first + 2, first + 3], "in the order they came");
+    let (Outcome::Claimed(before), Outcome::Onboarded(_), Outcome::Claimed(after)) =
+        (&a.outcome, &b.outcome, &c.outcome)
+    else {
+        panic!("{replies:?}")
+    };
+    assert_eq!(before.claim_sequence + 1, after.claim_sequence);
+    assert!(bench.engine.is_idle());
+}
+
+#[test]
+fn what_waits_for_room_is_refused_where_there_will_be_none() {
+    let mut bench = Bench::new();
+    let (first, undone) = bench.claim_until_no_room(2);
+    bench.claim(first + 1, None);
+    for io in undone {
+        let Io::Prepare { segment, .. } = io else { unreachable!("nothing else was left undone") };
+        let result = Err(io::Error::from(io::ErrorKind::StorageFull));
+        bench.complete(IoDone::Prepare { segment, to: 0, result });
+    }
+    let replies = bench.replies();
+    let codes = replies.iter().map(|reply| match &reply.outcome {
+        Outcome::Refused(refusal) => (reply.token, refusal.code, refusal.certainty),
+        other => panic!("there is no room: {other:?}"),
+    });
+    let codes: Vec<_> = codes.collect();
+    assert_eq!(codes, [(first, Code::NoSpace, Certainty::Definite), (first + 1, Code::NoSpace, Certainty::Definite)]);
+    assert!(bench.engine.is_idle());
+}
+
+#[test]
+fn no_more_than_a_bound_waits_for_room() {
+    let mut bench = Bench::new();
+    let (first, _undone) = bench.claim_until_no_room(2);
+    let mut waiting = 1;
+    let refused = loop {
+        bench.claim(first + waiting, None);
+        match &bench.replies()[..] {
+            [] => waiting += 1,
+            [Reply { outcome: Outcome::Refused(refusal), .. }] => break refusal.clone(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!((refused.code, refused.certainty), (Code::Overloaded, Certainty::Definite));
+    assert!(refused.retry_after_ms > 0);
+    assert_eq!(waiting, PARKED_MAX as u64);
+    // There will be none: everybody is told.
+    let result = Err(io::Error::from(io::ErrorKind::Other));
+    bench.complete(IoDone::Prepare { segment: 1, to: 0, result });
+    assert_eq!(bench.replies().len(), waiting as usize);
+    assert_eq!(bench.engine.held(), 0);
 }

@@ -103,7 +103,17 @@ fn print(report: &ImportReport, output: &mut Output) -> Result<(), Failure> {
         latency(report, 0.5),
         latency(report, 0.99),
         latency(report, 0.999),
-    ))
+    ))?;
+    for (code, why) in &report.first_refused {
+        output.line(format_args!("first {code}: {why}"))?;
+    }
+    if report.sent_again > 0 {
+        output.line(format_args!(
+            "the ledger was overloaded or full: events were sent again {} times",
+            report.sent_again
+        ))?;
+    }
+    Ok(())
 }
 
 fn latency(report: &ImportReport, quantile: f64) -> Duration {
