@@ -64,8 +64,9 @@
 //!
 //! The client connects to the daemon's main socket, learns there which shard serves which corpus, and opens a connection
 //! to a shard's own socket when it first has a request for it. What it does not know goes through the main socket, which
-//! serves everything. Requests of one client for one corpus take effect in the order in which they were made, those
-//! aside that are refused, or sent again by [`RequestOptions::retry_overload`].
+//! serves everything; so goes what is for a shard whose own socket can't be opened, until nothing of that is outstanding.
+//! Requests of one client for one corpus take effect in the order in which they were made, those aside that are refused, or
+//! sent again by [`RequestOptions::retry_overload`].
 
 #![deny(missing_docs)]
 

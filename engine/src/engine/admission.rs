@@ -16,6 +16,31 @@ const NO_SPACE_RETRY_MS: u32 = 1_000;
 const RING_FULL: &str = "a quarter that retention drops makes room, `claimctl retention` says what the next one waits for; reads go on, \
                          and writes as soon as there is room";
 
+/// What a request takes of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Takes {
+    /// Nothing: it is answered from what there is.
+    Nothing,
+    /// Room for what it adds.
+    Room,
+    /// The same, and it ends what may stand against a drop: it is taken into a full ring, which only a drop makes room in, and never
+    /// waits behind others.
+    LastRoom,
+}
+
+impl Takes {
+    pub fn of(operation: &Operation<'_>) -> Takes {
+        match operation {
+            Operation::Hold { held: false, .. }
+            | Operation::Freeze { frozen: false, .. }
+            | Operation::ConfirmClock
+            | Operation::Configure { .. } => Takes::LastRoom,
+            operation if operation.is_mutation() => Takes::Room,
+            _ => Takes::Nothing,
+        }
+    }
+}
+
 /// Whether the log has room for a request.
 #[derive(Debug)]
 pub(super) enum Room {
@@ -23,9 +48,14 @@ pub(super) enum Room {
     Here,
     /// Not before something that is under way is done: a write, a piece of zeroing, a segment's index.
     Soon,
-    /// Not before somebody makes some.
+    /// Not before something else happens.
     None(Refusal),
 }
+
+/// Requests that wait for room in the log, at most: fewer than may be parked, so that others find a place beside them.
+pub const WITHOUT_ROOM_MAX: usize = 2_048;
+/// When none of them has found room for so long, all are refused.
+pub const ROOM_PATIENCE_US: i64 = 10_000_000;
 
 impl Engine {
     /// Whether the log has room for a request at once, or why the request is not even decided.
@@ -41,26 +71,33 @@ impl Engine {
             return Err(Refusal::new(Code::Deadline, "the deadline had passed before the request was looked at"));
         }
         self.shed(&request.operation)?;
-        let has_room = match self.room_for(&request.operation, log_bytes) {
+        let takes = Takes::of(&request.operation);
+        let has_room = match self.room_for(takes, log_bytes) {
             Room::Here => true,
             Room::Soon => false,
             Room::None(refusal) => return Err(refusal),
         };
-        if !request.operation.is_global() {
-            return Ok(has_room);
+        match self.peers_against(&request.operation, takes) {
+            Some(refusal) => Err(refusal),
+            None => Ok(has_room),
+        }
+    }
+
+    /// What other shards have against what concerns all of them.
+    pub(super) fn peers_against(&self, operation: &Operation<'_>, takes: Takes) -> Option<Refusal> {
+        if !operation.is_global() {
+            return None;
         }
         if let Some(failed) = self.peers.iter().position(|peer| peer.has_failed) {
             let message =
                 format!("shard {failed} has stopped, and this concerns every shard: mend its storage and restart");
-            return Err(Refusal::unknown(Code::ShardFailed, message));
+            return Some(Refusal::unknown(Code::ShardFailed, message));
         }
-        match self.peers.iter().position(|peer| peer.is_full).filter(|_| !makes_room(&request.operation)) {
-            Some(full) => {
-                let message = format!("the device of shard {full} is full, and this concerns every shard: {RING_FULL}");
-                Err(Refusal::retry_after(Code::NoSpace, NO_SPACE_RETRY_MS, message))
-            }
-            None => Ok(has_room),
-        }
+        let full = self.peers.iter().position(|peer| peer.is_full).filter(|_| takes != Takes::LastRoom);
+        full.map(|full| {
+            let message = format!("the device of shard {full} is full, and this concerns every shard: {RING_FULL}");
+            Refusal::retry_after(Code::NoSpace, NO_SPACE_RETRY_MS, message)
+        })
     }
 
     /// What is refused because there is too much to do: claims are served before references, these before reads.
@@ -89,43 +126,53 @@ impl Engine {
     }
 
     /// Whether the log has room for what a request adds.
-    pub(super) fn room_for(&self, operation: &Operation<'_>, bytes: u64) -> Room {
-        if !operation.is_mutation() {
-            return Room::Here;
-        }
-        // Segments may fill up faster than they are sealed.
-        if self.shard.rows().frozen().len() >= FULL_SEGMENTS_MAX {
-            return Room::Soon;
-        }
-        let prepared_bytes = match makes_room(operation) {
-            true => self.log.prepared_bytes(),
-            false => self.log.prepared_bytes_for_requests(),
+    pub(super) fn room_for(&self, takes: Takes, bytes: u64) -> Room {
+        let prepared_bytes = match takes {
+            Takes::Nothing => return Room::Here,
+            Takes::Room => self.log.prepared_bytes_for_requests(),
+            Takes::LastRoom => self.log.prepared_bytes(),
         };
         let has_place = prepared_bytes >= bytes;
-        if !has_place && self.log.cannot_grow() {
-            let message = match self.superblock.geometry.is_ring() {
+        // Where nothing more is being prepared it would wait for ever.
+        let will_have_place = has_place || self.log.prepares_more();
+        let is_ring = self.superblock.geometry.is_ring();
+        if !has_place && (self.log.cannot_grow() || (is_ring && !will_have_place)) {
+            let message = match is_ring {
                 true => format!("the shard's device is full: {RING_FULL}"),
                 false => "the ledger cannot grow: make room on its file system; reads go on, and writes as soon as there is room"
                     .to_owned(),
             };
             return Room::None(Refusal::retry_after(Code::NoSpace, NO_SPACE_RETRY_MS, message));
         }
-        match has_place && self.log.room_bytes() >= bytes {
-            true => Room::Here,
-            false => Room::Soon,
+        // Segments may fill up faster than they are sealed.
+        let is_behind = self.shard.rows().frozen().len() >= FULL_SEGMENTS_MAX;
+        if has_place && self.log.room_bytes() >= bytes && !is_behind {
+            return Room::Here;
+        }
+        let will_have_room = will_have_place && self.log.room_bytes_max() >= bytes;
+        match takes != Takes::LastRoom && will_have_room && !self.sealing.is_stuck() {
+            true => Room::Soon,
+            false => Room::None(log_is_behind()),
         }
     }
 
     /// Has a request wait until the log has room.
     pub(super) fn park_for_room(&mut self, request: &Request<'_>, debt_bytes: u64) {
+        if self.without_room.len() >= WITHOUT_ROOM_MAX {
+            self.debt.answer(debt_bytes);
+            return self.refuse(request.token, log_is_behind());
+        }
         if let Some(id) = self.keep(request.token, OwnedRequest::new(request), debt_bytes) {
             self.hold_line(request, id);
             self.wait_for_room(id);
         }
     }
 
-    /// Has a parked request wait until the log has room. It counts as debt meanwhile, which bounds how many wait.
+    /// Has a parked request wait until the log has room. It counts as debt meanwhile.
     pub(super) fn wait_for_room(&mut self, id: u64) {
+        if self.without_room.is_empty() {
+            self.without_room_since_us = self.boot_us;
+        }
         self.without_room.push_back(id);
     }
 
@@ -136,27 +183,39 @@ impl Engine {
         }
         while let Some(id) = self.without_room.front().copied() {
             // Nobody waits any more for one that is gone.
-            if let Some(parked) = self.parked.get(&id) {
-                let room = parked.request.with(|request| self.room_for(&request.operation, parked.debt_bytes));
-                if matches!(room, Room::Soon) {
-                    return;
-                }
+            if let Some(parked) = self.parked.get(&id)
+                && matches!(self.room_for(parked.takes, parked.debt_bytes), Room::Soon)
+            {
+                return;
             }
             self.without_room.pop_front();
+            self.without_room_since_us = now.boot_us;
             self.decide_with_room(now, entropy, id);
+        }
+    }
+
+    /// Refuses what waits for room once none of it has found some for too long.
+    pub(super) fn lose_patience(&mut self, now: Now) {
+        let Engine { without_room, parked, .. } = self;
+        without_room.retain(|id| parked.contains_key(id));
+        if !self.without_room.is_empty() && now.boot_us - self.without_room_since_us >= ROOM_PATIENCE_US {
+            tracing::warn!(
+                shard = self.shard.number(),
+                requests = self.without_room.len(),
+                "the log has had no room for 10 s: what waited for it is refused"
+            );
+            for id in std::mem::take(&mut self.without_room) {
+                self.unpark(id, Some(log_is_behind()));
+            }
         }
     }
 }
 
-/// Whether a request ends what may stand against a drop: it is taken into a full ring, which only a drop makes room in.
-fn makes_room(operation: &Operation<'_>) -> bool {
-    matches!(
-        operation,
-        Operation::Hold { held: false, .. }
-            | Operation::Freeze { frozen: false, .. }
-            | Operation::ConfirmClock
-            | Operation::Configure { .. }
-    )
+/// The refusal of what the log has no room for at present.
+pub(super) fn log_is_behind() -> Refusal {
+    let message = "the log is behind: its buffers or its zeroed segments are used up, or its full ones are not sealed; try again a \
+                   little later";
+    Refusal::retry_after(Code::Overloaded, OVERLOADED_RETRY_MS, message)
 }
 
 /// An upper bound of what a request adds to the log.

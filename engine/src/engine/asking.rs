@@ -1,6 +1,6 @@
 //! Questions between shards: asked and answered here, with the requests that wait for what is said.
 
-use super::admission::Room;
+use super::admission::{Room, Takes, log_is_behind};
 use super::parked::{OwnedRequest, Parked};
 use super::reading::{Asking, Waiter};
 use super::{Asker, Engine, OVERLOADED_RETRY_MS, Output};
@@ -15,7 +15,7 @@ use crate::shard::{ALIASES_FOLLOWED_MAX, Needs, Stepped};
 use crate::time::Now;
 use std::collections::BTreeMap;
 
-/// Requests that wait for what other shards say, at most.
+/// Requests that wait for what other shards say, for the disk, or for room in the log, at most.
 pub const PARKED_MAX: usize = 4_096;
 /// Conditional claims that wait for the same event key, at most.
 const RESERVATIONS_MAX: usize = 64;
@@ -96,6 +96,7 @@ impl Engine {
     pub(super) fn keep(&mut self, token: Token, request: Option<OwnedRequest>, debt_bytes: u64) -> Option<u64> {
         let Some(request) = request.filter(|_| self.parked.len() < PARKED_MAX) else {
             self.debt.answer(debt_bytes);
+            self.refused_overload += 1;
             let message =
                 "too many requests wait for other shards, the disk, or room in the log; try again a little later";
             self.refuse(token, Refusal::retry_after(Code::Overloaded, OVERLOADED_RETRY_MS, message));
@@ -104,6 +105,7 @@ impl Engine {
         self.next_parked += 1;
         let id = self.next_parked;
         let parked = Parked {
+            takes: request.with(|request| Takes::of(&request.operation)),
             request,
             debt_bytes,
             facts: Vec::new(),
@@ -227,24 +229,29 @@ impl Engine {
     /// Everything that was asked has been answered: decides, or asks on, or waits for room.
     pub(super) fn decide_parked(&mut self, now: Now, entropy: &mut Entropy, id: u64) {
         let Some(parked) = self.parked.get(&id) else { return };
-        let room = parked.request.with(|request| self.room_for(&request.operation, parked.debt_bytes));
-        let gets_behind =
-            !self.without_room.is_empty() && parked.request.with(|request| request.operation.is_mutation());
-        if gets_behind || matches!(room, Room::Soon) {
+        // What other shards said is not kept until it is old, nor a reservation.
+        let may_wait = parked.takes == Takes::Room && !parked.was_told;
+        let has_no_room = || matches!(self.room_for(parked.takes, parked.debt_bytes), Room::Soon);
+        if may_wait && (!self.without_room.is_empty() || has_no_room()) {
             return self.wait_for_room(id);
         }
         self.decide_with_room(now, entropy, id);
     }
 
-    /// As [`Engine::decide_parked`], for a request that the log has room for or never will have.
+    /// As [`Engine::decide_parked`], for a request that does not wait for room.
     pub(super) fn decide_with_room(&mut self, now: Now, entropy: &mut Entropy, id: u64) {
         let Some(parked) = self.parked.get(&id) else { return };
         let (request, facts, rounds) = (parked.request.clone(), parked.facts.clone(), parked.rounds);
         let was_told = parked.was_told;
         let facts = was_told.then_some(facts);
-        let debt_bytes = parked.debt_bytes;
-        if let Room::None(refusal) = request.with(|request| self.room_for(&request.operation, debt_bytes)) {
-            return self.unpark(id, Some(refusal));
+        let (debt_bytes, takes) = (parked.debt_bytes, parked.takes);
+        let against = match self.room_for(takes, debt_bytes) {
+            Room::Here => request.with(|request| self.peers_against(&request.operation, takes)),
+            Room::Soon => Some(log_is_behind()),
+            Room::None(refusal) => Some(refusal),
+        };
+        if against.is_some() {
+            return self.unpark(id, against);
         }
         self.log.expect(debt_bytes);
         let stepped = request.with(|request| self.shard.step(now, entropy, request, facts.as_deref(), &mut self.log));

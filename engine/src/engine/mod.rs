@@ -15,6 +15,7 @@ mod retention;
 mod sealing;
 mod status;
 
+pub use admission::{ROOM_PATIENCE_US, WITHOUT_ROOM_MAX};
 pub use asking::PARKED_MAX;
 pub use opening::{OpenOptions, Opened};
 pub use sealing::FULL_SEGMENTS_MAX;
@@ -37,7 +38,7 @@ use crate::reconcile::Pass;
 use crate::shard::rows::SegmentRows;
 use crate::shard::{Decision, GlobalEntry, Shard, Stepped};
 use crate::time::Now;
-use admission::log_bytes;
+use admission::{Takes, log_bytes};
 use hashbrown::HashMap;
 use in_order::InOrder;
 use parked::{OwnedRequest, Parked};
@@ -97,6 +98,8 @@ pub struct Engine {
     in_order: InOrder,
     /// Parked requests that wait for room in the log, and perhaps some that are gone.
     without_room: VecDeque<u64>,
+    /// When one of them found room last, or the first of them began to wait.
+    without_room_since_us: i64,
     questions: HashMap<u64, Asker>,
     next_question: u64,
     /// Answers of this shard to itself, and of others, that are to be looked at.
@@ -220,6 +223,7 @@ impl Engine {
     /// Decides a request. Its reply comes out of [`Engine::drain`], now or later.
     pub fn submit(&mut self, now: Now, entropy: &mut Entropy, request: &Request<'_>) {
         let debt_bytes = log_bytes(request);
+        self.boot_us = now.boot_us;
         if !self.without_room.is_empty() {
             self.let_in(now, entropy);
             self.work(now, entropy);
@@ -237,7 +241,7 @@ impl Engine {
         if let Some(owned) = behind {
             return self.get_in_line(owned, debt_bytes);
         }
-        if !has_room || (request.operation.is_mutation() && !self.without_room.is_empty()) {
+        if !has_room || (!self.without_room.is_empty() && Takes::of(&request.operation) == Takes::Room) {
             return self.park_for_room(request, debt_bytes);
         }
         self.log.expect(debt_bytes);
@@ -401,7 +405,10 @@ impl Engine {
             let waiting: Vec<_> = self.parked.keys().copied().collect();
             for id in waiting {
                 let message = format!("{reason}; restart the daemon once its storage is sound, and ask again");
-                self.unpark(id, Some(Refusal::new(Code::ShardFailed, message)));
+                // An earlier request with the same key may have had its effect.
+                let is_mutation = self.parked.get(&id).is_some_and(|parked| parked.takes != Takes::Nothing);
+                let certainty = if is_mutation { Certainty::Unknown } else { Certainty::Definite };
+                self.unpark(id, Some(Refusal { certainty, ..Refusal::new(Code::ShardFailed, message) }));
             }
             while let Some(request) = self.passes_waiting.pop_front() {
                 self.refuse(request.token, Refusal::new(Code::ShardFailed, reason.clone()));
@@ -438,6 +445,7 @@ impl Engine {
             self.unpark(id, Some(Refusal::new(Code::Deadline, message)));
         }
         self.let_in(now, entropy);
+        self.lose_patience(now);
         self.raise_due_barrier(now);
         if self.shard.number() == 0 && self.pass.is_none() && self.log.failed().is_none() {
             self.begin_due_pass(now);

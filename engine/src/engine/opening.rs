@@ -120,6 +120,7 @@ impl Engine {
             next_parked: 0,
             in_order: InOrder::default(),
             without_room: VecDeque::new(),
+            without_room_since_us: 0,
             questions: HashMap::new(),
             next_question: 0,
             answers: VecDeque::new(),

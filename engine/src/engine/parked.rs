@@ -1,5 +1,6 @@
 //! Requests that wait for what other shards say, for what lies on disk, or for room in the log. They own what they were made of.
 
+use super::admission::Takes;
 use crate::command::{Claim, Fact, Operation, Request, Token};
 use crate::dispute::{DisputeId, Verdict};
 use crate::id::EventId;
@@ -242,6 +243,8 @@ impl OwnedRequest {
 pub struct Parked {
     /// It.
     pub request: OwnedRequest,
+    /// What it takes of the log.
+    pub takes: Takes,
     /// What it counts for in the debt.
     pub debt_bytes: u64,
     /// What was said so far.

@@ -36,6 +36,13 @@ pub(super) enum Sealing {
     Stuck,
 }
 
+impl Sealing {
+    /// Whether it never goes on.
+    pub fn is_stuck(&self) -> bool {
+        matches!(self, Sealing::Stuck)
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Job {
     index: Index,

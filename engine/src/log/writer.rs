@@ -24,8 +24,7 @@ use std::collections::VecDeque;
 use std::io;
 
 /// What the largest legal request adds to the log: a frame of 4 MiB, and for each of 8,190 items an entry's fixed part and
-/// the request's rationale. The batch buffers, taken at the start, hold it; when they are in use, requests are refused with
-/// `OVERLOADED`.
+/// the request's rationale. The batch buffers, taken at the start, hold it; when they are in use, requests wait.
 pub const REQUEST_LOG_BYTES_MAX: u64 = 12 << 20;
 /// Bounds of the number of batch buffers.
 pub const BATCH_BUFFERS_RANGE: std::ops::RangeInclusive<u64> = 16..=256;

@@ -72,6 +72,11 @@ impl Zeroing {
         self.cannot_grow
     }
 
+    /// Whether segments are wanted beyond those that are prepared, while batches go to this one, and there are places for them.
+    pub(super) fn prepares_more(&self, segment: u64) -> bool {
+        self.segments_prepared < (segment + 1 + SEGMENTS_AHEAD).min(self.segments_end)
+    }
+
     /// Looks at the time: tries again to grow a ledger that could not, and has an idle log go on.
     pub(super) fn tick(&mut self, boot_us: i64, is_idle: bool) {
         if self.again_at_us.is_some_and(|at| boot_us >= at) {

@@ -1,7 +1,8 @@
 //! One engine on a simulated disk whose I/O the test ends as it likes: failures, full disks, deadlines, late completions.
 
+use super::asking::Asking;
 use crate::command::{Claim, Operation, Outcome, Reply, Request};
-use crate::engine::{Engine, OpenOptions, Output, PARKED_MAX};
+use crate::engine::{Engine, OpenOptions, Output, ROOM_PATIENCE_US, WITHOUT_ROOM_MAX};
 use crate::entropy::Entropy;
 use crate::error::{Certainty, Code};
 use crate::log::entry::Principal;
@@ -368,10 +369,48 @@ fn no_more_than_a_bound_waits_for_room() {
     };
     assert_eq!((refused.code, refused.certainty), (Code::Overloaded, Certainty::Definite));
     assert!(refused.retry_after_ms > 0);
-    assert_eq!(waiting, PARKED_MAX as u64);
+    assert_eq!(waiting, WITHOUT_ROOM_MAX as u64);
     // There will be none: everybody is told.
     let result = Err(io::Error::from(io::ErrorKind::Other));
     bench.complete(IoDone::Prepare { segment: 1, to: 0, result });
     assert_eq!(bench.replies().len(), waiting as usize);
     assert_eq!(bench.engine.held(), 0);
+}
+
+#[test]
+fn what_waits_for_room_for_too_long_is_refused_and_what_never_fits_is_at_once() {
+    let mut bench = Bench::new();
+    let (first, undone) = bench.claim_until_no_room(2);
+    bench.claim(first + 1, None);
+    bench.now.boot_us = ROOM_PATIENCE_US - 1;
+    bench.tick();
+    // A log that is idle is marked.
+    while let Some(io) = bench.engine.next_io() {
+        bench.perform(io);
+    }
+    assert!(bench.replies().is_empty());
+    bench.now.boot_us = ROOM_PATIENCE_US;
+    bench.tick();
+    let refused: Vec<_> = bench.replies().iter().map(|reply| (reply.token, Asking::code(&reply.outcome))).collect();
+    assert_eq!(refused, [(first, Some(Code::Overloaded)), (first + 1, Some(Code::Overloaded))]);
+
+    // A request of more than the segments ahead and the buffers take.
+    undone.into_iter().for_each(|io| bench.perform(io));
+    bench.settle();
+    let claim = Claim {
+        event_key: "key",
+        occurred_at_us: 0,
+        owning_corpus: "",
+        hosting_corpus: "",
+        category: "c",
+        taxonomy_version: 1,
+        metadata: &[9; 4_000],
+    };
+    let items = vec![claim; 200];
+    bench.submit(first + 3, Operation::Claim { corpus: "customer", items: &items, unless_within_us: None }, None);
+    assert_eq!(bench.refusal(first + 3), (Code::Overloaded, Certainty::Definite));
+    bench.claim(first + 4, None);
+    bench.settle();
+    let replies = bench.replies();
+    assert!(matches!(replies[..], [Reply { outcome: Outcome::Claimed(_), .. }]), "{replies:?}");
 }

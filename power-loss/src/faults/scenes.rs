@@ -175,7 +175,11 @@ impl Stage<'_> {
             let hangs = self.disk.fault_happened();
             let code = match probe.try_claim(shard, Some(DEADLINE), LARGE_BYTES) {
                 Ok(_) => return Ok(false),
-                Err(ClientError::Refused(error)) if error.code == ErrorCode::Overloaded => error.code,
+                Err(ClientError::Refused(error))
+                    if [ErrorCode::Overloaded, ErrorCode::Deadline].contains(&error.code) =>
+                {
+                    error.code
+                }
                 Err(ClientError::UnknownOutcome { code: UnknownCause::Server(ErrorCode::Deadline), .. }) => {
                     ErrorCode::Deadline
                 }

@@ -17,6 +17,16 @@ impl LogWriter {
         (self.pool.len() as u64).saturating_sub(1) * usable_bytes(self.geometry())
     }
 
+    /// The same when nothing is being written.
+    pub fn room_bytes_max(&self) -> u64 {
+        (self.buffers as u64).saturating_sub(1) * usable_bytes(self.geometry())
+    }
+
+    /// Whether another segment is being prepared, or will be.
+    pub fn prepares_more(&self) -> bool {
+        self.zeroing.prepares_more(self.geometry().segment_of(self.next_batch_at))
+    }
+
     /// How many bytes of records are sure to find a place in the segments that are prepared. Nothing is taken in that has
     /// no place yet: if the ledger then could not grow, it would wait for ever.
     pub fn prepared_bytes(&self) -> u64 {
