@@ -96,7 +96,6 @@ impl Engine {
     pub(super) fn keep(&mut self, token: Token, request: Option<OwnedRequest>, debt_bytes: u64) -> Option<u64> {
         let Some(request) = request.filter(|_| self.parked.len() < PARKED_MAX) else {
             self.debt.answer(debt_bytes);
-            self.refused_overload += 1;
             let message =
                 "too many requests wait for other shards, the disk, or room in the log; try again a little later";
             self.refuse(token, Refusal::retry_after(Code::Overloaded, OVERLOADED_RETRY_MS, message));

@@ -230,10 +230,7 @@ impl Engine {
         }
         let has_room = match self.admit(now, request, debt_bytes) {
             Ok(has_room) => has_room,
-            Err(refusal) => {
-                self.refused_overload += u64::from(refusal.code == Code::Overloaded);
-                return self.refuse(request.token, refusal);
-            }
+            Err(refusal) => return self.refuse(request.token, refusal),
         };
         self.debt.accept(debt_bytes);
         // What never waits is answered from memory, and changes nothing.
@@ -269,6 +266,7 @@ impl Engine {
     }
 
     fn refuse(&mut self, token: Token, refusal: Refusal) {
+        self.refused_overload += u64::from(refusal.code == Code::Overloaded);
         self.out.push(reply(token, 0, Outcome::Refused(refusal)));
     }
 

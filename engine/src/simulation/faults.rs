@@ -393,6 +393,7 @@ fn what_waits_for_room_for_too_long_is_refused_and_what_never_fits_is_at_once() 
     bench.tick();
     let refused: Vec<_> = bench.replies().iter().map(|reply| (reply.token, Asking::code(&reply.outcome))).collect();
     assert_eq!(refused, [(first, Some(Code::Overloaded)), (first + 1, Some(Code::Overloaded))]);
+    assert_eq!(bench.engine.status().refused_overload, 2);
 
     // A request of more than the segments ahead and the buffers take.
     undone.into_iter().for_each(|io| bench.perform(io));
