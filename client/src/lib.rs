@@ -50,6 +50,8 @@
 //!
 //! # When the daemon has too much to do
 //!
+//! Where a shard's log has no room for the moment, a mutation waits there, up to its deadline and 10 s at most.
+//!
 //! `OVERLOADED` and `THROTTLED` mean: not now, and nothing was applied. Unless [`RequestOptions::retry_overload`] says
 //! otherwise, the client sends such a request again, with the same key, after a pause: at least the daemon's
 //! `retry_after_ms`, and beyond it a random time of up to half of that or up to 10 ms, 20 ms, 40 ms and so on to 2 s,

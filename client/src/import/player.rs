@@ -123,8 +123,8 @@ impl<'a> Player<'a> {
                 match self.row(&event.corpus, reference)? {
                     Some(row) => self.send(event, key, Some(row), 0, 0),
                     None => {
-                        let why = format!("{event}: no such claim before it was acknowledged");
-                        self.report.refuse(ErrorCode::NotVisible, &why);
+                        let why = &"no such claim before it was acknowledged";
+                        self.report.refuse(ErrorCode::NotVisible, &event, why);
                         Ok(())
                     }
                 }
@@ -164,12 +164,9 @@ impl<'a> Player<'a> {
                     return Ok(Some(answer));
                 }
                 Err(error) => match self.verdict(&error, resends) {
-                    Verdict::Again(pause) => {
-                        self.report.sent_again += 1;
-                        thread::sleep(pause);
-                    }
+                    Verdict::Again(pause) => thread::sleep(pause),
                     Verdict::Refused(code) => {
-                        self.report.refuse(code, &format!("{event}: {error}"));
+                        self.report.refuse(code, event, &error);
                         return Ok(None);
                     }
                     Verdict::End => return Err(error.into()),
@@ -193,8 +190,7 @@ impl<'a> Player<'a> {
     fn refer(&mut self, event: &Event, key: Uuid, to: &str) -> Result<(), ImportFailure> {
         let latest = self.corpora.get(to).and_then(|corpus| corpus.canonical.last_key_value());
         let Some((_, &event_id)) = latest else {
-            let why = format!("{event}: that corpus has no canonical row then");
-            self.report.refuse(ErrorCode::NotVisible, &why);
+            self.report.refuse(ErrorCode::NotVisible, event, &"that corpus has no canonical row then");
             return Ok(());
         };
         let options = self.request_options(event, key, "");
@@ -327,11 +323,8 @@ impl<'a> Player<'a> {
             return Ok(None);
         };
         match self.verdict(&error, resends) {
-            Verdict::Again(pause) => {
-                self.report.sent_again += 1;
-                return Ok(Some(Again { event, key, row, place, resends: resends + 1, pause }));
-            }
-            Verdict::Refused(code) => self.report.refuse(code, &format!("{event}: {error}")),
+            Verdict::Again(pause) => return Ok(Some(Again { event, key, row, place, resends: resends + 1, pause })),
+            Verdict::Refused(code) => self.report.refuse(code, &event, &error),
             Verdict::End => return Err(error.into()),
         }
         if let EventKind::Claim { reference, .. } = event.kind {
@@ -341,13 +334,14 @@ impl<'a> Player<'a> {
     }
 
     /// What becomes of an event that was sent again `resends` times, and then met this.
-    fn verdict(&self, error: &ClientError, resends: u32) -> Verdict {
+    fn verdict(&mut self, error: &ClientError, resends: u32) -> Verdict {
         let ClientError::Refused(refusal) = error else {
             return Verdict::End;
         };
         let is_patient = self.last_taken.elapsed() < self.options.patience;
         match refusal.code {
             ErrorCode::Overloaded | ErrorCode::NoSpace if is_patient => {
+                self.report.sent_again += 1;
                 let advised = Duration::from_millis(u64::from(refusal.retry_after_ms));
                 Verdict::Again(advised + (RESEND_PAUSE * (1 << resends.min(10))).min(RESEND_PAUSE_MAX))
             }

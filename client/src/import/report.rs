@@ -1,11 +1,12 @@
 //! What an import did.
 
 use crate::error::ClientError;
-use crate::import::SourceError;
+use crate::import::{Event, SourceError};
 use claim_protocol::ErrorCode;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 /// The longest latency that the histogram tells apart.
@@ -58,9 +59,9 @@ impl ImportReport {
         self.claimed + self.referenced + self.retracted + self.reactivated
     }
 
-    pub(crate) fn refuse(&mut self, code: ErrorCode, why: &str) {
+    pub(crate) fn refuse(&mut self, code: ErrorCode, event: &Event, why: &dyn fmt::Display) {
         *self.refused.entry(code.name()).or_default() += 1;
-        self.first_refused.entry(code.name()).or_insert_with(|| why.to_owned());
+        self.first_refused.entry(code.name()).or_insert_with(|| format!("{event}: {why}"));
     }
 
     pub(crate) fn record(&mut self, latency: Duration) {

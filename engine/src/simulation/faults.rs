@@ -19,6 +19,19 @@ use uuid::Uuid;
 
 pub const GEOMETRY: Geometry = Geometry { segment_bytes: 96 << 10, batch_bytes_max: 16 << 10, ring_segments: 0 };
 
+/// A claim of an event, with this metadata.
+pub fn claim_of(metadata: &[u8]) -> Claim<'_> {
+    Claim {
+        event_key: "key",
+        occurred_at_us: 0,
+        owning_corpus: "",
+        hosting_corpus: "",
+        category: "c",
+        taxonomy_version: 1,
+        metadata,
+    }
+}
+
 pub struct Bench {
     pub disk: SimDisk,
     entropy: Entropy,
@@ -70,15 +83,7 @@ impl Bench {
     }
 
     fn claim(&mut self, token: u64, deadline_boot_us: Option<i64>) {
-        let items = [Claim {
-            event_key: "key",
-            occurred_at_us: 0,
-            owning_corpus: "",
-            hosting_corpus: "",
-            category: "c",
-            taxonomy_version: 1,
-            metadata: &[9; 4_000],
-        }];
+        let items = [claim_of(&[9; 4_000])];
         self.submit(
             token,
             Operation::Claim { corpus: "customer", items: &items, unless_within_us: None },
@@ -398,16 +403,7 @@ fn what_waits_for_room_for_too_long_is_refused_and_what_never_fits_is_at_once() 
     // A request of more than the segments ahead and the buffers take.
     undone.into_iter().for_each(|io| bench.perform(io));
     bench.settle();
-    let claim = Claim {
-        event_key: "key",
-        occurred_at_us: 0,
-        owning_corpus: "",
-        hosting_corpus: "",
-        category: "c",
-        taxonomy_version: 1,
-        metadata: &[9; 4_000],
-    };
-    let items = vec![claim; 200];
+    let items = vec![claim_of(&[9; 4_000]); 200];
     bench.submit(first + 3, Operation::Claim { corpus: "customer", items: &items, unless_within_us: None }, None);
     assert_eq!(bench.refusal(first + 3), (Code::Overloaded, Certainty::Definite));
     bench.claim(first + 4, None);

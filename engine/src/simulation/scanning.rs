@@ -1,6 +1,6 @@
 //! Scans of a ledger whose rows lie in sealed segments: close together, far apart, damaged.
 
-use super::faults::{Bench, GEOMETRY};
+use super::faults::{Bench, GEOMETRY, claim_of};
 use crate::command::{Claim, Operation, Outcome};
 use crate::error::{Code, Refusal};
 use crate::id::EventId;
@@ -74,18 +74,6 @@ impl Scanning {
 
     fn sealed_segments(&self) -> usize {
         self.bench.engine.shard().rows().catalog().segments().len()
-    }
-}
-
-fn claim_of(metadata: &[u8]) -> Claim<'_> {
-    Claim {
-        event_key: "key",
-        occurred_at_us: 0,
-        owning_corpus: "",
-        hosting_corpus: "",
-        category: "c",
-        taxonomy_version: 1,
-        metadata,
     }
 }
 
