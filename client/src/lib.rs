@@ -50,7 +50,7 @@
 //!
 //! # When the daemon has too much to do
 //!
-//! Where a shard's log has no room for the moment, a mutation waits there, up to its deadline and 10 s at most.
+//! Where a shard's log has no room for the moment, a mutation waits there: until its deadline, or until nothing has found room for 10 s.
 //!
 //! `OVERLOADED` and `THROTTLED` mean: not now, and nothing was applied. Unless [`RequestOptions::retry_overload`] says
 //! otherwise, the client sends such a request again, with the same key, after a pause: at least the daemon's
