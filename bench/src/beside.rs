@@ -5,6 +5,7 @@ use crate::error::BenchError;
 use crate::load::{Link, Timing, load};
 use crate::outcome::{MeasuredRow, Row, Setting, hundredths, table};
 use crate::reads::{self, Kind, ReadRow, ReadSetting};
+use claim_engine::scheduling;
 use serde::Serialize;
 use std::thread;
 
@@ -48,7 +49,8 @@ impl Beside {
         Beside { kind, claims_alone: Vec::new(), claims_beside: Vec::new(), reads: Vec::new() }
     }
 
-    /// Adds the row of claims alone, and measures the same claims beside reads; each load has a thread of its own.
+    /// Adds the row of claims alone, and measures the same claims beside reads; each load has a thread of its own. Where they share a
+    /// core, an answer to a claim is taken before what the reads brought, and a write of the kernel's is finished before both.
     pub fn round(
         &mut self,
         claims_alone: Row,
@@ -71,7 +73,12 @@ impl Beside {
             rate: timing.rate,
         };
         let (claims, reads) = thread::scope(|scope| {
-            let claims = scope.spawn(|| load(claim_links, Timing { rate: None, ..timing }));
+            let claims = scope.spawn(|| {
+                if let Err(error) = scheduling::give_way_to_the_usual() {
+                    eprintln!("claim-bench: claims wait for the reads' load where the two share a core: {error}");
+                }
+                load(claim_links, Timing { rate: None, ..timing })
+            });
             let reads = load(read_links, timing);
             (claims.join().expect("a load does not panic"), reads)
         });

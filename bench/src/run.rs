@@ -67,6 +67,8 @@ impl RunArguments {
             "--workload goes neither with --beside-claims nor with --floor: leave one out"
         } else if is_claims && self.beside_claims.is_some() {
             "--beside-claims is for reads: add `--operation lookups` or `--operation scans`"
+        } else if self.beside_claims.is_some() && self.load.spin {
+            "--spin goes not with --beside-claims: two loads that poll take the core from each other"
         } else if self.floor.as_ref().is_some_and(|floor| floor.is_dir() != is_claims) {
             "--floor takes a directory for claims, and a file or a device for reads"
         } else if !is_claims && self.load.batch > 1 && self.beside_claims.is_none() {

@@ -1,6 +1,7 @@
 //! The shard's driver: gives the engine its storage, and carries I/O between the two.
 
 use crate::clock;
+use crate::read_shares::{PIECE_BYTES, ReadShares};
 use crate::scrub::Scrubbed;
 use crate::stages::{Stage, Stages, Written};
 use crate::stall_guard::Pulse;
@@ -34,9 +35,14 @@ const CACHED_READ_BYTES_MAX: u64 = 16 * 1024;
 
 /// How long what nobody waits for leaves the processor to others, after each of its steps, which take about as long.
 const PAUSE: Duration = Duration::from_millis(1);
+/// The same while the log is written: then it has a twentieth of the processor at most.
+const PAUSE_BESIDE_WRITES: Duration = Duration::from_millis(19);
 
 /// How much less of a core indexes get than what is served, while both want it: about a tenth.
 const INDEX_NICE: i32 = 10;
+
+/// The log counts as being written for so long after a write.
+const WRITTEN_LATELY: Duration = Duration::from_millis(10);
 
 /// What is done with what leaves an engine.
 pub type Outlet = Box<dyn Fn(Output)>;
@@ -55,6 +61,10 @@ pub struct Driver {
     outlet: RefCell<Option<Outlet>>,
     outputs: RefCell<Vec<Output>>,
     is_delivering: Cell<bool>,
+    /// Of the log.
+    writes_under_way: Cell<usize>,
+    /// Of the device.
+    reads: ReadShares,
     /// I/O that was begun and has not ended.
     under_way: Cell<usize>,
     /// Nothing more is begun.
@@ -107,15 +117,12 @@ impl Driver {
             outlet: RefCell::new(None),
             outputs: RefCell::new(Vec::new()),
             is_delivering: Cell::new(false),
+            writes_under_way: Cell::new(0),
+            reads: ReadShares::default(),
             under_way: Cell::new(0),
             has_ended: Cell::new(false),
             scrubbed: RefCell::new(Scrubbed::default()),
         })
-    }
-
-    /// The shard's file.
-    pub fn storage(&self) -> &RealStorage {
-        &self.storage
     }
 
     /// Where the shard's file is.
@@ -160,7 +167,8 @@ impl Driver {
                         IoDone::Cleared(glommio::executor().spawn_blocking(clear).await)
                     }
                     Io::Pause { id } => {
-                        glommio::timer::sleep(PAUSE).await;
+                        let pause = if this.is_written() { PAUSE_BESIDE_WRITES } else { PAUSE };
+                        glommio::timer::sleep(pause).await;
                         IoDone::Paused { id }
                     }
                     // A backup under way reads what was dropped since it began.
@@ -170,11 +178,16 @@ impl Driver {
                     }
                     io @ Io::Write { .. } => {
                         let began = Instant::now();
+                        this.writes_under_way.set(this.writes_under_way.get() + 1);
                         let done = perform(&*this.storage, io).await;
+                        this.writes_under_way.set(this.writes_under_way.get() - 1);
                         let ended = Instant::now();
                         this.stages.record(Stage::Write, ended - began);
                         this.written.set(Some(Written { began, ended }));
                         done
+                    }
+                    Io::Read { id, log_offset, file_offset, bytes } => {
+                        IoDone::Read { id, log_offset, result: this.read_device(file_offset, bytes).await }
                     }
                     io => perform(&*this.storage, io).await,
                 };
@@ -186,6 +199,12 @@ impl Driver {
             .detach();
         }
         self.deliver();
+    }
+
+    /// Whether the log is being written, or was a moment ago.
+    fn is_written(&self) -> bool {
+        self.writes_under_way.get() > 0
+            || self.written.get().is_some_and(|written| written.ended.elapsed() < WRITTEN_LATELY)
     }
 
     /// Begins nothing more.
@@ -304,8 +323,28 @@ impl Driver {
     async fn read_storage(&self, log_offset: u64, bytes: u64) -> Result<Vec<u8>, String> {
         let geometry = self.engine.borrow().superblock().geometry;
         let (file_offset, bytes) = (geometry.file_offset(log_offset), geometry.together(log_offset, bytes));
-        let result = self.storage.read_at(file_offset, bytes as usize).await;
+        let result = self.read_device(file_offset, bytes).await;
         result.map_err(|e| format!("reading {bytes} bytes at file offset {file_offset} failed: {e}"))
+    }
+
+    /// Reads from the shard's file when there is room for it beside other reads, and while the log is written a piece at a time.
+    pub async fn read_device(&self, file_offset: u64, bytes: u64) -> io::Result<Vec<u8>> {
+        let mut read = Vec::new();
+        loop {
+            let (done, is_written) = (read.len() as u64, self.is_written());
+            let piece = if is_written { (bytes - done).min(PIECE_BYTES) } else { bytes - done };
+            let _share = self.reads.take(piece, is_written).await;
+            let part = self.storage.read_at(file_offset + done, piece as usize).await?;
+            let is_last = (part.len() as u64) < piece || done + piece == bytes;
+            if done == 0 {
+                read = part;
+            } else {
+                read.extend_from_slice(&part);
+            }
+            if is_last {
+                return Ok(read);
+            }
+        }
     }
 
     /// Whether a log offset lies before where the log begins.

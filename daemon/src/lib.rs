@@ -39,6 +39,7 @@ pub mod log_reader;
 pub mod mesh;
 pub mod message;
 pub mod raw;
+pub mod read_shares;
 pub mod reading;
 pub mod repair;
 pub mod reshard;

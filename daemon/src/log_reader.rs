@@ -9,7 +9,6 @@ use claim_engine::log::recovery::BatchPlace;
 use claim_engine::log::superblock::Superblock;
 use claim_engine::mutant::Mutation;
 use claim_engine::retention::{QuarterSeal, verify_seals};
-use claim_engine::storage::Storage;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -41,7 +40,7 @@ async fn read_batch(driver: &Driver, superblock: &Superblock, log_offset: u64) -
     // Most batches are small: the first block says how long this one is.
     let first = claim_engine::log::layout::BLOCK_BYTES.min(wanted);
     let read = |bytes: u64| async move {
-        let read = driver.storage().read_at(file_offset, bytes as usize).await;
+        let read = driver.read_device(file_offset, bytes).await;
         read.map_err(|e| format!("reading {bytes} bytes at file offset {file_offset} failed: {e}"))
     };
     let mut bytes = read(first).await?;

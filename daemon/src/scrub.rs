@@ -9,7 +9,6 @@ use claim_engine::log::layout::{BLOCK_BYTES, SEGMENT_HEADER_BYTES};
 use claim_engine::log::recovery::BatchPlace;
 use claim_engine::log::superblock::Superblock;
 use claim_engine::mutant::Mutation;
-use claim_engine::storage::Storage;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -121,7 +120,7 @@ async fn piece(driver: &Driver, round: &mut Round) -> u64 {
     let segment_end = geometry.segment_start(geometry.segment_of(at) + 1);
     let wanted = geometry.batch_bytes_max.min(segment_end - at);
     let file_offset = geometry.file_offset(at);
-    let read = driver.storage().read_at(file_offset, wanted as usize).await;
+    let read = driver.read_device(file_offset, wanted).await;
     if is_dropped(at) {
         return wanted;
     }

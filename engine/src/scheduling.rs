@@ -10,7 +10,9 @@ use std::time::Duration;
 
 /// The shortest slice that the kernel takes.
 const SHORT_SLICE: Duration = Duration::from_micros(100);
-/// Longer than the usual one, of about 3 ms, and no longer than somebody may wait who does not get the core at once.
+/// Longer than the usual one, of about 3 ms.
+const MIDDLE_SLICE: Duration = Duration::from_millis(5);
+/// Longer than that, and no longer than somebody may wait who does not get the core at once.
 const LONG_SLICE: Duration = Duration::from_millis(10);
 
 /// Has the calling thread run soon when it wakes up, for a short while each time.
@@ -26,6 +28,12 @@ pub fn give_way(nice: i32) -> nix::Result<()> {
         attributes.sched_nice += nice;
         attributes.sched_flags |= libc::SCHED_FLAG_RESET_ON_FORK as u64;
     })
+}
+
+/// Has the kernel's threads, and others with the usual slice, go first that wake up on the calling thread's core; those that
+/// [give way](give_way) come after it.
+pub fn give_way_to_the_usual() -> nix::Result<()> {
+    change(|attributes| attributes.sched_runtime = MIDDLE_SLICE.as_nanos() as u64)
 }
 
 fn change(how: impl FnOnce(&mut libc::sched_attr)) -> nix::Result<()> {
