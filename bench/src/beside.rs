@@ -43,6 +43,17 @@ struct Ratios {
     p999_to_alone: f64,
 }
 
+/// The calling thread's load is claims: it goes before a load of reads on its core, and after the kernel's threads.
+pub fn load_of_claims() {
+    gives_way(scheduling::give_way_to_the_usual());
+}
+
+fn gives_way(set: nix::Result<()>) {
+    if let Err(error) = set {
+        eprintln!("claim-bench: claims and the kernel's threads wait for the loads where they share a core: {error}");
+    }
+}
+
 impl Beside {
     /// No rounds yet.
     pub fn new(kind: Kind) -> Self {
@@ -74,11 +85,10 @@ impl Beside {
         };
         let (claims, reads) = thread::scope(|scope| {
             let claims = scope.spawn(|| {
-                if let Err(error) = scheduling::give_way_to_the_usual() {
-                    eprintln!("claim-bench: claims wait for the reads' load where the two share a core: {error}");
-                }
+                load_of_claims();
                 load(claim_links, Timing { rate: None, ..timing })
             });
+            gives_way(scheduling::give_way(0));
             let reads = load(read_links, timing);
             (claims.join().expect("a load does not panic"), reads)
         });

@@ -1,6 +1,6 @@
 //! `claim-bench run`: a load on a daemon that is already there.
 
-use crate::beside::Beside;
+use crate::beside::{self, Beside};
 use crate::error::BenchError;
 use crate::floor::{self, Floor, LEDGER_MODE};
 use crate::load::Timing;
@@ -198,6 +198,7 @@ fn run_beside_claims(arguments: &RunArguments, kind: Kind, claims: usize) -> Res
         for _ in 0..arguments.rounds {
             let connections = arguments.load.connections;
             let alone = Timing { rate: None, ..arguments.timing() };
+            beside::load_of_claims();
             let claims_alone = target.measure(claims, connections, arguments.load.shape(), alone)?;
             let claim_links = target.links(claims, connections, arguments.load.shape())?;
             let read_links = reads.links(*outstanding, connections)?;

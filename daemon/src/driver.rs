@@ -1,7 +1,7 @@
 //! The shard's driver: gives the engine its storage, and carries I/O between the two.
 
 use crate::clock;
-use crate::read_shares::{PIECE_BYTES, ReadShares};
+use crate::read_shares::{ReadShares, Reader};
 use crate::scrub::Scrubbed;
 use crate::stages::{Stage, Stages, Written};
 use crate::stall_guard::Pulse;
@@ -35,14 +35,12 @@ const CACHED_READ_BYTES_MAX: u64 = 16 * 1024;
 
 /// How long what nobody waits for leaves the processor to others, after each of its steps, which take about as long.
 const PAUSE: Duration = Duration::from_millis(1);
-/// The same while the log is written: then it has a twentieth of the processor at most.
-const PAUSE_BESIDE_WRITES: Duration = Duration::from_millis(19);
+/// While a log is written it leaves it for so many times as long as the last step took, and at most for this long.
+const PAUSE_BESIDE_WRITES: u32 = 19;
+const PAUSE_MAX: Duration = Duration::from_millis(12);
 
 /// How much less of a core indexes get than what is served, while both want it: about a tenth.
 const INDEX_NICE: i32 = 10;
-
-/// The log counts as being written for so long after a write.
-const WRITTEN_LATELY: Duration = Duration::from_millis(10);
 
 /// What is done with what leaves an engine.
 pub type Outlet = Box<dyn Fn(Output)>;
@@ -61,10 +59,10 @@ pub struct Driver {
     outlet: RefCell<Option<Outlet>>,
     outputs: RefCell<Vec<Output>>,
     is_delivering: Cell<bool>,
-    /// Of the log.
-    writes_under_way: Cell<usize>,
-    /// Of the device.
-    reads: ReadShares,
+    /// Of the device: all shards of an executor have the same.
+    reads: Rc<ReadShares>,
+    /// How long the last step of what nobody waits for took.
+    last_step: Cell<Duration>,
     /// I/O that was begun and has not ended.
     under_way: Cell<usize>,
     /// Nothing more is begun.
@@ -104,6 +102,7 @@ impl Driver {
         storage: RealStorage,
         path: PathBuf,
         (pulse, stages): (Arc<Pulse>, Rc<Stages>),
+        reads: Rc<ReadShares>,
         entropy: Entropy,
     ) -> Rc<Driver> {
         Rc::new(Driver {
@@ -117,8 +116,8 @@ impl Driver {
             outlet: RefCell::new(None),
             outputs: RefCell::new(Vec::new()),
             is_delivering: Cell::new(false),
-            writes_under_way: Cell::new(0),
-            reads: ReadShares::default(),
+            reads,
+            last_step: Cell::new(Duration::ZERO),
             under_way: Cell::new(0),
             has_ended: Cell::new(false),
             scrubbed: RefCell::new(Scrubbed::default()),
@@ -167,8 +166,9 @@ impl Driver {
                         IoDone::Cleared(glommio::executor().spawn_blocking(clear).await)
                     }
                     Io::Pause { id } => {
-                        let pause = if this.is_written() { PAUSE_BESIDE_WRITES } else { PAUSE };
-                        glommio::timer::sleep(pause).await;
+                        let is_written = this.reads.is_log_written();
+                        let beside = (this.last_step.get() * PAUSE_BESIDE_WRITES).min(PAUSE_MAX);
+                        glommio::timer::sleep(if is_written { beside.max(PAUSE) } else { PAUSE }).await;
                         IoDone::Paused { id }
                     }
                     // A backup under way reads what was dropped since it began.
@@ -178,33 +178,32 @@ impl Driver {
                     }
                     io @ Io::Write { .. } => {
                         let began = Instant::now();
-                        this.writes_under_way.set(this.writes_under_way.get() + 1);
+                        let write = this.reads.write();
                         let done = perform(&*this.storage, io).await;
-                        this.writes_under_way.set(this.writes_under_way.get() - 1);
+                        drop(write);
                         let ended = Instant::now();
                         this.stages.record(Stage::Write, ended - began);
                         this.written.set(Some(Written { began, ended }));
                         done
                     }
-                    Io::Read { id, log_offset, file_offset, bytes } => {
-                        IoDone::Read { id, log_offset, result: this.read_device(file_offset, bytes).await }
+                    Io::Read { id, log_offset, file_offset, bytes, is_urgent } => {
+                        let reader = if is_urgent { Reader::Request } else { Reader::Background };
+                        IoDone::Read { id, log_offset, result: this.read_device(file_offset, bytes, reader).await }
                     }
                     io => perform(&*this.storage, io).await,
                 };
                 this.pulse.beat();
+                let step = matches!(done, IoDone::Paused { .. }).then(Instant::now);
                 this.engine.borrow_mut().complete(clock::now(), &mut this.entropy.borrow_mut(), done);
+                if let Some(began) = step {
+                    this.last_step.set(began.elapsed());
+                }
                 this.under_way.set(this.under_way.get() - 1);
                 this.pump();
             })
             .detach();
         }
         self.deliver();
-    }
-
-    /// Whether the log is being written, or was a moment ago.
-    fn is_written(&self) -> bool {
-        self.writes_under_way.get() > 0
-            || self.written.get().is_some_and(|written| written.ended.elapsed() < WRITTEN_LATELY)
     }
 
     /// Begins nothing more.
@@ -241,6 +240,7 @@ impl Driver {
 
     /// Lets the engine look at the time.
     pub fn tick(self: &Rc<Self>) {
+        self.reads.tick();
         self.engine.borrow_mut().tick(clock::now(), &mut self.entropy.borrow_mut());
         self.pump();
     }
@@ -323,21 +323,22 @@ impl Driver {
     async fn read_storage(&self, log_offset: u64, bytes: u64) -> Result<Vec<u8>, String> {
         let geometry = self.engine.borrow().superblock().geometry;
         let (file_offset, bytes) = (geometry.file_offset(log_offset), geometry.together(log_offset, bytes));
-        let result = self.read_device(file_offset, bytes).await;
+        let result = self.read_device(file_offset, bytes, Reader::Request).await;
         result.map_err(|e| format!("reading {bytes} bytes at file offset {file_offset} failed: {e}"))
     }
 
-    /// Reads from the shard's file when there is room for it beside other reads, and while the log is written a piece at a time.
-    pub async fn read_device(&self, file_offset: u64, bytes: u64) -> io::Result<Vec<u8>> {
+    /// Reads from the shard's file when there is room for it beside other reads, and while a log is written a piece at a time.
+    pub async fn read_device(&self, file_offset: u64, bytes: u64, reader: Reader) -> io::Result<Vec<u8>> {
+        let _share = self.reads.take(bytes, reader).await;
         let mut read = Vec::new();
         loop {
-            let (done, is_written) = (read.len() as u64, self.is_written());
-            let piece = if is_written { (bytes - done).min(PIECE_BYTES) } else { bytes - done };
-            let _share = self.reads.take(piece, is_written).await;
+            let done = read.len() as u64;
+            let piece = self.reads.piece(bytes - done);
             let part = self.storage.read_at(file_offset + done, piece as usize).await?;
             let is_last = (part.len() as u64) < piece || done + piece == bytes;
             if done == 0 {
                 read = part;
+                read.reserve_exact((bytes - piece) as usize);
             } else {
                 read.extend_from_slice(&part);
             }

@@ -6,6 +6,7 @@ use crate::inbox::Inbox;
 use crate::ledger;
 use crate::mesh::{Mesh, MeshBuilder};
 use crate::message::Message;
+use crate::read_shares::ReadShares;
 use crate::rounds::Rounds;
 use crate::scrub;
 use crate::service::Service;
@@ -154,6 +155,7 @@ type Drivers = Vec<Option<Rc<Driver>>>;
 async fn open_shards(plan: &Plan, stages: &Rc<Stages>) -> Result<(Drivers, Vec<ShardOpened>), String> {
     let mut drivers: Drivers = vec![None; plan.shared.executor_of_shard.len()];
     let mut opened = Vec::new();
+    let reads = Rc::<ReadShares>::default();
     for superblock in &plan.superblocks {
         let path = ledger::shard_path(&plan.data, superblock.shard);
         let storage = open_storage(&path, plan.direct).await.map_err(|e| e.to_string())?;
@@ -170,7 +172,7 @@ async fn open_shards(plan: &Plan, stages: &Rc<Stages>) -> Result<(Drivers, Vec<S
             globals: engine.shard().globals_applied(),
         });
         let watched = (Arc::clone(&plan.pulse), Rc::clone(stages));
-        let driver = Driver::new(engine, storage, path, watched, plan.entropy(superblock.shard));
+        let driver = Driver::new(engine, storage, path, watched, Rc::clone(&reads), plan.entropy(superblock.shard));
         drivers[usize::from(superblock.shard)] = Some(driver);
     }
     Ok((drivers, opened))

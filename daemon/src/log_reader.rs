@@ -2,6 +2,7 @@
 //! earlier is still part of the chain.
 
 use crate::driver::{Driver, StoredRecord};
+use crate::read_shares::Reader;
 use claim_engine::log::batch::{self, BATCH_HEADER_BYTES, Found, Hash};
 use claim_engine::log::end::{Head, LogEnd};
 use claim_engine::log::record;
@@ -40,7 +41,7 @@ async fn read_batch(driver: &Driver, superblock: &Superblock, log_offset: u64) -
     // Most batches are small: the first block says how long this one is.
     let first = claim_engine::log::layout::BLOCK_BYTES.min(wanted);
     let read = |bytes: u64| async move {
-        let read = driver.read_device(file_offset, bytes).await;
+        let read = driver.read_device(file_offset, bytes, Reader::Request).await;
         read.map_err(|e| format!("reading {bytes} bytes at file offset {file_offset} failed: {e}"))
     };
     let mut bytes = read(first).await?;

@@ -1,66 +1,115 @@
-//! How much of the device reads take at once, in the order in which they come.
+//! How much of the device the reads of an executor take at once, and in what order.
 //!
-//! A durable write waits at the device for what was asked of it before. While the log is written, a few reads at a time, or one long one,
-//! bring nearly as much as many do, and keep the write waiting for a fraction of the time.
+//! A durable write waits at the device for what was asked of it before. While a log is written, only a few short reads go there at a time, or
+//! one long one, a piece after the other; what is there already when a write comes is not taken back.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
 
-/// What all reads take together.
-const SHARES: u64 = 64;
-/// What a long read takes; any other takes one share.
-const LONG: u64 = 8;
+/// What reads take together.
+const SHARES: i64 = 64;
+/// What a long read takes; a short one takes one share.
+const LONG: i64 = 8;
 /// From so many bytes on a read is a long one.
-const LONG_READ_BYTES: u64 = 64 * 1024;
-/// While the log is written, reads that are longer than this go to the device in pieces: a write waits for one of them at most.
-pub const PIECE_BYTES: u64 = 128 * 1024;
-/// While the log is written a read takes so many times as much: four small ones are under way then, or a long one.
-const BESIDE_WRITES: u64 = 16;
+const LONG_READ_BYTES: u64 = 32 * 1024;
+/// While a log is written a read takes so many times as much: four short ones are under way then, or a long one.
+const BESIDE_WRITES: i64 = 16;
+/// While a log is written, longer reads go in pieces of this.
+const PIECE_BYTES: u64 = 128 * 1024;
+/// A log counts as being written for so long after a write.
+const WRITTEN_LATELY: Duration = Duration::from_millis(10);
+/// Who has waited for so long goes, whatever is under way: a read that the device does not answer holds nobody up for longer.
+const PATIENCE: Duration = Duration::from_millis(100);
 
-/// Somebody who waits for a share.
+/// For whom one reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reader {
+    /// A request waits for it.
+    Request,
+    /// Nobody but the daemon itself does: requests go first.
+    Background,
+}
+
+/// Somebody in line.
 #[derive(Debug)]
 struct Waiting {
-    share: u64,
-    is_granted: Cell<bool>,
+    bytes: u64,
+    since: Instant,
+    /// What it got.
+    share: Cell<Option<i64>>,
     waker: RefCell<Option<Waker>>,
 }
 
 /// See the module.
 #[derive(Debug)]
 pub struct ReadShares {
-    left: Cell<u64>,
-    waiting: RefCell<VecDeque<Rc<Waiting>>>,
+    /// Less than none while somebody who was impatient reads.
+    left: Cell<i64>,
+    requests: RefCell<VecDeque<Rc<Waiting>>>,
+    background: RefCell<VecDeque<Rc<Waiting>>>,
+    writes_under_way: Cell<usize>,
+    written_at: Cell<Option<Instant>>,
 }
 
-/// A share, until it is dropped.
+/// A place in line, and what it got; both are given back with it.
 #[derive(Debug)]
 #[must_use]
 pub struct ReadShare<'a> {
     of: &'a ReadShares,
+    reader: Reader,
     own: Rc<Waiting>,
+}
+
+/// A write of a log that is under way.
+#[derive(Debug)]
+#[must_use]
+pub struct LogWrite<'a> {
+    of: &'a ReadShares,
 }
 
 impl Default for ReadShares {
     fn default() -> Self {
-        ReadShares { left: Cell::new(SHARES), waiting: RefCell::default() }
+        ReadShares {
+            left: Cell::new(SHARES),
+            requests: RefCell::default(),
+            background: RefCell::default(),
+            writes_under_way: Cell::new(0),
+            written_at: Cell::new(None),
+        }
     }
 }
 
 impl ReadShares {
-    /// Waits for room for a read of so many bytes. Nobody overtakes: a long read is not kept waiting by short ones that come after it.
-    pub async fn take(&self, bytes: u64, is_log_written: bool) -> ReadShare<'_> {
-        let share = if bytes < LONG_READ_BYTES { 1 } else { LONG };
-        let share = if is_log_written { share * BESIDE_WRITES } else { share }.min(SHARES);
-        let own = Rc::new(Waiting { share, is_granted: Cell::new(false), waker: RefCell::default() });
-        self.waiting.borrow_mut().push_back(Rc::clone(&own));
-        // Whoever stops waiting gives back what it has, or its place.
-        let taken = ReadShare { of: self, own };
+    /// A log is being written until what this returns is dropped.
+    pub fn write(&self) -> LogWrite<'_> {
+        self.writes_under_way.set(self.writes_under_way.get() + 1);
+        LogWrite { of: self }
+    }
+
+    /// Whether a log is being written, or was a moment ago.
+    pub fn is_log_written(&self) -> bool {
+        let lately = |at: Instant| at.elapsed() < WRITTEN_LATELY;
+        self.writes_under_way.get() > 0 || self.written_at.get().is_some_and(lately)
+    }
+
+    /// How much of so many bytes is read at once now.
+    pub fn piece(&self, bytes: u64) -> u64 {
+        if self.is_log_written() { bytes.min(PIECE_BYTES) } else { bytes }
+    }
+
+    /// Waits until there is room for a read of so many bytes. Nobody overtakes who is in the same line; the lines are as long as there may be
+    /// reads under way.
+    pub async fn take(&self, bytes: u64, reader: Reader) -> ReadShare<'_> {
+        let own = Rc::new(Waiting { bytes, since: Instant::now(), share: Cell::new(None), waker: RefCell::default() });
+        self.line(reader).borrow_mut().push_back(Rc::clone(&own));
+        let taken = ReadShare { of: self, reader, own };
         self.grant();
         poll_fn(|cx| {
-            if taken.own.is_granted.get() {
+            if taken.own.share.get().is_some() {
                 return Poll::Ready(());
             }
             *taken.own.waker.borrow_mut() = Some(cx.waker().clone());
@@ -70,27 +119,66 @@ impl ReadShares {
         taken
     }
 
+    /// Lets go who has waited long enough; called now and then.
+    pub fn tick(&self) {
+        for line in [&self.requests, &self.background] {
+            let mut line = line.borrow_mut();
+            while let Some(next) = line.pop_front_if(|next| next.since.elapsed() >= PATIENCE) {
+                self.give(&next);
+            }
+        }
+    }
+
+    fn line(&self, reader: Reader) -> &RefCell<VecDeque<Rc<Waiting>>> {
+        match reader {
+            Reader::Request => &self.requests,
+            Reader::Background => &self.background,
+        }
+    }
+
+    /// What such a read takes at the moment.
+    fn share(&self, bytes: u64) -> i64 {
+        let share = if bytes < LONG_READ_BYTES { 1 } else { LONG };
+        if self.is_log_written() { (share * BESIDE_WRITES).min(SHARES) } else { share }
+    }
+
     /// Lets those begin who are next and for whom there is room.
     fn grant(&self) {
-        let mut waiting = self.waiting.borrow_mut();
-        while let Some(next) = waiting.pop_front_if(|next| next.share <= self.left.get()) {
-            self.left.set(self.left.get() - next.share);
-            next.is_granted.set(true);
-            if let Some(waker) = next.waker.take() {
-                waker.wake();
+        for line in [&self.requests, &self.background] {
+            let mut line = line.borrow_mut();
+            while let Some(next) = line.pop_front_if(|next| self.share(next.bytes) <= self.left.get()) {
+                self.give(&next);
             }
+            if !line.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn give(&self, next: &Waiting) {
+        let share = self.share(next.bytes);
+        self.left.set(self.left.get() - share);
+        next.share.set(Some(share));
+        if let Some(waker) = next.waker.take() {
+            waker.wake();
         }
     }
 }
 
 impl Drop for ReadShare<'_> {
     fn drop(&mut self) {
-        if self.own.is_granted.get() {
-            self.of.left.set(self.of.left.get() + self.own.share);
-        } else {
-            self.of.waiting.borrow_mut().retain(|other| !Rc::ptr_eq(other, &self.own));
+        match self.own.share.get() {
+            Some(share) => self.of.left.set(self.of.left.get() + share),
+            None => self.of.line(self.reader).borrow_mut().retain(|other| !Rc::ptr_eq(other, &self.own)),
         }
         self.of.grant();
+    }
+}
+
+impl Drop for LogWrite<'_> {
+    fn drop(&mut self) {
+        self.of.writes_under_way.set(self.of.writes_under_way.get() - 1);
+        self.of.written_at.set(Some(Instant::now()));
     }
 }
 
@@ -98,13 +186,25 @@ impl Drop for ReadShare<'_> {
 mod tests {
     use super::*;
     use std::pin::pin;
-    use std::task::Context;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Context, Wake};
 
+    const SHORT_BYTES: u64 = 4_096;
     const LONG_BYTES: u64 = 1 << 20;
 
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// A share that must be there at once.
-    fn at_once(shares: &ReadShares, bytes: u64, is_log_written: bool) -> ReadShare<'_> {
-        let mut taking = pin!(shares.take(bytes, is_log_written));
+    fn at_once(shares: &ReadShares, bytes: u64) -> ReadShare<'_> {
+        let mut taking = pin!(shares.take(bytes, Reader::Request));
         match taking.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(share) => share,
             Poll::Pending => panic!("{bytes} bytes have to wait"),
@@ -113,37 +213,83 @@ mod tests {
 
     #[test]
     fn few_reads_are_under_way_while_the_log_is_written_and_many_while_it_is_not() {
-        for (bytes, is_log_written, at_a_time) in
-            [(4_096, false, 64), (LONG_BYTES, false, 8), (4_096, true, 4), (LONG_BYTES, true, 1)]
+        for (bytes, is_written, at_a_time) in
+            [(SHORT_BYTES, false, 64), (LONG_BYTES, false, 8), (SHORT_BYTES, true, 4), (LONG_BYTES, true, 1)]
         {
             let shares = ReadShares::default();
-            let mut taken: Vec<_> = (0..at_a_time).map(|_| at_once(&shares, bytes, is_log_written)).collect();
-            let mut next = pin!(shares.take(bytes, is_log_written));
-            let mut cx = Context::from_waker(Waker::noop());
-            assert!(next.as_mut().poll(&mut cx).is_pending(), "{bytes} bytes, written: {is_log_written}");
+            let _write = is_written.then(|| shares.write());
+            assert_eq!(shares.piece(LONG_BYTES), if is_written { PIECE_BYTES } else { LONG_BYTES });
+            let mut taken: Vec<_> = (0..at_a_time).map(|_| at_once(&shares, bytes)).collect();
+            let wakes = Arc::new(Wakes::default());
+            let waker = Waker::from(Arc::clone(&wakes));
+            let mut next = pin!(shares.take(bytes, Reader::Request));
+            let mut cx = Context::from_waker(&waker);
+            assert!(next.as_mut().poll(&mut cx).is_pending(), "{bytes} bytes, written: {is_written}");
             taken.pop();
-            assert!(next.as_mut().poll(&mut cx).is_ready(), "{bytes} bytes, written: {is_log_written}");
+            assert_eq!(wakes.0.load(Ordering::Relaxed), 1, "there is room, and it is told so");
+            assert!(next.as_mut().poll(&mut cx).is_ready(), "{bytes} bytes, written: {is_written}");
         }
     }
 
     #[test]
-    fn a_long_read_is_not_overtaken_and_who_stops_waiting_holds_nobody_up() {
+    fn what_a_read_takes_is_decided_when_it_begins() {
         let shares = ReadShares::default();
         let mut cx = Context::from_waker(Waker::noop());
-        let first = at_once(&shares, 4_096, true);
-        let mut long = Box::pin(shares.take(LONG_BYTES, true));
+        let mut idle: Vec<_> = (0..8).map(|_| at_once(&shares, LONG_BYTES)).collect();
+        let mut queued: Vec<_> = (0..8).map(|_| Box::pin(shares.take(LONG_BYTES, Reader::Request))).collect();
+        assert!(queued.iter_mut().all(|queued| queued.as_mut().poll(&mut cx).is_pending()));
+        let _write = shares.write();
+        idle.clear();
+        let polled: Vec<_> = queued.iter_mut().map(|queued| queued.as_mut().poll(&mut cx)).collect();
+        assert_eq!(
+            polled.iter().filter(|polled| polled.is_ready()).count(),
+            1,
+            "they waited while the log was idle, and begin beside a write"
+        );
+    }
+
+    #[test]
+    fn nobody_overtakes_but_requests_go_before_what_nobody_waits_for() {
+        let shares = ReadShares::default();
+        let _write = shares.write();
+        let mut cx = Context::from_waker(Waker::noop());
+        let first = at_once(&shares, SHORT_BYTES);
+        let mut background = pin!(shares.take(SHORT_BYTES, Reader::Background));
+        let mut long = Box::pin(shares.take(LONG_BYTES, Reader::Request));
+        let mut after = pin!(shares.take(SHORT_BYTES, Reader::Request));
+        assert!(background.as_mut().poll(&mut cx).is_ready(), "there is room");
         assert!(long.as_mut().poll(&mut cx).is_pending());
-        let mut after = pin!(shares.take(4_096, true));
         assert!(after.as_mut().poll(&mut cx).is_pending(), "the long one was there before");
+        let mut background = pin!(shares.take(SHORT_BYTES, Reader::Background));
+        assert!(background.as_mut().poll(&mut cx).is_pending(), "requests wait");
+        // Who stops waiting holds nobody up, and keeps nothing.
         drop(long);
         assert!(after.as_mut().poll(&mut cx).is_ready());
+        assert!(background.as_mut().poll(&mut cx).is_ready());
         drop(first);
-        // What was granted and never looked at goes back as well.
-        let all = at_once(&shares, 4_096, true);
-        let mut long = Box::pin(shares.take(LONG_BYTES, true));
-        assert!(long.as_mut().poll(&mut cx).is_pending());
-        drop(all);
-        drop(long);
+        let one = at_once(&shares, SHORT_BYTES);
+        let mut granted_unseen = Box::pin(shares.take(LONG_BYTES, Reader::Request));
+        assert!(granted_unseen.as_mut().poll(&mut cx).is_pending());
+        drop(one);
+        drop(granted_unseen);
         assert_eq!(shares.left.get(), SHARES, "nobody has anything");
+    }
+
+    #[test]
+    fn a_read_that_the_device_does_not_answer_holds_nobody_up_for_long() {
+        let shares = ReadShares::default();
+        let _write = shares.write();
+        let mut cx = Context::from_waker(Waker::noop());
+        let hanging = at_once(&shares, LONG_BYTES);
+        let mut request = pin!(shares.take(SHORT_BYTES, Reader::Request));
+        let mut background = pin!(shares.take(LONG_BYTES, Reader::Background));
+        assert!(request.as_mut().poll(&mut cx).is_pending() && background.as_mut().poll(&mut cx).is_pending());
+        std::thread::sleep(PATIENCE);
+        shares.tick();
+        let request = request.as_mut().poll(&mut cx);
+        let background = background.as_mut().poll(&mut cx);
+        assert!(request.is_ready() && background.is_ready());
+        drop((request, background, hanging));
+        assert_eq!(shares.left.get(), SHARES);
     }
 }

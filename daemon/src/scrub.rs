@@ -3,6 +3,7 @@
 //! an error, and `status` says where.
 
 use crate::driver::Driver;
+use crate::read_shares::Reader;
 use claim_engine::log::batch::{self, Found};
 use claim_engine::log::end::LogEnd;
 use claim_engine::log::layout::{BLOCK_BYTES, SEGMENT_HEADER_BYTES};
@@ -120,7 +121,7 @@ async fn piece(driver: &Driver, round: &mut Round) -> u64 {
     let segment_end = geometry.segment_start(geometry.segment_of(at) + 1);
     let wanted = geometry.batch_bytes_max.min(segment_end - at);
     let file_offset = geometry.file_offset(at);
-    let read = driver.read_device(file_offset, wanted).await;
+    let read = driver.read_device(file_offset, wanted, Reader::Background).await;
     if is_dropped(at) {
         return wanted;
     }

@@ -22,6 +22,15 @@ fn claim_batch(client: &Client, corpus: &str, from: usize) -> Vec<Uuid> {
     results.into_iter().map(|result| result.expect("a claim").event_id).collect()
 }
 
+/// Says that it is over when it goes, however that comes.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn what_is_read_beside_writes_is_what_was_claimed() {
     let scratch = scratch();
@@ -46,6 +55,7 @@ fn what_is_read_beside_writes_is_what_was_claimed() {
             }
             beside
         });
+        let over = Over(&has_read);
         for page_rows in [0, 30] {
             let range = ScanRange { page_rows, ..ScanRange::default() };
             let rows = client.scan("customer", range, &options()).rows().map(|row| row.expect("a row"));
@@ -62,7 +72,7 @@ fn what_is_read_beside_writes_is_what_was_claimed() {
                 assert_eq!((row.event_key, row.metadata), (format!("customer-{n}"), metadata(n)));
             }
         }
-        has_read.store(true, Ordering::Relaxed);
+        drop(over);
         writing.join().expect("the claims beside")
     });
     assert!(beside > 0, "something was written beside");

@@ -160,7 +160,7 @@ impl Engine {
         self.reads.in_flight.insert(id, InFlight { group, bytes, is_urgent });
         let log_offset = first * BLOCK_BYTES;
         let file_offset = self.superblock.geometry.file_offset(log_offset);
-        Some(Io::Read { id, log_offset, file_offset, bytes })
+        Some(Io::Read { id, log_offset, file_offset, bytes, is_urgent })
     }
 
     pub(super) fn read_done(

@@ -49,6 +49,8 @@ pub enum Io {
         file_offset: u64,
         /// How many.
         bytes: u64,
+        /// A request waits for them.
+        is_urgent: bool,
     },
     /// Let others have the processor for a while.
     Pause {
@@ -137,7 +139,7 @@ pub async fn perform(storage: &impl Storage, io: Io) -> IoDone {
             let result = prepare(storage, file_offset, bytes, piece, header.as_deref()).await;
             IoDone::Prepare { segment, to, result }
         }
-        Io::Read { id, log_offset, file_offset, bytes } => {
+        Io::Read { id, log_offset, file_offset, bytes, .. } => {
             let result = storage.read_at(file_offset, bytes as usize).await;
             IoDone::Read { id, log_offset, result }
         }
