@@ -35,7 +35,7 @@ const CACHED_READ_BYTES_MAX: u64 = 16 * 1024;
 
 /// How long what nobody waits for leaves the processor to others, after each of its steps, which take about as long.
 const PAUSE: Duration = Duration::from_millis(1);
-/// While a log is written it leaves it for so many times as long as the last step took, and at most for this long.
+/// While a log is written it leaves it for so many times as long as it had it since, and at most for this long.
 const PAUSE_BESIDE_WRITES: u32 = 19;
 const PAUSE_MAX: Duration = Duration::from_millis(12);
 
@@ -61,8 +61,8 @@ pub struct Driver {
     is_delivering: Cell<bool>,
     /// Of the device: all shards of an executor have the same.
     reads: Rc<ReadShares>,
-    /// How long the last step of what nobody waits for took.
-    last_step: Cell<Duration>,
+    /// How long what nobody waits for has had the processor since its last pause.
+    stepped: Cell<Duration>,
     /// I/O that was begun and has not ended.
     under_way: Cell<usize>,
     /// Nothing more is begun.
@@ -117,7 +117,7 @@ impl Driver {
             outputs: RefCell::new(Vec::new()),
             is_delivering: Cell::new(false),
             reads,
-            last_step: Cell::new(Duration::ZERO),
+            stepped: Cell::new(Duration::ZERO),
             under_way: Cell::new(0),
             has_ended: Cell::new(false),
             scrubbed: RefCell::new(Scrubbed::default()),
@@ -149,6 +149,7 @@ impl Driver {
         while !self.has_ended.get() {
             let io = self.engine.borrow_mut().next_io();
             let Some(io) = io else { break };
+            let is_background = matches!(io, Io::Pause { .. } | Io::Read { is_urgent: false, .. });
             let this = Rc::clone(self);
             self.under_way.set(self.under_way.get() + 1);
             glommio::spawn_local(async move {
@@ -167,7 +168,7 @@ impl Driver {
                     }
                     Io::Pause { id } => {
                         let is_written = this.reads.is_log_written();
-                        let beside = (this.last_step.get() * PAUSE_BESIDE_WRITES).min(PAUSE_MAX);
+                        let beside = (this.stepped.take() * PAUSE_BESIDE_WRITES).min(PAUSE_MAX);
                         glommio::timer::sleep(if is_written { beside.max(PAUSE) } else { PAUSE }).await;
                         IoDone::Paused { id }
                     }
@@ -193,10 +194,10 @@ impl Driver {
                     io => perform(&*this.storage, io).await,
                 };
                 this.pulse.beat();
-                let step = matches!(done, IoDone::Paused { .. }).then(Instant::now);
+                let step = is_background.then(Instant::now);
                 this.engine.borrow_mut().complete(clock::now(), &mut this.entropy.borrow_mut(), done);
                 if let Some(began) = step {
-                    this.last_step.set(began.elapsed());
+                    this.stepped.set(this.stepped.get() + began.elapsed());
                 }
                 this.under_way.set(this.under_way.get() - 1);
                 this.pump();

@@ -22,15 +22,18 @@ const BESIDE_WRITES: i64 = 16;
 const PIECE_BYTES: u64 = 128 * 1024;
 /// A log counts as being written for so long after a write.
 const WRITTEN_LATELY: Duration = Duration::from_millis(10);
-/// Who has waited for so long goes, whatever is under way: a read that the device does not answer holds nobody up for longer.
+/// When no read has ended for so long, those in line go all the same, one now and then: a read that the device does not answer holds nobody
+/// up for good.
 const PATIENCE: Duration = Duration::from_millis(100);
+/// After so many reads that requests wait for, one goes that nobody does.
+const REQUESTS_IN_A_ROW: u32 = 16;
 
 /// For whom one reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reader {
     /// A request waits for it.
     Request,
-    /// Nobody but the daemon itself does: requests go first.
+    /// Nobody does: most requests go first.
     Background,
 }
 
@@ -51,6 +54,10 @@ pub struct ReadShares {
     left: Cell<i64>,
     requests: RefCell<VecDeque<Rc<Waiting>>>,
     background: RefCell<VecDeque<Rc<Waiting>>>,
+    /// Requests that went since one went for whom nobody waits.
+    in_a_row: Cell<u32>,
+    /// The last read.
+    ended_at: Cell<Option<Instant>>,
     writes_under_way: Cell<usize>,
     written_at: Cell<Option<Instant>>,
 }
@@ -77,6 +84,8 @@ impl Default for ReadShares {
             left: Cell::new(SHARES),
             requests: RefCell::default(),
             background: RefCell::default(),
+            in_a_row: Cell::new(0),
+            ended_at: Cell::new(None),
             writes_under_way: Cell::new(0),
             written_at: Cell::new(None),
         }
@@ -119,12 +128,14 @@ impl ReadShares {
         taken
     }
 
-    /// Lets go who has waited long enough; called now and then.
+    /// Lets those go who have waited long enough; called now and then.
     pub fn tick(&self) {
-        for line in [&self.requests, &self.background] {
-            let mut line = line.borrow_mut();
-            while let Some(next) = line.pop_front_if(|next| next.since.elapsed() >= PATIENCE) {
-                self.give(&next);
+        self.grant();
+        let is_long_ago = |at: Instant| at.elapsed() >= PATIENCE;
+        if self.ended_at.get().is_none_or(is_long_ago) {
+            for line in [&self.requests, &self.background] {
+                let next = line.borrow_mut().pop_front_if(|next| is_long_ago(next.since));
+                next.iter().for_each(|next| self.give(next));
             }
         }
     }
@@ -144,14 +155,17 @@ impl ReadShares {
 
     /// Lets those begin who are next and for whom there is room.
     fn grant(&self) {
-        for line in [&self.requests, &self.background] {
-            let mut line = line.borrow_mut();
-            while let Some(next) = line.pop_front_if(|next| self.share(next.bytes) <= self.left.get()) {
-                self.give(&next);
-            }
-            if !line.is_empty() {
-                return;
-            }
+        loop {
+            let is_turn_of_requests = self.background.borrow().is_empty() || self.in_a_row.get() < REQUESTS_IN_A_ROW;
+            let reader = if is_turn_of_requests && !self.requests.borrow().is_empty() {
+                Reader::Request
+            } else {
+                Reader::Background
+            };
+            let next = self.line(reader).borrow_mut().pop_front_if(|next| self.share(next.bytes) <= self.left.get());
+            let Some(next) = next else { return };
+            self.in_a_row.set(if reader == Reader::Request { self.in_a_row.get().saturating_add(1) } else { 0 });
+            self.give(&next);
         }
     }
 
@@ -168,7 +182,10 @@ impl ReadShares {
 impl Drop for ReadShare<'_> {
     fn drop(&mut self) {
         match self.own.share.get() {
-            Some(share) => self.of.left.set(self.of.left.get() + share),
+            Some(share) => {
+                self.of.left.set(self.of.left.get() + share);
+                self.of.ended_at.set(Some(Instant::now()));
+            }
             None => self.of.line(self.reader).borrow_mut().retain(|other| !Rc::ptr_eq(other, &self.own)),
         }
         self.of.grant();
@@ -273,6 +290,30 @@ mod tests {
         drop(one);
         drop(granted_unseen);
         assert_eq!(shares.left.get(), SHARES, "nobody has anything");
+    }
+
+    #[test]
+    fn what_nobody_waits_for_comes_to_its_turn_among_requests_without_end() {
+        let shares = ReadShares::default();
+        let _write = shares.write();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut under_way = VecDeque::from([at_once(&shares, LONG_BYTES)]);
+        let mut background = pin!(shares.take(LONG_BYTES, Reader::Background));
+        assert!(background.as_mut().poll(&mut cx).is_pending());
+        let mut requests: Vec<_> = (0..40).map(|_| Box::pin(shares.take(LONG_BYTES, Reader::Request))).collect();
+        assert!(requests.iter_mut().all(|request| request.as_mut().poll(&mut cx).is_pending()));
+        let mut gone = 0;
+        loop {
+            drop(under_way.pop_front());
+            if background.as_mut().poll(&mut cx).is_ready() {
+                break;
+            }
+            let Poll::Ready(share) = requests[gone].as_mut().poll(&mut cx) else { panic!("request {gone} waits") };
+            under_way.push_back(share);
+            gone += 1;
+        }
+        // One of the sixteen was the first of all.
+        assert_eq!(gone as u32, REQUESTS_IN_A_ROW - 1);
     }
 
     #[test]

@@ -49,7 +49,7 @@ fn what_is_read_beside_writes_is_what_was_claimed() {
         let writing = scope.spawn(|| {
             let writer = daemon.client();
             let mut beside = 0;
-            while !has_read.load(Ordering::Relaxed) && beside < 100 * BATCHES {
+            while !has_read.load(Ordering::Relaxed) && beside < 20 * BATCHES {
                 claim_batch(&writer, "internal-tools", beside * BATCH);
                 beside += 1;
             }

@@ -20,7 +20,7 @@ const READS_IN_FLIGHT_MAX: usize = 64;
 const READ_BLOCKS_MAX: u64 = 256;
 /// After a read that failed, what the shard does by itself waits for so long.
 const WORK_RETRY_US: i64 = 1_000_000;
-/// Those among them that nobody but a shard waits for, at most.
+/// Those of passes among them, at most.
 const BACKGROUND_READS_IN_FLIGHT_MAX: usize = 16;
 
 /// Who waits for blocks.
@@ -66,9 +66,9 @@ struct InFlight {
 #[derive(Debug, Default)]
 pub(super) struct Reads {
     groups: HashMap<u64, Group>,
-    /// Reads that requests wait for: their group, the first block, how many.
+    /// Reads that requests may wait for: their group, the first block, how many.
     queue: VecDeque<(u64, u64, u64)>,
-    /// Those that nobody but a shard waits for. They come after.
+    /// Those of passes. They come after.
     background: VecDeque<(u64, u64, u64)>,
     in_flight: HashMap<u64, InFlight>,
     background_in_flight: usize,
@@ -113,7 +113,8 @@ impl Engine {
         let is_urgent = match &waiter {
             Waiter::Parked(_) => true,
             Waiter::Asked(asking) => !asking.ask.is_of_pass(),
-            Waiter::Work => false,
+            // Requests may wait for what this shard does by itself, and it does one thing at a time.
+            Waiter::Work => true,
         };
         self.reads.groups.insert(group, Group { left: ranges.len(), waiter, failed: None, is_stretch });
         let queue = if is_urgent { &mut self.reads.queue } else { &mut self.reads.background };
