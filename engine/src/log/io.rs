@@ -49,7 +49,7 @@ pub enum Io {
         file_offset: u64,
         /// How many.
         bytes: u64,
-        /// A request waits for them.
+        /// A request may wait for them; it is no pass that does.
         is_urgent: bool,
     },
     /// Let others have the processor for a while.
