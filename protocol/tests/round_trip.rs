@@ -3,10 +3,11 @@
 use claim_protocol::frame::split_frame;
 use claim_protocol::{
     AT_LEAST_MAX, BATCH_ITEMS_MAX, Builder, ClaimContent, ClaimItem, DISPUTE_IDS_MAX, DISPUTE_RATIONALE_BYTES_MAX,
-    DisputeVerdict, EVENT_KEY_BYTES_MAX, Entry, FRAME_BYTES_MAX, FrameTooLarge, LogPosition, METADATA_BYTES_MAX,
-    NAME_BYTES_MAX, Operation, QUARTER_YEAR_MAX, QUARTER_YEAR_MIN, RATIONALE_BYTES_MAX, Reply, ReplyResult, Request,
-    Row, RowPage, SCAN_ROWS_MAX, TAIL_WAIT_MS_MAX, UNLESS_REGISTERED_MS_MAX, Uuid, Verdict, decode_reply,
-    decode_request, encode_claimed, encode_reply, encode_request, encode_row_found, entry_frame_bytes, row_frame_bytes,
+    DisputeVerdict, EVENT_KEY_BYTES_MAX, Entry, FRAME_BYTES_MAX, FrameTooLarge, Lifecycle, LogPosition,
+    METADATA_BYTES_MAX, NAME_BYTES_MAX, Operation, QUARTER_YEAR_MAX, QUARTER_YEAR_MIN, RATIONALE_BYTES_MAX,
+    ReconciliationState, Reply, ReplyResult, Request, Row, RowPage, SCAN_ROWS_MAX, TAIL_WAIT_MS_MAX,
+    UNLESS_REGISTERED_MS_MAX, Uuid, Verdict, decode_reply, decode_request, encode_claimed, encode_reply,
+    encode_request, encode_row_found, entry_frame_bytes, row_frame_bytes,
 };
 use samples::{ID, KEY, claimed, entry, error, item, row};
 
@@ -371,6 +372,59 @@ fn a_page_made_row_by_row_is_the_same_frame() {
     let mut single = Vec::new();
     encode_row_found(&mut Builder::new(), 7, Some(at), &row().by_ref(), &mut single);
     assert_eq!(single, whole(ReplyResult::Row(Box::new(row()))));
+}
+
+/// Rows of which nothing became have a layout of their own on a page, whatever lies between them.
+#[test]
+fn plain_rows_are_read_as_they_were() {
+    let plain = |n: usize| Row {
+        event_id: Uuid::from_u128(ID.as_u128() + n as u128),
+        claim_timestamp_us: -1 - n as i64,
+        claim_sequence: u64::MAX - n as u64,
+        occurred_at_us: n as i64,
+        event_key: "k".repeat(n % 9 + 1),
+        owning_corpus: if n.is_multiple_of(3) { "b".to_owned() } else { row().corpus },
+        metadata: vec![n as u8; n % 13],
+        taxonomy_version: n as u32,
+        references: u32::MAX * (n as u32 % 2),
+        over_budget: n % 2 == 0,
+        incident_active: n % 3 == 0,
+        lifecycle: if n.is_multiple_of(5) { Lifecycle::Expired } else { Lifecycle::Registered },
+        reconciliation_state: if n.is_multiple_of(7) {
+            ReconciliationState::Clean
+        } else {
+            ReconciliationState::Pending
+        },
+        retention_expires_at_us: i64::MAX - n as i64,
+        canonical_id: None,
+        tombstoned_at_us: None,
+        tombstone_reason_code: None,
+        tombstone_reason: None,
+        reactivated_at_us: None,
+        dispute_id: None,
+        reactivation_quarter: None,
+        ..row()
+    };
+    // What has any one of the fields that plain rows lack is not plain.
+    let others = [
+        Row { canonical_id: Some(ID), ..plain(1) },
+        Row { tombstoned_at_us: Some(0), ..plain(2) },
+        Row { tombstone_reason_code: row().tombstone_reason_code, ..plain(3) },
+        Row { tombstone_reason: Some(String::new()), ..plain(4) },
+        Row { reactivated_at_us: Some(0), ..plain(5) },
+        Row { dispute_id: Some(ID), ..plain(6) },
+        Row { reactivation_quarter: Some("2026-Q1".to_owned()), ..plain(7) },
+        Row { effective_quarter: String::new(), ..plain(8) },
+    ];
+    for others_every in [1, 2, 3, 40, 1_000] {
+        let other = |n: usize| (n % others_every == 0).then(|| others[n % others.len()].clone());
+        let rows: Vec<_> = (0..120).map(|n| other(n).unwrap_or_else(|| plain(n))).collect();
+        check_reply(&Reply {
+            request_id: 7,
+            positions: vec![],
+            result: ReplyResult::ScanPage { rows, next: Some(ID) },
+        });
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod audit;
 mod dispute;
+mod plain_row;
 mod reconcile;
 mod registry;
 mod row;

@@ -1,5 +1,6 @@
 //! Rows.
 
+use super::plain_row::{self, FromEnd, is_plain};
 use super::{Encoded, FIXED_BYTES, append_reply, wire_reason};
 use crate::generated::claimd as wire;
 use crate::reply::{Claimed, Row, RowRef};
@@ -61,9 +62,10 @@ impl Repeated {
     }
 }
 
-/// The texts that the rows of a page mostly share.
+/// What the rows of a page mostly share: texts, and the vtable of plain rows.
 #[derive(Debug, Default)]
-pub(super) struct Texts {
+pub(super) struct Shared {
+    plain: Option<FromEnd>,
     corpus: Repeated,
     owning_corpus: Repeated,
     hosting_corpus: Repeated,
@@ -71,10 +73,11 @@ pub(super) struct Texts {
     effective_quarter: Repeated,
 }
 
-impl Texts {
+impl Shared {
     /// Nothing is written any more.
     fn forget(&mut self) {
-        let Texts { corpus, owning_corpus, hosting_corpus, category, effective_quarter } = self;
+        let Shared { plain, corpus, owning_corpus, hosting_corpus, category, effective_quarter } = self;
+        *plain = None;
         for text in [corpus, owning_corpus, hosting_corpus, category, effective_quarter] {
             text.at = None;
         }
@@ -89,22 +92,40 @@ fn encode_text(builder: &mut Builder, before: Option<&mut Repeated>, text: &str)
     }
 }
 
-/// On a page, texts that are those of the row before are not written again.
+/// A row of a page: texts that are those of the row before are not written again.
+fn encode_on_page<'b>(builder: &mut Builder, shared: &mut Shared, row: &RowRef<'_>) -> WIPOffset<wire::Row<'b>> {
+    if !is_plain(row) {
+        return encode_row(builder, Some(shared), row);
+    }
+    let vtable = *shared.plain.get_or_insert_with(|| plain_row::put_vtable(builder));
+    let texts = plain_row::Texts {
+        corpus: shared.corpus.encode(builder, row.corpus).value(),
+        owning_corpus: shared.owning_corpus.encode(builder, row.owning_corpus).value(),
+        hosting_corpus: shared.hosting_corpus.encode(builder, row.hosting_corpus).value(),
+        category: shared.category.encode(builder, row.category).value(),
+        effective_quarter: shared.effective_quarter.encode(builder, row.effective_quarter).value(),
+        event_key: builder.create_string(row.event_key).value(),
+        metadata: builder.create_vector(row.metadata).value(),
+    };
+    WIPOffset::new(plain_row::put_table(builder, vtable, row, &texts))
+}
+
+/// A row, field by field.
 pub(super) fn encode_row<'b>(
     builder: &mut Builder,
-    mut texts: Option<&mut Texts>,
+    mut shared: Option<&mut Shared>,
     row: &RowRef<'_>,
 ) -> WIPOffset<wire::Row<'b>> {
-    let mut encode = |of: fn(&mut Texts) -> &mut Repeated, text: &str| {
-        Some(encode_text(builder, texts.as_deref_mut().map(of), text))
+    let mut encode = |of: fn(&mut Shared) -> &mut Repeated, text: &str| {
+        Some(encode_text(builder, shared.as_deref_mut().map(of), text))
     };
-    let corpus = encode(|texts| &mut texts.corpus, row.corpus);
-    let owning_corpus = encode(|texts| &mut texts.owning_corpus, row.owning_corpus);
-    let hosting_corpus = encode(|texts| &mut texts.hosting_corpus, row.hosting_corpus);
-    let category = encode(|texts| &mut texts.category, row.category);
+    let corpus = encode(|shared| &mut shared.corpus, row.corpus);
+    let owning_corpus = encode(|shared| &mut shared.owning_corpus, row.owning_corpus);
+    let hosting_corpus = encode(|shared| &mut shared.hosting_corpus, row.hosting_corpus);
+    let category = encode(|shared| &mut shared.category, row.category);
     let effective_quarter = match row.effective_quarter {
         "" => None,
-        quarter => encode(|texts| &mut texts.effective_quarter, quarter),
+        quarter => encode(|shared| &mut shared.effective_quarter, quarter),
     };
     let event_key = Some(builder.create_string(row.event_key));
     let metadata = (!row.metadata.is_empty()).then(|| builder.create_vector(row.metadata));
@@ -147,8 +168,8 @@ pub(super) fn encode_row<'b>(
 
 /// Some rows, in a vector.
 pub(super) fn encode_rows<'b>(builder: &mut Builder, rows: &[Row]) -> WIPOffset<RowVector<'b>> {
-    let mut texts = Texts::default();
-    let rows: Vec<_> = rows.iter().map(|row| encode_row(builder, Some(&mut texts), &row.by_ref())).collect();
+    let mut shared = Shared::default();
+    let rows: Vec<_> = rows.iter().map(|row| encode_on_page(builder, &mut shared, &row.by_ref())).collect();
     builder.create_vector(&rows)
 }
 
@@ -159,7 +180,7 @@ pub(super) type RowVector<'b> = Vector<'b, ForwardsUOffset<wire::Row<'b>>>;
 #[derive(Default)]
 pub struct RowPage {
     builder: Builder,
-    texts: Texts,
+    shared: Shared,
     rows: Vec<WIPOffset<wire::Row<'static>>>,
     last: Option<Uuid>,
     bytes: usize,
@@ -172,7 +193,7 @@ impl RowPage {
         if self.bytes > PAGE_BYTES_MAX && !self.rows.is_empty() {
             return false;
         }
-        self.rows.push(encode_row(&mut self.builder, Some(&mut self.texts), row));
+        self.rows.push(encode_on_page(&mut self.builder, &mut self.shared, row));
         self.last = Some(row.event_id);
         true
     }
@@ -205,7 +226,7 @@ impl RowPage {
     /// Makes it empty, whether it was a reply or not, and keeps its memory.
     pub fn clear(&mut self) {
         self.builder.reset();
-        self.texts.forget();
+        self.shared.forget();
         self.rows.clear();
         (self.last, self.bytes) = (None, 0);
     }

@@ -226,7 +226,9 @@ impl<T, M: Fn(&Found) -> T> Page<'_, T, M> {
         let start = log.start / BLOCK_BYTES * BLOCK_BYTES;
         let end = log.end.min(start + window.clamp(SCAN_BYTES_MIN, STRETCH_BYTES_MAX)).next_multiple_of(BLOCK_BYTES);
         let piece = of.catalog.in_one_piece(start..end)?;
-        self.rows.reserve(limit.min((end - start) as usize / bytes_a_row.max(1) as usize));
+        // Some take fewer bytes than others.
+        let rows = (end - start) / bytes_a_row.max(1);
+        self.rows.reserve(limit.min((rows + rows / 8) as usize));
         let mut reached = Ok(None);
         let next = sealed::claims_between(piece.bytes_from(start), start, log.start, |at, raw| {
             if !is_claim_of(prefix, raw) {

@@ -1,0 +1,184 @@
+//! The table of a row that was claimed and of which nothing became: on a page nearly all are so. Its fields have fixed places,
+//! so that it is put down in one piece, and its vtable once for a page; a builder takes each field by itself and then looks
+//! whether it has written such a vtable before.
+//!
+//! Readers see a table like any other. How tables and vtables lie in a buffer: <https://flatbuffers.dev/internals/>.
+
+use crate::Builder;
+use crate::generated::claimd::Row as Wire;
+use crate::reply::RowRef;
+use flatbuffers::{Push, PushAlignment, VOffsetT};
+
+/// Bytes of the table: those of its fields, and padding, so that the next one lies on a multiple of eight.
+const TABLE_BYTES: usize = 96;
+/// Bytes of the vtable: its length, that of the table, and two for each field that the schema has.
+const VTABLE_BYTES: usize = Wire::VT_REFERENCES as usize + 2;
+
+/// Where the fields of a table lie; in the first four bytes it says where its vtable is.
+mod at {
+    pub const CORPUS: usize = 4;
+    pub const CLAIM_TIMESTAMP_US: usize = 8;
+    pub const CLAIM_SEQUENCE: usize = 16;
+    pub const OCCURRED_AT_US: usize = 24;
+    pub const RETENTION_EXPIRES_AT_US: usize = 32;
+    pub const EVENT_KEY: usize = 40;
+    pub const OWNING_CORPUS: usize = 44;
+    pub const HOSTING_CORPUS: usize = 48;
+    pub const CATEGORY: usize = 52;
+    pub const METADATA: usize = 56;
+    pub const EFFECTIVE_QUARTER: usize = 60;
+    pub const TAXONOMY_VERSION: usize = 64;
+    pub const REFERENCES: usize = 68;
+    pub const EVENT_ID: usize = 72;
+    pub const LIFECYCLE: usize = 88;
+    pub const RECONCILIATION_STATE: usize = 89;
+    pub const OVER_BUDGET: usize = 90;
+    pub const INCIDENT_ACTIVE: usize = 91;
+    /// Behind the last field.
+    pub const END: usize = 92;
+}
+
+const FIELDS: [(VOffsetT, usize); 18] = [
+    (Wire::VT_CORPUS, at::CORPUS),
+    (Wire::VT_CLAIM_TIMESTAMP_US, at::CLAIM_TIMESTAMP_US),
+    (Wire::VT_CLAIM_SEQUENCE, at::CLAIM_SEQUENCE),
+    (Wire::VT_OCCURRED_AT_US, at::OCCURRED_AT_US),
+    (Wire::VT_RETENTION_EXPIRES_AT_US, at::RETENTION_EXPIRES_AT_US),
+    (Wire::VT_EVENT_KEY, at::EVENT_KEY),
+    (Wire::VT_OWNING_CORPUS, at::OWNING_CORPUS),
+    (Wire::VT_HOSTING_CORPUS, at::HOSTING_CORPUS),
+    (Wire::VT_CATEGORY, at::CATEGORY),
+    (Wire::VT_METADATA, at::METADATA),
+    (Wire::VT_EFFECTIVE_QUARTER, at::EFFECTIVE_QUARTER),
+    (Wire::VT_TAXONOMY_VERSION, at::TAXONOMY_VERSION),
+    (Wire::VT_REFERENCES, at::REFERENCES),
+    (Wire::VT_EVENT_ID, at::EVENT_ID),
+    (Wire::VT_LIFECYCLE, at::LIFECYCLE),
+    (Wire::VT_RECONCILIATION_STATE, at::RECONCILIATION_STATE),
+    (Wire::VT_OVER_BUDGET, at::OVER_BUDGET),
+    (Wire::VT_INCIDENT_ACTIVE, at::INCIDENT_ACTIVE),
+];
+
+const VTABLE: [u8; VTABLE_BYTES] = {
+    let mut words = [0; VTABLE_BYTES / 2];
+    (words[0], words[1]) = (VTABLE_BYTES as u16, at::END as u16);
+    let mut n = 0;
+    while n < FIELDS.len() {
+        words[FIELDS[n].0 as usize / 2] = FIELDS[n].1 as u16;
+        n += 1;
+    }
+    let mut bytes = [0; VTABLE_BYTES];
+    let mut n = 0;
+    while n < words.len() {
+        [bytes[2 * n], bytes[2 * n + 1]] = words[n].to_le_bytes();
+        n += 1;
+    }
+    bytes
+};
+
+/// Where something lies, in bytes before the end of the buffer.
+pub(super) type FromEnd = u32;
+
+/// What a row's table refers to.
+pub(super) struct Texts {
+    pub corpus: FromEnd,
+    pub event_key: FromEnd,
+    pub owning_corpus: FromEnd,
+    pub hosting_corpus: FromEnd,
+    pub category: FromEnd,
+    pub metadata: FromEnd,
+    pub effective_quarter: FromEnd,
+}
+
+/// Whether nothing became of a row: what may be absent is, except for its effective quarter.
+pub(super) fn is_plain(row: &RowRef<'_>) -> bool {
+    row.canonical_id.is_none()
+        && row.tombstoned_at_us.is_none()
+        && row.tombstone_reason_code.is_none()
+        && row.tombstone_reason.is_none()
+        && row.reactivated_at_us.is_none()
+        && row.dispute_id.is_none()
+        && row.reactivation_quarter.is_none()
+        && !row.effective_quarter.is_empty()
+}
+
+/// Puts the vtable of plain rows into a buffer.
+pub(super) fn put_vtable(builder: &mut Builder) -> FromEnd {
+    builder.push(Vtable).value()
+}
+
+/// Puts the table of a plain row into a buffer that has its vtable and its texts.
+pub(super) fn put_table(builder: &mut Builder, vtable: FromEnd, row: &RowRef<'_>, texts: &Texts) -> FromEnd {
+    builder.push(Table { vtable, row, texts }).value()
+}
+
+struct Vtable;
+
+impl Push for Vtable {
+    type Output = Vtable;
+
+    // SAFETY: `dst` is a slice, and is written to as one; the caller has nothing else to hold to.
+    unsafe fn push(&self, dst: &mut [u8], _: usize) {
+        dst[..VTABLE_BYTES].copy_from_slice(&VTABLE);
+    }
+
+    fn size() -> usize {
+        VTABLE_BYTES
+    }
+
+    fn alignment() -> PushAlignment {
+        PushAlignment::new(align_of::<VOffsetT>())
+    }
+}
+
+struct Table<'a> {
+    vtable: FromEnd,
+    row: &'a RowRef<'a>,
+    texts: &'a Texts,
+}
+
+impl Push for Table<'_> {
+    type Output = Vtable;
+
+    // SAFETY: as above.
+    unsafe fn push(&self, dst: &mut [u8], written: usize) {
+        let Table { vtable, row, texts } = self;
+        let own = (written + TABLE_BYTES) as FromEnd;
+        let mut table = [0; TABLE_BYTES];
+        let mut put = |at: usize, bytes: &[u8]| table[at..at + bytes.len()].copy_from_slice(bytes);
+        // To the vtable it is counted backwards, to all else forwards from where that is said.
+        put(0, &vtable.wrapping_sub(own).to_le_bytes());
+        let texts = [
+            (at::CORPUS, texts.corpus),
+            (at::EVENT_KEY, texts.event_key),
+            (at::OWNING_CORPUS, texts.owning_corpus),
+            (at::HOSTING_CORPUS, texts.hosting_corpus),
+            (at::CATEGORY, texts.category),
+            (at::METADATA, texts.metadata),
+            (at::EFFECTIVE_QUARTER, texts.effective_quarter),
+        ];
+        for (at, text) in texts {
+            put(at, &(own - at as FromEnd - text).to_le_bytes());
+        }
+        put(at::CLAIM_TIMESTAMP_US, &row.claim_timestamp_us.to_le_bytes());
+        put(at::CLAIM_SEQUENCE, &row.claim_sequence.to_le_bytes());
+        put(at::OCCURRED_AT_US, &row.occurred_at_us.to_le_bytes());
+        put(at::RETENTION_EXPIRES_AT_US, &row.retention_expires_at_us.to_le_bytes());
+        put(at::TAXONOMY_VERSION, &row.taxonomy_version.to_le_bytes());
+        put(at::REFERENCES, &row.references.to_le_bytes());
+        put(at::EVENT_ID, row.event_id.as_bytes());
+        put(at::LIFECYCLE, &[row.lifecycle as u8]);
+        put(at::RECONCILIATION_STATE, &[row.reconciliation_state as u8]);
+        put(at::OVER_BUDGET, &[row.over_budget.into()]);
+        put(at::INCIDENT_ACTIVE, &[row.incident_active.into()]);
+        dst[..TABLE_BYTES].copy_from_slice(&table);
+    }
+
+    fn size() -> usize {
+        TABLE_BYTES
+    }
+
+    fn alignment() -> PushAlignment {
+        PushAlignment::new(align_of::<u64>())
+    }
+}
