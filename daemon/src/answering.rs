@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 const TAIL_LOOK_MS: u64 = 5;
 
 /// Pages of rows that are kept for the next ones, with their memory, per executor.
-const PAGES_KEPT: usize = 4;
+const PAGES_KEPT: usize = 8;
 
 /// An answer on its way.
 #[derive(Clone)]

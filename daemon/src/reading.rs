@@ -5,7 +5,7 @@ use crate::rounds::{Rounds, Work};
 use claim_engine::command::{FoundRow, Outcome};
 use claim_engine::error::{Code, Refusal};
 use claim_engine::id::EventId;
-use claim_engine::log::entry::{Entry, Record, encode_merges, merges};
+use claim_engine::log::entry::{self, ClaimEntry, Entry, Record, encode_merges, merges};
 use claim_engine::log::record::RawRecord;
 use claim_engine::row::RowView;
 use claim_engine::sealed::Stretch;
@@ -136,9 +136,15 @@ pub fn with_row<T>(
     take: impl FnOnce(&RowRef<'_>) -> T,
 ) -> Result<T, Refusal> {
     let mut texts = RowTexts::default();
-    let record = decode(claim)?;
-    let row = translate::row(view, &record, reason, &mut texts, names);
+    let claim = claim_of(view, claim)?;
+    let row = translate::row(view, &claim, reason, &mut texts, names);
     row.map(|row| take(&row)).ok_or_else(|| not_the_claim(view))
+}
+
+#[inline(always)]
+fn claim_of<'a>(view: &RowView, raw: RawRecord<'a>) -> Result<(ClaimEntry<'a>, i64), Refusal> {
+    let claim = entry::claim_of(raw.kind, raw.body).map_err(|e| unreadable(e.to_string()))?;
+    claim.ok_or_else(|| not_the_claim(view))
 }
 
 fn not_the_claim(view: &RowView) -> Refusal {
@@ -204,27 +210,30 @@ async fn read_rows(
     let mut texts = RowTexts::default();
     let mut taken = 0;
     for views in views.chunks(ROWS_READ) {
-        let at_hand = match &found {
-            Found::In(Some(log)) => views.iter().map(|view| log.record(view.claim_at)).collect(),
+        let log = match &found {
+            Found::In(Some(log)) if views.iter().all(|view| log.has_verified(view.claim_at)) => Some(log),
             _ => None,
         };
-        let read;
-        let claims: Vec<RawRecord<'_>> = match at_hand {
-            Some(claims) => claims,
-            None => {
-                read = read_claims(reader.driver, views, matches!(found, Found::LastFirst)).await?;
-                read.iter().map(StoredRecord::raw).collect()
-            }
+        let read = match log {
+            Some(_) => Vec::new(),
+            None => read_claims(reader.driver, views, matches!(found, Found::LastFirst)).await?,
         };
-        for (views, claims) in views.chunks(ROWS_MADE).zip(claims.chunks(ROWS_MADE)) {
-            let mut reasons = Vec::with_capacity(views.len());
-            for view in views {
+        let claim_at = |index: usize, view: &RowView| match log {
+            Some(log) => log.record(view.claim_at),
+            None => read.get(index).map(StoredRecord::raw),
+        };
+        for (chunk, views) in views.chunks(ROWS_MADE).enumerate() {
+            let mut reasons = Vec::new();
+            for view in views.iter().filter(|view| view.tombstone.is_some()) {
                 reasons.push(reason(reader.driver, view).await?);
             }
+            let mut reasons = reasons.iter();
             let _turn = reader.rounds.turn(Work::Reads).await;
-            for ((view, claim), reason) in views.iter().zip(claims).zip(&reasons) {
-                let record = decode(*claim)?;
-                let row = translate::row(view, &record, reason.as_deref(), &mut texts, names);
+            for (index, view) in views.iter().enumerate() {
+                let claim = claim_at(chunk * ROWS_MADE + index, view).ok_or_else(|| not_the_claim(view))?;
+                let claim = claim_of(view, claim)?;
+                let reason = view.tombstone.and_then(|_| reasons.next()?.as_deref());
+                let row = translate::row(view, &claim, reason, &mut texts, names);
                 let row = row.ok_or_else(|| not_the_claim(view))?;
                 if is_sought(&row) && !page.push(&row) {
                     return Ok(taken);

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp as JiffTimestamp;
 use jiff::civil::Date;
-use jiff::tz::TimeZone;
+use jiff::tz::Offset;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -74,7 +74,7 @@ impl Quarter {
     /// The quarter that a moment lies in; moments outside of 1970…9998 are taken as the nearest one inside.
     pub fn of(at_us: i64) -> Quarter {
         let at = JiffTimestamp::from_microsecond(at_us.clamp(0, TIME_US_MAX)).expect("clamped to what jiff represents");
-        let date = at.to_zoned(TimeZone::UTC).date();
+        let date = Offset::UTC.to_datetime(at).date();
         Quarter { year: date.year(), quarter: (date.month() - 1) / 3 + 1 }
     }
 

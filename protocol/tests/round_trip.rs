@@ -387,8 +387,8 @@ fn plain_rows_are_read_as_they_were() {
         metadata: vec![n as u8; n % 13],
         taxonomy_version: n as u32,
         references: u32::MAX * (n as u32 % 2),
-        over_budget: n % 2 == 0,
-        incident_active: n % 3 == 0,
+        over_budget: n.is_multiple_of(2),
+        incident_active: n.is_multiple_of(3),
         lifecycle: if n.is_multiple_of(5) { Lifecycle::Expired } else { Lifecycle::Registered },
         reconciliation_state: if n.is_multiple_of(7) {
             ReconciliationState::Clean
@@ -417,7 +417,7 @@ fn plain_rows_are_read_as_they_were() {
         Row { effective_quarter: String::new(), ..plain(8) },
     ];
     for others_every in [1, 2, 3, 40, 1_000] {
-        let other = |n: usize| (n % others_every == 0).then(|| others[n % others.len()].clone());
+        let other = |n: usize| n.is_multiple_of(others_every).then(|| others[n % others.len()].clone());
         let rows: Vec<_> = (0..120).map(|n| other(n).unwrap_or_else(|| plain(n))).collect();
         check_reply(&Reply {
             request_id: 7,

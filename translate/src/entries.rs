@@ -46,21 +46,17 @@ impl RowTexts {
     }
 }
 
-/// A row, from what the index knows, its claim's record, and the reason of its tombstone.
+/// A row, from what the index knows, its claim and when that was, and the reason of its tombstone.
 ///
-/// Returns `None` when the record is not that row's claim, logged again or not.
+/// Returns `None` when it is another row's claim.
+#[inline(always)]
 pub fn row<'a>(
     view: &RowView,
-    record: &Record<'a>,
+    (claim, claimed_at_us): &(ClaimEntry<'a>, i64),
     reason: Option<&'a str>,
     texts: &'a mut RowTexts,
     names: &impl Names,
 ) -> Option<wire::RowRef<'a>> {
-    let (claim, claimed_at_us) = match &record.entry {
-        Entry::Claim(claim) => (claim, record.meta.timestamp_us),
-        Entry::Carry { claim, claimed_at_us, .. } => (claim, *claimed_at_us),
-        _ => return None,
-    };
     if claim.event_id != view.event_id {
         return None;
     }
@@ -70,7 +66,7 @@ pub fn row<'a>(
         event_id: claim.event_id.as_uuid(),
         corpus,
         lifecycle: lifecycle(view.lifecycle),
-        claim_timestamp_us: claimed_at_us,
+        claim_timestamp_us: *claimed_at_us,
         claim_sequence: claim.claim_sequence,
         event_key: claim.event_key,
         occurred_at_us: claim.occurred_at_us,

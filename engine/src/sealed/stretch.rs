@@ -41,9 +41,14 @@ impl Stretch {
         &self.bytes[(log_offset - self.start) as usize..]
     }
 
+    /// Whether a record that starts at a log offset was verified.
+    pub fn has_verified(&self, log_offset: u64) -> bool {
+        self.verified.contains(&log_offset)
+    }
+
     /// The record at a log offset, if it was verified.
     pub fn record(&self, log_offset: u64) -> Option<RawRecord<'_>> {
-        if !self.verified.contains(&log_offset) {
+        if !self.has_verified(log_offset) {
             return None;
         }
         let rest = self.bytes.get(usize::try_from(log_offset.checked_sub(self.start)?).ok()?..)?;

@@ -105,7 +105,8 @@ fn encode_on_page<'b>(builder: &mut Builder, shared: &mut Shared, row: &RowRef<'
         category: shared.category.encode(builder, row.category).value(),
         effective_quarter: shared.effective_quarter.encode(builder, row.effective_quarter).value(),
         event_key: builder.create_string(row.event_key).value(),
-        metadata: builder.create_vector(row.metadata).value(),
+        // A vector of bytes with a zero behind: they are copied at once, those of a vector one by one.
+        metadata: builder.create_byte_string(row.metadata).value(),
     };
     WIPOffset::new(plain_row::put_table(builder, vtable, row, &texts))
 }

@@ -49,7 +49,7 @@ mod raw;
 #[cfg(test)]
 mod tests;
 
-pub use decode::{CLAIMED_ID_BYTES, ClaimFacts, claim_facts, claimed_id, floors, merges, sources};
+pub use decode::{CLAIMED_ID_BYTES, ClaimFacts, claim_facts, claim_of, claimed_id, floors, merges, sources};
 pub use encode::{encode_floors, encode_merges, encode_sources};
 
 use crate::corpus::Prefix;

@@ -112,9 +112,18 @@ fn every_entry_decodes_to_itself_and_no_cut_of_it_decodes() {
         let mut body = vec![];
         record.encode(&mut body);
         assert_eq!(Record::decode(entry.kind(), &body), Ok(record));
+        let claim = match entry {
+            Entry::Claim(claim) => Some((claim, META.timestamp_us)),
+            Entry::Carry { claim, claimed_at_us, .. } => Some((claim, claimed_at_us)),
+            _ => None,
+        };
+        assert_eq!(claim_of(entry.kind(), &body), Ok(claim));
         for cut in 0..body.len() {
             assert!(Record::decode(entry.kind(), &body[..cut]).is_err(), "{entry:?} cut at {cut}");
+            assert!(claim_of(entry.kind(), &body[..cut]).is_err(), "{entry:?} cut at {cut}");
         }
+        body.push(0);
+        assert!(claim_of(entry.kind(), &body).is_err(), "{entry:?} with a byte behind");
     }
 }
 
