@@ -230,8 +230,8 @@ async fn read_rows(
             let mut reasons = reasons.iter();
             let _turn = reader.rounds.turn(Work::Reads).await;
             for (index, view) in views.iter().enumerate() {
-                let claim = claim_at(chunk * ROWS_MADE + index, view).ok_or_else(|| not_the_claim(view))?;
-                let claim = claim_of(view, claim)?;
+                let claim = claim_at(chunk * ROWS_MADE + index, view);
+                let claim = claim_of(view, claim.ok_or_else(|| unreadable("a row's record is not there".into()))?)?;
                 let reason = view.tombstone.and_then(|_| reasons.next()?.as_deref());
                 let row = translate::row(view, &claim, reason, &mut texts, names);
                 let row = row.ok_or_else(|| not_the_claim(view))?;

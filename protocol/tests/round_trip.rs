@@ -3,13 +3,13 @@
 use claim_protocol::frame::split_frame;
 use claim_protocol::{
     AT_LEAST_MAX, BATCH_ITEMS_MAX, Builder, ClaimContent, ClaimItem, DISPUTE_IDS_MAX, DISPUTE_RATIONALE_BYTES_MAX,
-    DisputeVerdict, EVENT_KEY_BYTES_MAX, Entry, FRAME_BYTES_MAX, FrameTooLarge, Lifecycle, LogPosition,
-    METADATA_BYTES_MAX, NAME_BYTES_MAX, Operation, QUARTER_YEAR_MAX, QUARTER_YEAR_MIN, RATIONALE_BYTES_MAX,
-    ReconciliationState, Reply, ReplyResult, Request, Row, RowPage, SCAN_ROWS_MAX, TAIL_WAIT_MS_MAX,
-    UNLESS_REGISTERED_MS_MAX, Uuid, Verdict, decode_reply, decode_request, encode_claimed, encode_reply,
-    encode_request, encode_row_found, entry_frame_bytes, row_frame_bytes,
+    DisputeVerdict, EVENT_KEY_BYTES_MAX, Entry, FRAME_BYTES_MAX, FrameTooLarge, LogPosition, METADATA_BYTES_MAX,
+    NAME_BYTES_MAX, Operation, QUARTER_YEAR_MAX, QUARTER_YEAR_MIN, RATIONALE_BYTES_MAX, Reply, ReplyResult, Request,
+    Row, RowPage, SCAN_ROWS_MAX, TAIL_WAIT_MS_MAX, UNLESS_REGISTERED_MS_MAX, Uuid, Verdict, decode_any_reply,
+    decode_reply, decode_request, encode_claimed, encode_reply, encode_request, encode_row_found, entry_frame_bytes,
+    row_frame_bytes,
 };
-use samples::{ID, KEY, claimed, entry, error, item, row};
+use samples::{ID, KEY, claimed, entry, error, item, plain, row};
 
 mod samples;
 
@@ -324,12 +324,25 @@ fn the_estimates_of_rows_and_entries_hold() {
                 metadata: vec![1; length],
                 ..ClaimContent::default()
             })),
-            configuration: text,
+            configuration: text.clone(),
             ..entry()
         };
+        let plain = Row {
+            corpus: text.clone(),
+            event_key: text.clone(),
+            owning_corpus: text.clone(),
+            hosting_corpus: text.clone(),
+            category: text.clone(),
+            metadata: text.clone().into_bytes(),
+            effective_quarter: format!("{text}q"),
+            ..plain(1)
+        };
         for count in [1, 2, SCAN_ROWS_MAX] {
-            let page = frame_bytes(ReplyResult::ScanPage { rows: vec![row.clone(); count], next: Some(ID) });
-            assert!(page <= REST_BYTES + count * row_frame_bytes(&row.by_ref()), "{count} rows with {length}: {page}");
+            for row in [&row, &plain] {
+                let page = frame_bytes(ReplyResult::ScanPage { rows: vec![row.clone(); count], next: Some(ID) });
+                let estimate = REST_BYTES + count * row_frame_bytes(&row.by_ref());
+                assert!(page <= estimate, "{count} rows with {length}: {page}");
+            }
             let history =
                 frame_bytes(ReplyResult::History { entries: vec![entry.clone(); count], next: None, related: vec![] });
             assert!(
@@ -352,7 +365,13 @@ fn a_page_made_row_by_row_is_the_same_frame() {
     };
     let other = Row { corpus: "b".to_owned(), category: "y".to_owned(), tombstone_reason: None, ..row() };
     let mut page = RowPage::default();
-    for rows in [vec![row(), row(), other.clone(), row()], vec![], vec![other.clone(), other]] {
+    let pages = [
+        vec![row(), plain(1), row(), plain(2), other.clone(), row()],
+        vec![],
+        vec![plain(3)],
+        vec![other.clone(), other, plain(4)],
+    ];
+    for rows in pages {
         let (mut scanned, mut found) = (Vec::new(), Vec::new());
         rows.iter().for_each(|row| assert!(page.push(&row.by_ref())));
         assert_eq!(page.last(), rows.last().map(|row| row.event_id));
@@ -363,8 +382,12 @@ fn a_page_made_row_by_row_is_the_same_frame() {
         assert_eq!(found, whole(ReplyResult::Found { rows, next: Some(9) }));
     }
     // A page that was never sent.
-    assert!(page.push(&row().by_ref()));
+    assert!(page.push(&plain(5).by_ref()));
     page.clear();
+    assert!(page.push(&plain(6).by_ref()));
+    let mut after_it = Vec::new();
+    page.scan_page(7, Some(at), None, &mut after_it);
+    assert_eq!(after_it, whole(ReplyResult::ScanPage { rows: vec![plain(6)], next: None }));
     let mut empty = Vec::new();
     assert_eq!(page.last(), None);
     page.scan_page(7, Some(at), None, &mut empty);
@@ -377,34 +400,6 @@ fn a_page_made_row_by_row_is_the_same_frame() {
 /// Rows of which nothing became have a layout of their own on a page, whatever lies between them.
 #[test]
 fn plain_rows_are_read_as_they_were() {
-    let plain = |n: usize| Row {
-        event_id: Uuid::from_u128(ID.as_u128() + n as u128),
-        claim_timestamp_us: -1 - n as i64,
-        claim_sequence: u64::MAX - n as u64,
-        occurred_at_us: n as i64,
-        event_key: "k".repeat(n % 9 + 1),
-        owning_corpus: if n.is_multiple_of(3) { "b".to_owned() } else { row().corpus },
-        metadata: vec![n as u8; n % 13],
-        taxonomy_version: n as u32,
-        references: u32::MAX * (n as u32 % 2),
-        over_budget: n.is_multiple_of(2),
-        incident_active: n.is_multiple_of(3),
-        lifecycle: if n.is_multiple_of(5) { Lifecycle::Expired } else { Lifecycle::Registered },
-        reconciliation_state: if n.is_multiple_of(7) {
-            ReconciliationState::Clean
-        } else {
-            ReconciliationState::Pending
-        },
-        retention_expires_at_us: i64::MAX - n as i64,
-        canonical_id: None,
-        tombstoned_at_us: None,
-        tombstone_reason_code: None,
-        tombstone_reason: None,
-        reactivated_at_us: None,
-        dispute_id: None,
-        reactivation_quarter: None,
-        ..row()
-    };
     // What has any one of the fields that plain rows lack is not plain.
     let others = [
         Row { canonical_id: Some(ID), ..plain(1) },
@@ -419,11 +414,11 @@ fn plain_rows_are_read_as_they_were() {
     for others_every in [1, 2, 3, 40, 1_000] {
         let other = |n: usize| n.is_multiple_of(others_every).then(|| others[n % others.len()].clone());
         let rows: Vec<_> = (0..120).map(|n| other(n).unwrap_or_else(|| plain(n))).collect();
-        check_reply(&Reply {
-            request_id: 7,
-            positions: vec![],
-            result: ReplyResult::ScanPage { rows, next: Some(ID) },
-        });
+        let reply = Reply { request_id: 7, positions: vec![], result: ReplyResult::ScanPage { rows, next: Some(ID) } };
+        check_reply(&reply);
+        let mut stream = Vec::new();
+        encode_reply(&mut Builder::new(), &reply, &mut stream).expect("fits");
+        assert_eq!(decode_any_reply(content(&stream)).as_ref(), Ok(&reply));
     }
 }
 

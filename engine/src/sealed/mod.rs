@@ -14,7 +14,7 @@ pub mod summary;
 mod walk;
 
 pub use cache::{Block, BlockCache, CACHE_BLOCKS_MIN};
-pub use read::{Record, claims_between};
+pub use read::{Record, records_in};
 pub use seal::{
     Chain, Checkpoint, Resume, Seal, SealError, append_bytes, page_batch, pages_of_none, pages_per_part, read_chain,
     read_index, read_origin, read_seals, seal_batch, sealed_by,

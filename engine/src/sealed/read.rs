@@ -67,32 +67,32 @@ fn meets(block: &[u8], at: u64) -> Meets {
     }
 }
 
-/// The records that start in a stretch of log, and where the next one would be looked for. `bytes` start at `start`, a whole
-/// number of blocks; a record starts at `from`.
-pub fn claims_between<'a>(
+/// The records that lie in a stretch of log, each as it verifies. `bytes` start at `start`, a whole number of blocks; a record starts
+/// at `from`.
+pub fn records_in<'a>(
     bytes: &'a [u8],
     start: u64,
     from: u64,
     mut each: impl FnMut(u64, RawRecord<'a>) -> bool,
-) -> Result<u64, String> {
+) -> Result<(), String> {
     let mut at = from;
     loop {
         let rest = bytes.get((at - start) as usize..).unwrap_or_default();
         let Some(block) = bytes.get(((at / BLOCK_BYTES * BLOCK_BYTES) - start) as usize..).filter(|_| rest.len() >= 8)
         else {
-            return Ok(at);
+            return Ok(());
         };
         match meets(&block[..block.len().min(BLOCK_BYTES as usize)], at) {
             Meets::Record if record::record_bytes(rest).is_some_and(|length| length <= rest.len()) => {
                 let (raw, length) = record::read(rest).map_err(|e| not_verified(at, &e.to_string()))?;
                 if !each(at, raw) {
-                    return Ok(at);
+                    return Ok(());
                 }
                 at += length as u64;
             }
-            Meets::Record => return Ok(at),
+            Meets::Record => return Ok(()),
             Meets::Nothing(next) => at = next,
-            Meets::End => return Ok(u64::MAX),
+            Meets::End => return Ok(()),
         }
     }
 }

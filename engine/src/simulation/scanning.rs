@@ -6,6 +6,8 @@ use crate::error::{Code, Refusal};
 use crate::id::EventId;
 use crate::log::batch;
 use crate::log::layout::BLOCK_BYTES;
+use crate::row::RowView;
+use crate::sealed::Stretch;
 use std::collections::BTreeMap;
 
 const LIMIT: usize = 10;
@@ -58,8 +60,9 @@ impl Scanning {
             self.bench.reads.clear();
             let after = found.last().copied();
             match self.ask(Operation::Scan { corpus, since_us: None, until_us, after, limit: LIMIT }) {
-                Outcome::Rows { rows, more, .. } => {
+                Outcome::Rows { rows, more, log } => {
                     assert!(rows.len() <= LIMIT && !(more && rows.is_empty()));
+                    assert!(rows.iter().all(|row| is_at_hand_if_verified(row, log.as_ref())));
                     found.extend(rows.iter().map(|row| row.event_id));
                     assert!(self.bench.reads.len() <= READS_OF_A_PAGE_MAX, "{:?}", self.bench.reads);
                     if !more {
@@ -75,6 +78,36 @@ impl Scanning {
     fn sealed_segments(&self) -> usize {
         self.bench.engine.shard().rows().catalog().segments().len()
     }
+}
+
+/// Whether what was read for a page has the record of a row, if it is said to be verified there.
+fn is_at_hand_if_verified(row: &RowView, log: Option<&Stretch>) -> bool {
+    log.is_none_or(|log| log.has_verified(row.claim_at) == log.record(row.claim_at).is_some())
+}
+
+#[test]
+fn a_record_that_the_end_of_a_piece_cuts_is_not_said_to_be_verified() {
+    let mut ledger = Scanning::new();
+    let mut rare: Vec<EventId> = Vec::new();
+    for bytes in (300..2_400).step_by(70) {
+        let metadata = vec![9; bytes];
+        let keys: Vec<_> = (0..12_000 / bytes).map(|n| format!("{bytes}-{n}")).collect();
+        let items: Vec<_> = keys.iter().map(|key| Claim { event_key: key, ..claim_of(&metadata) }).collect();
+        let claim = Operation::Claim { corpus: "rare", items: &items, unless_within_us: None };
+        let Outcome::ClaimedItems(claimed) = ledger.ask(claim) else { panic!("a batch is claimed") };
+        rare.extend(claimed.into_iter().map(|claimed| claimed.expect("a claim").event_id));
+    }
+    (0..40).for_each(|_| ledger.claim("customer", 4_000));
+    let mut from_pieces = 0;
+    for limit in [1, 2] {
+        for after in &rare[..rare.len() - limit] {
+            let scan = Operation::Scan { corpus: "rare", since_us: None, until_us: None, after: Some(*after), limit };
+            let Outcome::Rows { rows, log, .. } = ledger.ask(scan) else { panic!("a scan has rows") };
+            assert!(rows.iter().all(|row| is_at_hand_if_verified(row, log.as_ref())), "after {after}");
+            from_pieces += usize::from(log.is_some_and(|log| rows.iter().all(|row| log.has_verified(row.claim_at))));
+        }
+    }
+    assert!(from_pieces > rare.len() / 2, "{from_pieces}");
 }
 
 #[test]

@@ -9,8 +9,8 @@ use crate::generated::claimd::Row as Wire;
 use crate::reply::RowRef;
 use flatbuffers::{Push, PushAlignment, VOffsetT};
 
-/// Bytes of the table: those of its fields, and padding, so that the next one lies on a multiple of eight.
-const TABLE_BYTES: usize = 96;
+/// Bytes of the table: those of its fields, up to a multiple of eight.
+const TABLE_BYTES: usize = at::END.next_multiple_of(8);
 /// Bytes of the vtable: its length, that of the table, and two for each field that the schema has.
 const VTABLE_BYTES: usize = Wire::VT_REFERENCES as usize + 2;
 
@@ -90,16 +90,40 @@ pub(super) struct Texts {
     pub effective_quarter: FromEnd,
 }
 
-/// Whether nothing became of a row: what may be absent is, except for its effective quarter.
+/// Whether nothing became of a row: what may be absent is, except for its effective quarter. All fields stand here, so that one that
+/// is new is not forgotten in [`FIELDS`] and [`Table`].
 pub(super) fn is_plain(row: &RowRef<'_>) -> bool {
-    row.canonical_id.is_none()
-        && row.tombstoned_at_us.is_none()
-        && row.tombstone_reason_code.is_none()
-        && row.tombstone_reason.is_none()
-        && row.reactivated_at_us.is_none()
-        && row.dispute_id.is_none()
-        && row.reactivation_quarter.is_none()
-        && !row.effective_quarter.is_empty()
+    let RowRef {
+        event_id: _,
+        corpus: _,
+        lifecycle: _,
+        claim_timestamp_us: _,
+        claim_sequence: _,
+        event_key: _,
+        occurred_at_us: _,
+        owning_corpus: _,
+        hosting_corpus: _,
+        category: _,
+        taxonomy_version: _,
+        metadata: _,
+        canonical_id: None,
+        tombstoned_at_us: None,
+        tombstone_reason_code: None,
+        tombstone_reason: None,
+        reactivated_at_us: None,
+        dispute_id: None,
+        reconciliation_state: _,
+        over_budget: _,
+        incident_active: _,
+        effective_quarter,
+        reactivation_quarter: None,
+        retention_expires_at_us: _,
+        references: _,
+    } = row
+    else {
+        return false;
+    };
+    !effective_quarter.is_empty()
 }
 
 /// Puts the vtable of plain rows into a buffer.
@@ -115,9 +139,9 @@ pub(super) fn put_table(builder: &mut Builder, vtable: FromEnd, row: &RowRef<'_>
 struct Vtable;
 
 impl Push for Vtable {
-    type Output = Vtable;
+    type Output = Self;
 
-    // SAFETY: `dst` is a slice, and is written to as one; the caller has nothing else to hold to.
+    // Nothing unsafe is done: the trait has the keyword.
     unsafe fn push(&self, dst: &mut [u8], _: usize) {
         dst[..VTABLE_BYTES].copy_from_slice(&VTABLE);
     }
@@ -138,9 +162,9 @@ struct Table<'a> {
 }
 
 impl Push for Table<'_> {
-    type Output = Vtable;
+    type Output = Self;
 
-    // SAFETY: as above.
+    // As above.
     unsafe fn push(&self, dst: &mut [u8], written: usize) {
         let Table { vtable, row, texts } = self;
         let own = (written + TABLE_BYTES) as FromEnd;

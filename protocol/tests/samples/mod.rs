@@ -164,6 +164,38 @@ pub fn row() -> Row {
     }
 }
 
+/// A row of which nothing became, each another.
+pub fn plain(n: usize) -> Row {
+    Row {
+        event_id: Uuid::from_u128(ID.as_u128() + n as u128),
+        claim_timestamp_us: -1 - n as i64,
+        claim_sequence: u64::MAX - n as u64,
+        occurred_at_us: n as i64,
+        event_key: "k".repeat(n % 9 + 1),
+        owning_corpus: if n.is_multiple_of(3) { "b".to_owned() } else { row().corpus },
+        metadata: vec![n as u8; n % 13],
+        taxonomy_version: n as u32,
+        references: u32::MAX * (n as u32 % 2),
+        over_budget: n.is_multiple_of(2),
+        incident_active: n.is_multiple_of(3),
+        lifecycle: if n.is_multiple_of(5) { Lifecycle::Expired } else { Lifecycle::Registered },
+        reconciliation_state: if n.is_multiple_of(7) {
+            ReconciliationState::Clean
+        } else {
+            ReconciliationState::Pending
+        },
+        retention_expires_at_us: i64::MAX - n as i64,
+        canonical_id: None,
+        tombstoned_at_us: None,
+        tombstone_reason_code: None,
+        tombstone_reason: None,
+        reactivated_at_us: None,
+        dispute_id: None,
+        reactivation_quarter: None,
+        ..row()
+    }
+}
+
 pub fn entry() -> Entry {
     Entry {
         position: LogPosition { shard: 1, position: 8 },
@@ -376,7 +408,7 @@ pub fn results() -> Vec<ReplyResult> {
         ReplyResult::History { entries: vec![entry(), bare_entry.clone()], next: Some(4), related: vec![KEY, ID] },
         ReplyResult::History { entries: vec![], next: None, related: vec![] },
         ReplyResult::ScanPage { rows: vec![], next: None },
-        ReplyResult::ScanPage { rows: vec![row(), bare_row.clone()], next: Some(ID) },
+        ReplyResult::ScanPage { rows: vec![row(), plain(1), bare_row.clone(), plain(2)], next: Some(ID) },
         ReplyResult::Status(Box::new(StatusReport {
             daemon: "claimd 0.1.0".to_owned(),
             ledger: ID,
@@ -435,7 +467,7 @@ pub fn results() -> Vec<ReplyResult> {
         ReplyResult::BarrierRaised { at_us: 1 },
         ReplyResult::Reconciled(Box::new(report())),
         ReplyResult::Reconciled(Box::default()),
-        ReplyResult::Found { rows: vec![row(), bare_row], next: Some(9) },
+        ReplyResult::Found { rows: vec![plain(3), row(), bare_row], next: Some(9) },
         ReplyResult::Found { rows: vec![], next: None },
         ReplyResult::TailPage { entries: vec![entry(), bare_entry], next_position: 10, durable_position: 12 },
         ReplyResult::TailPage { entries: vec![], next_position: 10, durable_position: 9 },

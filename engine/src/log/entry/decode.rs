@@ -321,7 +321,8 @@ impl<'a> Fields<'a> {
         let c: RawClaim = self.fixed("claim")?;
         let lengths = [c.event_key_bytes.get().into(), c.owning_bytes.into(), c.hosting_bytes.into()];
         // Looked at together: most are some bytes long, if that.
-        let mut texts = self.text(lengths.iter().sum::<usize>() + usize::from(c.category_bytes), "texts")?;
+        let bytes = lengths.iter().sum::<usize>() + usize::from(c.category_bytes);
+        let mut texts = self.text(bytes, "event_key, owning_corpus, hosting_corpus or category")?;
         let mut part = |bytes: usize, name| {
             let (part, rest) = texts.split_at_checked(bytes).ok_or(EntryError::Field(name))?;
             texts = rest;

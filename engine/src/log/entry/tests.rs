@@ -7,21 +7,26 @@ fn id(tail: u64) -> EventId {
     EventId::pack(1_700_000_000_000, Prefix::new(3).unwrap(), tail)
 }
 
+fn claim() -> ClaimEntry<'static> {
+    ClaimEntry {
+        event_id: id(1),
+        claim_sequence: 12,
+        occurred_at_us: 99,
+        taxonomy_version: 4,
+        event_key: "reset-2025",
+        owning_corpus: "customer",
+        hosting_corpus: "",
+        category: "embedder",
+        over_budget: true,
+        incident_active: false,
+        metadata: &[1, 2, 3],
+    }
+}
+
 fn entries() -> Vec<Entry<'static>> {
     vec![
-        Entry::Claim(ClaimEntry {
-            event_id: id(1),
-            claim_sequence: 12,
-            occurred_at_us: 99,
-            taxonomy_version: 4,
-            event_key: "reset-2025",
-            owning_corpus: "customer",
-            hosting_corpus: "",
-            category: "embedder",
-            over_budget: true,
-            incident_active: false,
-            metadata: &[1, 2, 3],
-        }),
+        Entry::Claim(claim()),
+        Entry::Carry { claim: claim(), claimed_at_us: 77, claim_at: 4_096, change: &[4, 5] },
         Entry::Alarm { kind: AlarmKind::Early, claims: 7, slots: 9 },
         Entry::Forbidden { action: Action::Claim, counted: 3 },
         Entry::User { uid: 7, name: "alice" },
@@ -150,6 +155,32 @@ fn what_an_index_takes_of_a_claim_is_what_it_decodes_to() {
         for cut in 0..=body.len() {
             assert_eq!(claim_facts(1, &body[..cut]), (cut >= end).then_some(facts), "{cut}");
         }
+    }
+}
+
+/// The bytes of its texts are one after the other in the body, and their lengths before them.
+#[test]
+fn texts_of_a_claim_are_cut_between_characters_and_are_all_text() {
+    let (event_key, owning_corpus, hosting_corpus, category) = ("é", "ö", "ü", "ß");
+    let entry = ClaimEntry { event_key, owning_corpus, hosting_corpus, category, metadata: &[], ..claim() };
+    let record = Record { meta: META, entry: Entry::Claim(entry) };
+    let mut body = vec![];
+    record.encode(&mut body);
+    assert_eq!(claim_of(1, &body), Ok(Some((entry, META.timestamp_us))));
+    let texts = body.windows(8).position(|window| window == "éöüß".as_bytes()).unwrap();
+    let lengths = body[..texts].windows(5).rposition(|window| window == [2, 0, 2, 2, 2]).unwrap();
+    let is_refused = |body: &[u8]| claim_of(1, body).is_err() && Record::decode(1, body).is_err();
+    // The same bytes in all, cut within a character.
+    for (longer, shorter) in [(0, 2), (2, 0), (2, 3), (3, 4), (4, 3), (0, 4)] {
+        let mut moved = body.clone();
+        moved[lengths + longer] += 1;
+        moved[lengths + shorter] -= 1;
+        assert!(is_refused(&moved), "{longer}, {shorter}");
+    }
+    for at in texts..texts + 8 {
+        let mut broken = body.clone();
+        broken[at] = 0xff;
+        assert!(is_refused(&broken), "{at}");
     }
 }
 

@@ -15,7 +15,7 @@ use crate::time::Quarter;
 use std::ops::Range;
 
 /// Bytes of a sealed segment's log that a page looks at in one piece, at least: every record fits.
-const SCAN_BYTES_MIN: u64 = 128 << 10;
+const SCAN_BYTES_MIN: u64 = if cfg!(test) { 8 << 10 } else { 128 << 10 };
 /// Rows that lie further apart than this, in the log and on the average of the next ones, are read one by one.
 const FAR_BYTES: u64 = if cfg!(test) { 5 << 10 } else { 32 << 10 };
 
@@ -229,8 +229,9 @@ impl<T, M: Fn(&Found) -> T> Page<'_, T, M> {
         // Some take fewer bytes than others.
         let rows = (end - start) / bytes_a_row.max(1);
         self.rows.reserve(limit.min((rows + rows / 8) as usize));
-        let mut reached = Ok(None);
-        let next = sealed::claims_between(piece.bytes_from(start), start, log.start, |at, raw| {
+        let (mut reached, mut verified) = (Ok(None), log.start..log.start);
+        sealed::records_in(piece.bytes_from(start), start, log.start, |at, raw| {
+            verified.end = at + 1;
             if !is_claim_of(prefix, raw) {
                 return true;
             }
@@ -241,7 +242,7 @@ impl<T, M: Fn(&Found) -> T> Page<'_, T, M> {
             matches!(reached, Ok(None))
         })
         .map_err(Unread::Damaged)?;
-        self.log = Some(piece.verified(log.start..next.saturating_add(1)));
+        self.log = Some(piece.verified(verified));
         reached
     }
 
