@@ -221,3 +221,43 @@ fn run_beside_claims(arguments: &RunArguments, kind: Kind, claims: usize) -> Res
 fn print_json(row: &impl Serialize) {
     println!("{}", serde_json::to_string(row).expect("numbers and names serialise"));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        run: RunArguments,
+    }
+
+    #[test]
+    fn options_that_do_not_go_together_are_refused_with_what_to_do() {
+        let refused = |arguments: &str| {
+            let arguments = ["run", "--socket", "s"].into_iter().chain(arguments.split_whitespace());
+            Command::try_parse_from(arguments)
+                .expect("clap takes them")
+                .run
+                .check()
+                .err()
+                .map(|error| error.to_string())
+        };
+        let lookups = "--operation lookups --beside-claims 64";
+        for allowed in
+            ["", "--spin", lookups, "--operation scans --beside-claims 1 --batch 10", "--operation scans --spin"]
+        {
+            assert_eq!(refused(allowed), None, "{allowed}");
+        }
+        for (arguments, named) in [
+            (format!("{lookups} --spin"), "--spin"),
+            ("--beside-claims 64".to_owned(), "--operation"),
+            ("--operation scans --batch 10".to_owned(), "--batch"),
+            ("--operation scans --floor .".to_owned(), "--floor"),
+        ] {
+            let sentence = refused(&arguments).unwrap_or_else(|| panic!("{arguments} is refused"));
+            assert!(sentence.contains(named), "{arguments}: {sentence}");
+        }
+    }
+}

@@ -124,6 +124,11 @@ impl Driver {
         })
     }
 
+    /// What reads of the executor's shards take of the device.
+    pub fn reads(&self) -> &ReadShares {
+        &self.reads
+    }
+
     /// Where the shard's file is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -241,7 +246,6 @@ impl Driver {
 
     /// Lets the engine look at the time.
     pub fn tick(self: &Rc<Self>) {
-        self.reads.tick();
         self.engine.borrow_mut().tick(clock::now(), &mut self.entropy.borrow_mut());
         self.pump();
     }

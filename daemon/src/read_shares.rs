@@ -22,8 +22,8 @@ const BESIDE_WRITES: i64 = 16;
 const PIECE_BYTES: u64 = 128 * 1024;
 /// A log counts as being written for so long after a write.
 const WRITTEN_LATELY: Duration = Duration::from_millis(10);
-/// When no read has ended for so long, those in line go all the same, one of each line a tick of a shard: a read that the device does not answer holds nobody
-/// up for good.
+/// When no read has ended for so long, those in line go all the same, one of each line a tick: a read that the device does not answer
+/// holds nobody up for good.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// After so many reads that requests wait for, one goes that nobody does.
 const REQUESTS_IN_A_ROW: u32 = 16;
@@ -128,7 +128,7 @@ impl ReadShares {
         taken
     }
 
-    /// Lets those go who have waited long enough, one of each line. Every shard of the executor calls it at each of its ticks.
+    /// Lets those go who have waited long enough, one of each line. The executor calls it at each of its ticks.
     pub fn tick(&self) {
         self.grant();
         let is_long_ago = |at: Instant| at.elapsed() >= PATIENCE;

@@ -202,6 +202,8 @@ impl Service {
                 driver.iter().for_each(|driver| driver.archived_to(archived_to));
             }
         }
+        // All of them share the device.
+        self.local_drivers().take(1).for_each(|driver| driver.reads().tick());
         self.local_drivers().for_each(Driver::tick);
     }
 
