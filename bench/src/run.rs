@@ -40,7 +40,7 @@ pub struct RunArguments {
     rounds: usize,
     /// A file on the daemon's device, its shard's say: reads of it are measured before and after each row, random ones of
     /// 4 KiB for lookups (at the same rate) and sequential ones of 1 MiB for scans, and the row has its ratios to them. For claims
-    /// a directory there: durable writes are measured before and after the rows.
+    /// a directory there: durable writes are measured before and after the rows. Not with --beside-claims.
     #[arg(long, conflicts_with = "beside_claims")]
     floor: Option<PathBuf>,
 }

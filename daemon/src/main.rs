@@ -71,7 +71,7 @@ enum Command {
     Backup(BackupArgs),
     /// Make a ledger from a backup, as it was at the end or at an earlier moment.
     #[command(
-        after_help = "Examples:\n  claimd restore --from /backup/claimd --data /var/lib/claimd\n  claimd restore --from /backup/claimd --data ./then --to 2026-01-31T09:30:00Z\n  claimd restore --from /backup/claimd --data ./then --to 0:4711,1:815\n\nThe backup is verified before anything is written. Ids that were given out are never given out again, whether they are\nrestored or not, as far as the backup knows. It takes about as much memory as `claimd verify`, however many rows there are; the\nledger's first start goes through all of its log, and has all of its rows in memory until they are sealed. Exit status: 0 restored, 1 the backup is damaged, 2 usage, 3 something could\nnot be read or written."
+        after_help = "Examples:\n  claimd restore --from /backup/claimd --data /var/lib/claimd\n  claimd restore --from /backup/claimd --data ./then --to 2026-01-31T09:30:00Z\n  claimd restore --from /backup/claimd --data ./then --to 0:4711,1:815\n\nThe backup is verified before anything is written. Ids that were given out are never given out again, whether they are\nrestored or not, as far as the backup knows. It takes about as much memory as `claimd verify`, however many rows there are; the\nledger's first start goes through its log from the last seal that was kept, or through all of it where there is none to go by.\nExit status: 0 restored, 1 the backup is damaged, 2 usage, 3 something could not be read or written."
     )]
     Restore(RestoreArgs),
     /// Make a ledger of another number of shards from a stopped one, whole corpora at a time; the old one stays as it is.
@@ -163,7 +163,7 @@ struct StartArgs {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Requests that a shard accepts before it has answered them. From a quarter of that disputes are deferred; from a half
-    /// scans and references are refused, too; from three quarters claims and lookups.
+    /// references, scans, searches and control totals are refused, too; from three quarters claims, lookups and histories of rows.
     #[arg(long, default_value_t = DebtBounds::default().requests, value_parser = clap::value_parser!(u64).range(8..=1_000_000))]
     debt_requests: u64,
     /// MiB of log that the requests which a shard has accepted may take, likewise.

@@ -11,7 +11,7 @@ use crate::sealed::{Checkpoint, Index, Seal, Sealed, append_bytes, page_batch, p
 use crate::shard::rows::IndexJob;
 use std::sync::Arc;
 
-/// Segments that are full and not sealed, at most: with more of them nothing is taken in until one is sealed.
+/// Segments that are full and not sealed, at most: with so many mutations wait until one is sealed.
 pub const FULL_SEGMENTS_MAX: usize = 8;
 /// Naming a seal in the superblock is tried again this long after it failed.
 const CHECKPOINT_RETRY_US: i64 = 1_000_000;

@@ -49,7 +49,7 @@ pub enum Io {
         file_offset: u64,
         /// How many.
         bytes: u64,
-        /// A request may wait for them; it is no pass that does.
+        /// A request may wait for them, or what the shard does by itself; no question of a pass about event keys or links does.
         is_urgent: bool,
     },
     /// Let others have the processor for a while.
