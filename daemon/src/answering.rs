@@ -94,8 +94,7 @@ impl Service {
                     (Outcome::Claimed(claimed), ReplyTo::Connection(conn)) => {
                         let at = LogPosition { shard, position: reply.position };
                         let claimed = translate::claimed(&claimed);
-                        let builder = &mut *self.builder.borrow_mut();
-                        conn.send(|out| wire::encode_claimed(builder, request_id, at, &claimed, out));
+                        conn.send(|out| wire::encode_claim_reply(request_id, at, &claimed, out));
                         conn.finish();
                     }
                     (outcome, _) => {

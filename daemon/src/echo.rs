@@ -172,8 +172,7 @@ impl FrameHandler for NoLedger {
             Operation::Claim { .. } => {
                 let claimed = self.claimed();
                 let at = LogPosition { shard: 0, position: claimed.claim_sequence };
-                let builder = &mut *self.builder.borrow_mut();
-                conn.send(|out| wire::encode_claimed(builder, request_id, at, &claimed, out));
+                conn.send(|out| wire::encode_claim_reply(request_id, at, &claimed, out));
             }
             Operation::ClaimBatch { items, .. } => {
                 let claimed = items.iter().map(|_| Ok(self.claimed())).collect();

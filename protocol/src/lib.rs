@@ -51,7 +51,9 @@ pub use decode_reply::decode_reply;
 #[doc(hidden)]
 pub use decode_request::decode_any;
 pub use decode_request::decode_request;
-pub use encode_reply::{RowPage, encode_claimed, encode_reply, encode_row_found, entry_frame_bytes, row_frame_bytes};
+pub use encode_reply::{
+    RowPage, encode_claim_reply, encode_reply, encode_row_found, entry_frame_bytes, row_frame_bytes,
+};
 pub use encode_request::encode_request;
 pub use frame::{FrameBuffer, FrameTooLarge};
 pub use reply::{

@@ -2,12 +2,12 @@
 
 use claim_protocol::frame::split_frame;
 use claim_protocol::{
-    AT_LEAST_MAX, BATCH_ITEMS_MAX, Builder, ClaimContent, ClaimItem, DISPUTE_IDS_MAX, DISPUTE_RATIONALE_BYTES_MAX,
-    DisputeVerdict, EVENT_KEY_BYTES_MAX, Entry, FRAME_BYTES_MAX, FrameTooLarge, LogPosition, METADATA_BYTES_MAX,
-    NAME_BYTES_MAX, Operation, QUARTER_YEAR_MAX, QUARTER_YEAR_MIN, RATIONALE_BYTES_MAX, Reply, ReplyResult, Request,
-    Row, RowPage, SCAN_ROWS_MAX, TAIL_WAIT_MS_MAX, UNLESS_REGISTERED_MS_MAX, Uuid, Verdict, decode_any_reply,
-    decode_reply, decode_request, encode_claimed, encode_reply, encode_request, encode_row_found, entry_frame_bytes,
-    row_frame_bytes,
+    AT_LEAST_MAX, BATCH_ITEMS_MAX, Builder, ClaimContent, ClaimItem, Claimed, DISPUTE_IDS_MAX,
+    DISPUTE_RATIONALE_BYTES_MAX, DisputeVerdict, EVENT_KEY_BYTES_MAX, Entry, FRAME_BYTES_MAX, FrameTooLarge,
+    LogPosition, METADATA_BYTES_MAX, NAME_BYTES_MAX, Operation, QUARTER_YEAR_MAX, QUARTER_YEAR_MIN,
+    RATIONALE_BYTES_MAX, Reply, ReplyResult, Request, Row, RowPage, SCAN_ROWS_MAX, ServerError, TAIL_WAIT_MS_MAX,
+    UNLESS_REGISTERED_MS_MAX, Uuid, Verdict, decode_any_reply, decode_reply, decode_request, encode_claim_reply,
+    encode_reply, encode_request, encode_row_found, entry_frame_bytes, row_frame_bytes,
 };
 use samples::{ID, KEY, claimed, entry, error, item, plain, row};
 
@@ -284,9 +284,47 @@ fn every_result() {
 fn the_fast_path_of_a_claim_writes_the_same_frame() {
     let (mut fast, mut general) = (Vec::new(), Vec::new());
     let expected = reply(ReplyResult::Claimed(claimed()));
-    encode_claimed(&mut Builder::new(), expected.request_id, expected.positions[0], &claimed(), &mut fast);
+    encode_claim_reply(expected.request_id, expected.positions[0], &claimed(), &mut fast);
     encode_reply(&mut Builder::new(), &expected, &mut general).expect("fits");
     assert_eq!(fast, general);
+    // Behind what is there already, and whatever the values are.
+    for value in [0, 1, 5, 9, u64::MAX, 0x8000_0000_0000_0000, 0x1234] {
+        let claimed = Claimed {
+            event_id: Uuid::from_u128(u128::from(value) << 64 | u128::from(value)),
+            claim_timestamp_us: value as i64,
+            claim_sequence: value ^ 5,
+        };
+        let at = LogPosition { shard: value as u16, position: value ^ 9 };
+        let before = fast.len();
+        encode_claim_reply(value ^ 1, at, &claimed, &mut fast);
+        let expected = Reply { request_id: value ^ 1, positions: vec![at], result: ReplyResult::Claimed(claimed) };
+        assert_eq!(decode_reply(content(&fast[before..])).as_ref(), Ok(&expected));
+    }
+}
+
+/// Items of a batch that were claimed have a layout of their own, whatever lies between them.
+#[test]
+fn results_of_a_batch_are_read_as_they_were() {
+    // The same for one after the other.
+    let mut builder = Builder::new();
+    for errors_every in [1, 2, 3, 7, 1_000] {
+        let result = |n: u64| match n.is_multiple_of(errors_every) {
+            true => Err(ServerError { message: "e".repeat(n as usize % 9), ..error() }),
+            false => Ok(Claimed {
+                event_id: Uuid::from_u128(ID.as_u128() + u128::from(n)),
+                claim_timestamp_us: n as i64 - 1,
+                claim_sequence: n - 1,
+            }),
+        };
+        for count in [1, 2, 3, 4, 100] {
+            let results = (1..=count).map(result).collect();
+            let reply = Reply { request_id: 7, positions: vec![], result: ReplyResult::ClaimedBatch(results) };
+            check_reply(&reply);
+            let mut stream = Vec::new();
+            encode_reply(&mut builder, &reply, &mut stream).expect("fits");
+            assert_eq!(decode_reply(content(&stream)).as_ref(), Ok(&reply));
+        }
+    }
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! Replies to frames.
 
 mod audit;
+mod claimed;
 mod dispute;
+mod piece;
 mod plain_row;
 mod reconcile;
 mod registry;
@@ -9,12 +11,13 @@ mod row;
 mod status;
 
 pub use audit::entry_frame_bytes;
+pub use claimed::encode_claim_reply;
 pub use row::{RowPage, encode_row_found, row_frame_bytes};
 
 use crate::Builder;
 use crate::frame::{FrameTooLarge, append_frame};
 use crate::generated::claimd as wire;
-use crate::reply::{Claimed, Reply, ReplyResult, ServerError};
+use crate::reply::{Reply, ReplyResult, ServerError};
 use crate::values::{LogPosition, ReasonCode};
 use crate::wire_values::{optional_uuids, wire_uuid};
 use flatbuffers::{UnionWIPOffset, WIPOffset};
@@ -50,20 +53,6 @@ fn append_reply(
     append_frame(builder.finished_data(), out)
 }
 
-/// Appends the reply to a claim as [`encode_reply`] does, without making a [`Reply`] first.
-pub fn encode_claimed(
-    builder: &mut Builder,
-    request_id: u64,
-    position: LogPosition,
-    claimed: &Claimed,
-    out: &mut Vec<u8>,
-) {
-    builder.reset();
-    let result = (wire::ReplyResult::Claimed, row::encode_claimed(builder, claimed).as_union_value());
-    append_reply(builder, request_id, &[position], result, out)
-        .expect("a claim's reply has a fixed size of some hundred bytes");
-}
-
 /// A result's type and its table.
 type Encoded = (wire::ReplyResult, WIPOffset<UnionWIPOffset>);
 
@@ -84,23 +73,10 @@ fn encode_result(builder: &mut Builder, result: &ReplyResult) -> Encoded {
             (wire::ReplyResult::CorporaList, table.as_union_value())
         }
         ReplyResult::Claimed(claimed) => {
-            (wire::ReplyResult::Claimed, row::encode_claimed(builder, claimed).as_union_value())
+            (wire::ReplyResult::Claimed, claimed::encode_claimed(builder, claimed).as_union_value())
         }
         ReplyResult::ClaimedBatch(results) => {
-            let results: Vec<_> = results
-                .iter()
-                .map(|result| {
-                    let args = match result {
-                        Ok(claimed) => {
-                            wire::ClaimResultArgs { claimed: Some(row::encode_claimed(builder, claimed)), error: None }
-                        }
-                        Err(error) => {
-                            wire::ClaimResultArgs { claimed: None, error: Some(encode_error(builder, error)) }
-                        }
-                    };
-                    wire::ClaimResult::create(builder, &args)
-                })
-                .collect();
+            let results = claimed::encode_results(builder, results);
             let results = Some(builder.create_vector(&results));
             let table = wire::ClaimedBatch::create(builder, &wire::ClaimedBatchArgs { results });
             (wire::ReplyResult::ClaimedBatch, table.as_union_value())

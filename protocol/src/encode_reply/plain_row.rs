@@ -1,20 +1,17 @@
-//! The table of a row that was claimed and of which nothing became: on a page nearly all are so. Its fields have fixed places,
-//! so that it is put down in one piece, and its vtable once for a page; a builder takes each field by itself and then looks
-//! whether it has written such a vtable before.
-//!
-//! Readers see a table like any other. How tables and vtables lie in a buffer: <https://flatbuffers.dev/internals/>.
+//! The table of a row that was claimed and of which nothing became: on a page nearly all are so, and have one layout.
 
+use super::piece::{self, FromEnd, put_tables, to_vtable};
 use crate::Builder;
 use crate::generated::claimd::Row as Wire;
 use crate::reply::RowRef;
-use flatbuffers::{Push, PushAlignment, VOffsetT};
+use flatbuffers::VOffsetT;
 
 /// Bytes of the table: those of its fields, up to a multiple of eight.
 const TABLE_BYTES: usize = at::END.next_multiple_of(8);
 /// Bytes of the vtable: its length, that of the table, and two for each field that the schema has.
 const VTABLE_BYTES: usize = Wire::VT_REFERENCES as usize + 2;
 
-/// Where the fields of a table lie; in the first four bytes it says where its vtable is.
+/// Where the fields lie in the table.
 mod at {
     pub const CORPUS: usize = 4;
     pub const CLAIM_TIMESTAMP_US: usize = 8;
@@ -59,25 +56,7 @@ const FIELDS: [(VOffsetT, usize); 18] = [
     (Wire::VT_INCIDENT_ACTIVE, at::INCIDENT_ACTIVE),
 ];
 
-const VTABLE: [u8; VTABLE_BYTES] = {
-    let mut words = [0; VTABLE_BYTES / 2];
-    (words[0], words[1]) = (VTABLE_BYTES as u16, at::END as u16);
-    let mut n = 0;
-    while n < FIELDS.len() {
-        words[FIELDS[n].0 as usize / 2] = FIELDS[n].1 as u16;
-        n += 1;
-    }
-    let mut bytes = [0; VTABLE_BYTES];
-    let mut n = 0;
-    while n < words.len() {
-        [bytes[2 * n], bytes[2 * n + 1]] = words[n].to_le_bytes();
-        n += 1;
-    }
-    bytes
-};
-
-/// Where something lies, in bytes before the end of the buffer.
-pub(super) type FromEnd = u32;
+const VTABLE: [u8; VTABLE_BYTES] = piece::vtable(&FIELDS, at::END);
 
 /// What a row's table refers to.
 pub(super) struct Texts {
@@ -91,7 +70,7 @@ pub(super) struct Texts {
 }
 
 /// Whether nothing became of a row: what may be absent is, except for its effective quarter. All fields stand here, so that one that
-/// is new is not forgotten in [`FIELDS`] and [`Table`].
+/// is new is not forgotten in [`FIELDS`] and [`put_table`].
 pub(super) fn is_plain(row: &RowRef<'_>) -> bool {
     let RowRef {
         event_id: _,
@@ -128,50 +107,15 @@ pub(super) fn is_plain(row: &RowRef<'_>) -> bool {
 
 /// Puts the vtable of plain rows into a buffer.
 pub(super) fn put_vtable(builder: &mut Builder) -> FromEnd {
-    builder.push(Vtable).value()
+    piece::put_vtable(builder, VTABLE)
 }
 
 /// Puts the table of a plain row into a buffer that has its vtable and its texts.
 pub(super) fn put_table(builder: &mut Builder, vtable: FromEnd, row: &RowRef<'_>, texts: &Texts) -> FromEnd {
-    builder.push(Table { vtable, row, texts }).value()
-}
-
-struct Vtable;
-
-impl Push for Vtable {
-    type Output = Self;
-
-    // Nothing unsafe is done: the trait has the keyword.
-    unsafe fn push(&self, dst: &mut [u8], _: usize) {
-        dst[..VTABLE_BYTES].copy_from_slice(&VTABLE);
-    }
-
-    fn size() -> usize {
-        VTABLE_BYTES
-    }
-
-    fn alignment() -> PushAlignment {
-        PushAlignment::new(align_of::<VOffsetT>())
-    }
-}
-
-struct Table<'a> {
-    vtable: FromEnd,
-    row: &'a RowRef<'a>,
-    texts: &'a Texts,
-}
-
-impl Push for Table<'_> {
-    type Output = Self;
-
-    // As above.
-    unsafe fn push(&self, dst: &mut [u8], written: usize) {
-        let Table { vtable, row, texts } = self;
-        let own = (written + TABLE_BYTES) as FromEnd;
+    put_tables(builder, |own| {
         let mut table = [0; TABLE_BYTES];
         let mut put = |at: usize, bytes: &[u8]| table[at..at + bytes.len()].copy_from_slice(bytes);
-        // To the vtable it is counted backwards, to all else forwards from where that is said.
-        put(0, &vtable.wrapping_sub(own).to_le_bytes());
+        put(0, &to_vtable(own, vtable));
         let texts = [
             (at::CORPUS, texts.corpus),
             (at::EVENT_KEY, texts.event_key),
@@ -195,14 +139,6 @@ impl Push for Table<'_> {
         put(at::RECONCILIATION_STATE, &[row.reconciliation_state as u8]);
         put(at::OVER_BUDGET, &[row.over_budget.into()]);
         put(at::INCIDENT_ACTIVE, &[row.incident_active.into()]);
-        dst[..TABLE_BYTES].copy_from_slice(&table);
-    }
-
-    fn size() -> usize {
-        TABLE_BYTES
-    }
-
-    fn alignment() -> PushAlignment {
-        PushAlignment::new(align_of::<u64>())
-    }
+        table
+    })
 }

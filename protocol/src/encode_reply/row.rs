@@ -1,9 +1,10 @@
 //! Rows.
 
-use super::plain_row::{self, FromEnd, is_plain};
+use super::piece::FromEnd;
+use super::plain_row::{self, is_plain};
 use super::{Encoded, FIXED_BYTES, append_reply, wire_reason};
 use crate::generated::claimd as wire;
-use crate::reply::{Claimed, Row, RowRef};
+use crate::reply::{Row, RowRef};
 use crate::values::LogPosition;
 use crate::wire_values::wire_uuid;
 use crate::{Builder, PAGE_BYTES_MAX, Uuid};
@@ -22,19 +23,6 @@ pub fn row_frame_bytes(row: &RowRef<'_>) -> usize {
         + row.tombstone_reason.map_or(0, str::len)
         + row.effective_quarter.len()
         + row.reactivation_quarter.as_ref().map_or(0, |quarter| quarter.len())
-}
-
-pub(super) fn encode_claimed<'b>(builder: &mut Builder, claimed: &Claimed) -> WIPOffset<wire::Claimed<'b>> {
-    let event_id = wire_uuid(claimed.event_id);
-    let table = wire::Claimed::create(
-        builder,
-        &wire::ClaimedArgs {
-            event_id: Some(&event_id),
-            claim_timestamp_us: claimed.claim_timestamp_us,
-            claim_sequence: claimed.claim_sequence,
-        },
-    );
-    WIPOffset::new(table.value())
 }
 
 pub(super) fn encode_referenced<'b>(builder: &mut Builder, canonical_id: Uuid) -> WIPOffset<wire::Referenced<'b>> {
