@@ -218,19 +218,19 @@ async fn read_rows(
             Some(_) => Vec::new(),
             None => read_claims(reader.driver, views, matches!(found, Found::LastFirst)).await?,
         };
-        let claim_at = |index: usize, view: &RowView| match log {
-            Some(log) => log.record(view.claim_at),
-            None => read.get(index).map(StoredRecord::raw),
-        };
-        for (chunk, views) in views.chunks(ROWS_MADE).enumerate() {
+        let mut read = read.iter();
+        for views in views.chunks(ROWS_MADE) {
             let mut reasons = Vec::new();
             for view in views.iter().filter(|view| view.tombstone.is_some()) {
                 reasons.push(reason(reader.driver, view).await?);
             }
             let mut reasons = reasons.iter();
             let _turn = reader.rounds.turn(Work::Reads).await;
-            for (index, view) in views.iter().enumerate() {
-                let claim = claim_at(chunk * ROWS_MADE + index, view);
+            for view in views {
+                let claim = match log {
+                    Some(log) => log.record(view.claim_at),
+                    None => read.next().map(StoredRecord::raw),
+                };
                 let claim = claim_of(view, claim.ok_or_else(|| unreadable("a row's record is not there".into()))?)?;
                 let reason = view.tombstone.and_then(|_| reasons.next()?.as_deref());
                 let row = translate::row(view, &claim, reason, &mut texts, names);

@@ -203,7 +203,9 @@ impl Service {
             }
         }
         // All of them share the device.
-        self.local_drivers().take(1).for_each(|driver| driver.reads().tick());
+        if let Some(driver) = self.local_drivers().next() {
+            driver.reads().tick();
+        }
         self.local_drivers().for_each(Driver::tick);
     }
 

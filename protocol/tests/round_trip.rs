@@ -336,18 +336,19 @@ fn the_estimates_of_rows_and_entries_hold() {
     };
     for length in 0..40 {
         let text = "x".repeat(length);
-        let row = Row {
+        let with_text = |row: Row| Row {
             corpus: text.clone(),
             event_key: text.clone(),
             owning_corpus: text.clone(),
             hosting_corpus: text.clone(),
             category: text.clone(),
             metadata: text.clone().into_bytes(),
-            tombstone_reason: Some(text.clone()),
             effective_quarter: text.clone(),
-            reactivation_quarter: Some(text.clone()),
-            ..row()
+            ..row
         };
+        let plain = Row { effective_quarter: format!("{text}q"), ..with_text(plain(1)) };
+        let (tombstone_reason, reactivation_quarter) = (Some(text.clone()), Some(text.clone()));
+        let row = Row { tombstone_reason, reactivation_quarter, ..with_text(row()) };
         let entry = Entry {
             corpus: text.clone(),
             rationale: text.clone(),
@@ -364,16 +365,6 @@ fn the_estimates_of_rows_and_entries_hold() {
             })),
             configuration: text.clone(),
             ..entry()
-        };
-        let plain = Row {
-            corpus: text.clone(),
-            event_key: text.clone(),
-            owning_corpus: text.clone(),
-            hosting_corpus: text.clone(),
-            category: text.clone(),
-            metadata: text.clone().into_bytes(),
-            effective_quarter: format!("{text}q"),
-            ..plain(1)
         };
         for count in [1, 2, SCAN_ROWS_MAX] {
             for row in [&row, &plain] {

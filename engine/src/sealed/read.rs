@@ -90,9 +90,8 @@ pub fn records_in<'a>(
                 }
                 at += length as u64;
             }
-            Meets::Record => return Ok(()),
             Meets::Nothing(next) => at = next,
-            Meets::End => return Ok(()),
+            Meets::Record | Meets::End => return Ok(()),
         }
     }
 }

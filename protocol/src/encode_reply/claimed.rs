@@ -66,15 +66,16 @@ pub(super) fn encode_results<'b>(
 }
 
 fn put_claimed(builder: &mut Builder, (of_result, of_claimed): (FromEnd, FromEnd), claimed: &Claimed) -> FromEnd {
+    let Claimed { event_id, claim_timestamp_us, claim_sequence } = claimed;
     put_tables(builder, |own| {
         let mut tables = [0; at::CLAIMED + at::CLAIMED_END];
         let mut put = |at: usize, bytes: &[u8]| tables[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, &to_vtable(own, of_result));
         put(at::RESULT_CLAIMED, &((at::CLAIMED - at::RESULT_CLAIMED) as u32).to_le_bytes());
         put(at::CLAIMED, &to_vtable(own - at::CLAIMED as FromEnd, of_claimed));
-        put(at::CLAIMED + at::EVENT_ID, claimed.event_id.as_bytes());
-        put(at::CLAIMED + at::CLAIM_TIMESTAMP_US, &claimed.claim_timestamp_us.to_le_bytes());
-        put(at::CLAIMED + at::CLAIM_SEQUENCE, &claimed.claim_sequence.to_le_bytes());
+        put(at::CLAIMED + at::EVENT_ID, event_id.as_bytes());
+        put(at::CLAIMED + at::CLAIM_TIMESTAMP_US, &claim_timestamp_us.to_le_bytes());
+        put(at::CLAIMED + at::CLAIM_SEQUENCE, &claim_sequence.to_le_bytes());
         tables
     })
 }
@@ -118,14 +119,15 @@ static TEMPLATE: LazyLock<Template> = LazyLock::new(|| {
 /// no difference.
 pub fn encode_claim_reply(request_id: u64, position: LogPosition, claimed: &Claimed, out: &mut Vec<u8>) {
     let template = &*TEMPLATE;
+    let Claimed { event_id, claim_timestamp_us, claim_sequence } = claimed;
     let start = out.len();
     out.extend_from_slice(&template.frame);
     let mut put = |at: usize, bytes: &[u8]| out[start + at..start + at + bytes.len()].copy_from_slice(bytes);
     put(template.request_id, &request_id.to_le_bytes());
     put(template.position, &wire::LogPosition::new(position.shard, position.position).0);
-    put(template.event_id, claimed.event_id.as_bytes());
-    put(template.claim_timestamp_us, &claimed.claim_timestamp_us.to_le_bytes());
-    put(template.claim_sequence, &claimed.claim_sequence.to_le_bytes());
+    put(template.event_id, event_id.as_bytes());
+    put(template.claim_timestamp_us, &claim_timestamp_us.to_le_bytes());
+    put(template.claim_sequence, &claim_sequence.to_le_bytes());
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ use flatbuffers::{UnionWIPOffset, WIPOffset};
 /// Bytes that a row or entry takes beside its strings, lists and metadata: its table (at most 192), its vtable (at most
 /// 54), its place in the page's vector (4), and for each of at most nine strings a length, a terminator and padding (9).
 const FIXED_BYTES: usize = 336;
+
 /// Appends `reply` as one whole frame, length prefix included, to `out`. `builder` is scratch space: it is reset first
 /// and keeps its memory.
 ///

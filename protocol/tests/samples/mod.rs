@@ -343,19 +343,12 @@ pub fn results() -> Vec<ReplyResult> {
     };
     let bare_row = Row {
         metadata: vec![],
-        canonical_id: None,
-        tombstoned_at_us: None,
-        tombstone_reason_code: None,
-        tombstone_reason: None,
-        reactivated_at_us: None,
-        dispute_id: None,
         reconciliation_state: ReconciliationState::Pending,
         over_budget: false,
         incident_active: false,
         effective_quarter: String::new(),
-        reactivation_quarter: None,
         lifecycle: Lifecycle::Registered,
-        ..row()
+        ..plain(1)
     };
     let bare_entry = Entry {
         corpus: String::new(),
