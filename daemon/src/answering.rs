@@ -83,7 +83,7 @@ impl Service {
             }
             Output::Reply(reply) => {
                 let Some(pending) = self.pending.borrow_mut().try_remove(reply.token as usize) else { return };
-                self.pulse.work_sub(1);
+                self.pulse.own_sub(1);
                 let Pending { reply_to, request_id, shard, is_part, then, timed } = pending;
                 if let Some(step_ended) = timed {
                     let driver = self.drivers[usize::from(shard)].as_ref();
@@ -213,12 +213,12 @@ impl Service {
         }
         let Some(driver) = self.drivers[usize::from(asked.shard)].clone() else { return };
         self.reads.set(self.reads.get() + weight);
-        self.pulse.work_add(1);
+        self.pulse.own_add(1);
         let this = Rc::clone(self);
         let work = work(Rc::clone(self), driver);
         glommio::spawn_local(async move {
             work.await;
-            this.pulse.work_sub(1);
+            this.pulse.own_sub(1);
             this.pulse.beat();
             this.reads.set(this.reads.get() - weight);
         })

@@ -10,7 +10,7 @@ use crate::message::Message;
 use crate::reading;
 use crate::rounds::Rounds;
 use crate::shared::{Shared, Tried};
-use crate::socket::connection::{CloseReason, Connection, FrameHandler, Peer, Verdict};
+use crate::socket::connection::{CloseReason, Connection, Door, FrameHandler, Peer, Verdict};
 use crate::space;
 use crate::stages::Stages;
 use crate::stall_guard::Pulse;
@@ -288,7 +288,7 @@ impl Service {
             timed: None,
         };
         let token = self.pending.borrow_mut().insert(pending);
-        self.pulse.work_add(1);
+        self.pulse.own_add(1);
         let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
         let now = self.now();
         let is_replay = self.shared.clock == ClockMode::Replay;
@@ -415,7 +415,7 @@ impl Service {
         let request_id = request.request_id;
         let pending = Pending { reply_to: reply_to.clone(), request_id, shard, is_part, then, timed: None };
         let token = self.pending.borrow_mut().insert(pending);
-        self.pulse.work_add(1);
+        self.pulse.own_add(1);
         let user = self.users.name(peer.uid);
         let step_began = self.stages.step_begins();
         let refused = translate::with_operation(
@@ -449,7 +449,7 @@ impl Service {
         }
         if let Err(refusal) = refused {
             self.pending.borrow_mut().remove(token);
-            self.pulse.work_sub(1);
+            self.pulse.own_sub(1);
             self.finish(&reply_to, is_part, request.request_id, shard, 0, Err(refusal));
         }
     }
@@ -568,6 +568,18 @@ impl FrameHandler for Rc<Service> {
                 Verdict::ContinueAfterRead
             }
             _ => Verdict::Continue,
+        }
+    }
+
+    fn frame_ahead(&self, conn: &Rc<Connection>, frame: &[u8]) {
+        let shard = match conn.door() {
+            Door::Shard(shard) => shard,
+            Door::Main if self.drivers.len() == 1 => 0,
+            // Its corpus says which, and that is not looked at yet.
+            Door::Main => return,
+        };
+        if let (Some(driver), Some(key)) = (&self.drivers[usize::from(shard)], wire::key_at_sight(frame)) {
+            driver.engine.borrow().shard().rows().prefetch_key(key.as_u128());
         }
     }
 

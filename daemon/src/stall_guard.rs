@@ -48,12 +48,15 @@ impl Default for GuardTimes {
 
 /// What the guard and one executor share.
 ///
-/// `work` is what the executor has accepted and not finished; it must return to 0 when the executor has nothing to do,
-/// or the guard wakes it once per period for ever. `beat` changes whenever the executor makes progress.
+/// `work` and `own` are what the executor has accepted and not finished, from others and by itself; they must return to 0 when the
+/// executor has nothing to do, or the guard wakes it once per period for ever. `beat` changes whenever the executor makes progress.
 #[derive(Debug, Default)]
 pub struct Pulse {
     beat: AtomicU64,
     work: AtomicU64,
+    /// Written by the executor alone, and so without a locked instruction, which waits for all writes before it: there is one of
+    /// these for each request and each reply.
+    own: AtomicU64,
     heartbeat: Mutex<Option<Waker>>,
     stopped: AtomicBool,
 }
@@ -83,9 +86,24 @@ impl Pulse {
         assert!(before >= count, "{count} pieces of work finished, only {before} were open");
     }
 
+    /// Adds work that the executor accepts by itself; it alone may.
+    pub fn own_add(&self, count: u64) {
+        self.own.store(self.own.load(Ordering::Relaxed) + count, Ordering::Relaxed);
+    }
+
+    /// Takes finished work away that was [added](Pulse::own_add) by the executor; it alone may.
+    ///
+    /// # Panics
+    /// If more is finished than was accepted.
+    pub fn own_sub(&self, count: u64) {
+        let before = self.own.load(Ordering::Relaxed);
+        assert!(before >= count, "{count} pieces of own work finished, only {before} were open");
+        self.own.store(before - count, Ordering::Relaxed);
+    }
+
     /// Work accepted and not finished.
     pub fn work(&self) -> u64 {
-        self.work.load(Ordering::Relaxed)
+        self.work.load(Ordering::Relaxed) + self.own.load(Ordering::Relaxed)
     }
 
     /// How often progress was made.
@@ -384,6 +402,19 @@ mod tests {
     /// No slow wakes, so that every beat in a test has the guard's own reason.
     fn only_stalls() -> GuardTimes {
         GuardTimes { slow_wake_ms: 3_600_000, ..GuardTimes::default() }
+    }
+
+    #[test]
+    fn work_of_its_own_and_of_others_is_owed_alike() {
+        let pulse = Pulse::new();
+        pulse.work_add(2);
+        pulse.own_add(3);
+        assert_eq!(pulse.work(), 5);
+        pulse.own_sub(3);
+        pulse.work_sub(1);
+        assert_eq!(pulse.work(), 1);
+        let too_much = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| pulse.own_sub(1)));
+        assert!(too_much.is_err(), "others' work is not its own");
     }
 
     #[test]

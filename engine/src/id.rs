@@ -38,11 +38,16 @@ const MS_MAX: u64 = (1 << 48) - 1;
 /// The id that a claim hands out. Orders as its bits do: time first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "u128", try_from = "u128")]
-pub struct EventId(u128);
+pub struct EventId {
+    // Two words and not one of 128 bits, whose alignment of 16 has compilers make tags of enums as long, and read at once what was
+    // written in halves: the processor then waits until both have left its store buffer.
+    high: u64,
+    low: u64,
+}
 
 impl From<EventId> for u128 {
     fn from(id: EventId) -> u128 {
-        id.0
+        id.as_u128()
     }
 }
 
@@ -57,22 +62,28 @@ impl TryFrom<u128> for EventId {
 impl EventId {
     /// Packs the three fields; `ms` is cut to 48 bits and `tail` to 58.
     pub fn pack(ms: u64, prefix: Prefix, tail: u64) -> EventId {
-        let prefix = u128::from(prefix.get());
-        EventId(
-            u128::from(ms & MS_MAX) << 80
-                | 0x7 << 76
-                | (prefix >> 4) << 64
-                | 0b10 << 62
-                | (prefix & 0xf) << 58
-                | u128::from(tail & TAIL_MASK),
-        )
+        let prefix = u64::from(prefix.get());
+        EventId {
+            high: (ms & MS_MAX) << 16 | 0x7 << 12 | prefix >> 4,
+            low: 0b10 << 62 | (prefix & 0xf) << 58 | tail & TAIL_MASK,
+        }
     }
 
     /// Reads an id from its bits. `None` when version, variant or prefix can't be those of an event-id.
     pub fn from_u128(bits: u128) -> Option<EventId> {
-        let version_and_variant = (bits >> 76) & 0xf == 0x7 && (bits >> 62) & 0b11 == 0b10;
-        let id = EventId(bits);
+        EventId::from_words((bits >> 64) as u64, bits as u64)
+    }
+
+    /// The same of its upper and its lower half.
+    pub fn from_words(high: u64, low: u64) -> Option<EventId> {
+        let version_and_variant = (high >> 12) & 0xf == 0x7 && low >> 62 == 0b10;
+        let id = EventId { high, low };
         (version_and_variant && id.raw_prefix() != 0).then_some(id)
+    }
+
+    /// Its upper and its lower half.
+    pub const fn words(self) -> (u64, u64) {
+        (self.high, self.low)
     }
 
     /// Reads an id from a parsed UUID; `None` as in [`EventId::from_u128`].
@@ -82,21 +93,21 @@ impl EventId {
 
     /// The id as a number; network byte order equals big-endian order of this number.
     pub const fn as_u128(self) -> u128 {
-        self.0
+        (self.high as u128) << 64 | self.low as u128
     }
 
     /// The id for printing and for the wire.
     pub const fn as_uuid(self) -> Uuid {
-        Uuid::from_u128(self.0)
+        Uuid::from_u64_pair(self.high, self.low)
     }
 
     /// Unix time in milliseconds. It may run ahead of the row's `claim_timestamp` after a tail overflow.
     pub const fn ms(self) -> u64 {
-        (self.0 >> 80) as u64
+        self.high >> 16
     }
 
     fn raw_prefix(self) -> u16 {
-        (((self.0 >> 64) & 0xfff) as u16) << 4 | ((self.0 >> 58) & 0xf) as u16
+        ((self.high & 0xfff) as u16) << 4 | ((self.low >> 58) & 0xf) as u16
     }
 
     /// The shard prefix of the corpus that claimed the id.
@@ -106,7 +117,7 @@ impl EventId {
 
     /// The 58 bits after the prefix.
     pub const fn tail(self) -> u64 {
-        self.0 as u64 & TAIL_MASK
+        self.low & TAIL_MASK
     }
 
     /// The id that follows `last` in one corpus at wall time `now_ms`: greater than `last`, whatever the clock does.

@@ -50,7 +50,7 @@ pub use decode_reply::decode_any_reply;
 pub use decode_reply::decode_reply;
 #[doc(hidden)]
 pub use decode_request::decode_any;
-pub use decode_request::decode_request;
+pub use decode_request::{decode_request, key_at_sight};
 pub use encode_reply::{
     RowPage, encode_claim_reply, encode_reply, encode_row_found, entry_frame_bytes, row_frame_bytes,
 };

@@ -13,6 +13,7 @@ pub(crate) struct Table<'a> {
 
 impl Table<'_> {
     /// Where a field of so many bytes stands; the inner `None` when it is left out, the outer when it is not in its table.
+    #[inline(always)]
     pub(crate) fn field(&self, field: u16, bytes: usize) -> Option<Option<usize>> {
         let slot = usize::from(field);
         let Some(offset) = self.fields.get(slot..slot + 2) else { return Some(None) };
@@ -38,6 +39,7 @@ impl<'a> Reader<'a> {
         self.visited
     }
 
+    #[inline(always)]
     pub(crate) fn number<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
         self.bytes.get(at..)?.first_chunk().copied().filter(|_| at.is_multiple_of(N))
     }
@@ -47,6 +49,7 @@ impl<'a> Reader<'a> {
         at.checked_add(u32::from_le_bytes(self.number(at)?) as usize)
     }
 
+    #[inline(always)]
     pub(crate) fn table(&self, at: usize) -> Option<Table<'a>> {
         let back = i64::from(i32::from_le_bytes(self.number(at)?));
         let fields_at = usize::try_from(i64::try_from(at).ok()?.checked_sub(back)?).ok()?;
@@ -69,11 +72,13 @@ impl<'a> Reader<'a> {
         table.field(field, 8)?.map_or(Some(None), |at| Some(Some(u64::from_le_bytes(self.number(at)?))))
     }
 
+    #[inline(always)]
     pub(crate) fn uuid(&self, table: &Table<'_>, field: u16) -> Option<Option<Uuid>> {
         let uuid = |at: usize| Some(Uuid::from_bytes(*self.bytes.get(at..)?.first_chunk()?));
         table.field(field, 16)?.map_or(Some(None), |at| uuid(at).map(Some))
     }
 
+    #[inline(always)]
     pub(crate) fn vector(&mut self, table: &Table<'_>, field: u16) -> Option<Option<(&'a [u8], usize)>> {
         let Some(at) = table.field(field, 4)? else { return Some(None) };
         let at = self.indirect(at)?;
@@ -87,6 +92,7 @@ impl<'a> Reader<'a> {
         Some(Some((self.bytes.get(at + 4..end)?, end)))
     }
 
+    #[inline(always)]
     pub(crate) fn text(&mut self, table: &Table<'_>, field: u16) -> Option<Option<&'a str>> {
         let Some((bytes, end)) = self.vector(table, field)? else { return Some(None) };
         let is_ended = self.bytes.get(end) == Some(&0);

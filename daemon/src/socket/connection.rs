@@ -50,6 +50,9 @@ pub trait FrameHandler: 'static {
     /// One whole frame, without its length prefix; never empty and never longer than the limit.
     fn frame(&self, conn: &Rc<Connection>, frame: &[u8]) -> Verdict;
 
+    /// This frame is the one after the next: the moment to begin to fetch what it takes.
+    fn frame_ahead(&self, _conn: &Rc<Connection>, _frame: &[u8]) {}
+
     /// All frames of one read have been handed over: the moment to submit them together.
     fn end_of_read(&self, conn: &Rc<Connection>);
 

@@ -310,6 +310,9 @@ fn hand_over<H: FrameHandler>(bytes: &[u8], conn: &Rc<Connection>, handler: &H) 
         if !conn.has_room() {
             break Stop::NoRoom;
         }
+        if let Some(ahead) = whole_frame(&rest[whole_bytes..]) {
+            handler.frame_ahead(conn, ahead);
+        }
         used += whole_bytes;
         frames += 1;
         match handler.frame(conn, frame) {
@@ -334,6 +337,12 @@ fn hand_over<H: FrameHandler>(bytes: &[u8], conn: &Rc<Connection>, handler: &H) 
     }
     rounds.spend_since(counted, work);
     Handed { used, frames, work, stop }
+}
+
+/// The frame at the front, if it is there as a whole.
+fn whole_frame(bytes: &[u8]) -> Option<&[u8]> {
+    let prefix = bytes.first_chunk::<PREFIX_BYTES>()?;
+    bytes.get(PREFIX_BYTES..)?.get(..u32::from_le_bytes(*prefix) as usize)
 }
 
 fn watch_new_partial(conn: &Connection) {

@@ -174,11 +174,10 @@ pub(super) async fn prepare(
     if piece.start == 0 {
         storage.grow(file_offset + bytes).await?;
     }
-    let zeroes = vec![0; ZEROING_BYTES.min((piece.end - piece.start) as usize)];
     let mut at = piece.start;
     while at < piece.end {
-        let length = zeroes.len().min((piece.end - at) as usize);
-        storage.write_at(file_offset + at, &zeroes[..length], Durability::Cached).await?;
+        let length = ZEROING_BYTES.min((piece.end - at) as usize);
+        storage.write_zeroes(file_offset + at, length).await?;
         at += length as u64;
     }
     let Some(header) = header else { return Ok(()) };

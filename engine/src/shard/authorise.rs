@@ -129,7 +129,7 @@ impl Step<'_, '_, '_> {
             rationale: "",
         };
         let position = self.shard.append(&Record { meta, entry }, self.log);
-        Err(Stop::Refused(refusal, position))
+        Err(Stop::refused(refusal, position))
     }
 
     /// Has the name of whoever does something in the log before what he does.

@@ -38,27 +38,45 @@ pub struct Step<'s, 'e, 'l> {
     /// What other shards said; `None`: they have not been asked.
     pub facts: Option<&'e [Fact]>,
     pub log: &'l mut LogWriter,
+    /// No item of the request was seen before: nobody has used its key.
+    pub has_new_key: bool,
 }
 
 pub(super) type Decided<T> = Result<T, Stop>;
 
-/// Why a decision ends early.
-pub(super) enum Stop {
+/// Why a decision ends early. It is rare, and so lies elsewhere: what is decided else has no room for it to be kept.
+pub(super) struct Stop(Box<Reason>);
+
+pub(super) enum Reason {
     /// It is refused; the refusal depends on this position.
     Refused(Refusal, u64),
     /// It needs to know more.
     Needs(Needs),
 }
 
+impl Stop {
+    pub fn refused(refusal: Refusal, position: u64) -> Stop {
+        Stop(Box::new(Reason::Refused(refusal, position)))
+    }
+
+    pub fn needs(needs: Needs) -> Stop {
+        Stop(Box::new(Reason::Needs(needs)))
+    }
+
+    pub fn reason(self) -> Reason {
+        *self.0
+    }
+}
+
 impl From<Unread> for Stop {
     fn from(unread: Unread) -> Stop {
         match unread {
-            Unread::Missing(blocks) => Stop::Needs(Needs::Blocks(blocks)),
-            Unread::Stretch(range) => Stop::Needs(Needs::Stretch(range)),
+            Unread::Missing(blocks) => Stop::needs(Needs::Blocks(blocks)),
+            Unread::Stretch(range) => Stop::needs(Needs::Stretch(range)),
             Unread::Damaged(what) => {
                 tracing::error!(what, "a read of the ledger failed");
                 let message = format!("{what}: the ledger's storage is damaged or failing; see the daemon's log");
-                Stop::Refused(Refusal::new(Code::ShardFailed, message), 0)
+                Stop::refused(Refusal::new(Code::ShardFailed, message), 0)
             }
         }
     }
@@ -67,7 +85,7 @@ impl From<Unread> for Stop {
 impl From<KeyStop> for Stop {
     fn from(stop: KeyStop) -> Stop {
         match stop {
-            KeyStop::Refused(refusal, position) => Stop::Refused(refusal, position),
+            KeyStop::Refused(refusal, position) => Stop::refused(refusal, position),
             KeyStop::Unread(unread) => unread.into(),
         }
     }
@@ -75,18 +93,30 @@ impl From<KeyStop> for Stop {
 
 /// A refusal that depends on nothing that a crash could undo.
 pub(super) fn refuse<T>(refusal: Refusal) -> Decided<T> {
-    Err(Stop::Refused(refusal, 0))
+    Err(Stop::refused(refusal, 0))
+}
+
+/// What became of an item of a batch and the position that it depends on: an item that is refused ends nothing else.
+fn of_item<T>(decided: Decided<(T, u64)>) -> Decided<(Result<T, Refusal>, u64)> {
+    match decided.map_err(Stop::reason) {
+        Ok((done, position)) => Ok((Ok(done), position)),
+        Err(Reason::Refused(refusal, position)) => Ok((Err(refusal), position)),
+        Err(Reason::Needs(needs)) => Err(Stop::needs(needs)),
+    }
 }
 
 impl Step<'_, '_, '_> {
     pub fn request(mut self, request: &Request<'_>) -> Stepped {
         match self.decide(request) {
             Ok(stepped) => stepped,
-            Err(Stop::Refused(refusal, position)) => Decision::now(Outcome::Refused(refusal), position).into(),
-            Err(Stop::Needs(needs)) => Stepped::Needs(needs),
+            Err(stop) => match stop.reason() {
+                Reason::Refused(refusal, position) => Decision::now(Outcome::Refused(refusal), position).into(),
+                Reason::Needs(needs) => Stepped::Needs(needs),
+            },
         }
     }
 
+    #[inline(always)]
     fn decide(&mut self, request: &Request<'_>) -> Decided<Stepped> {
         let mode = self.shard.clock.mode();
         check::request(request, mode).or_else(refuse)?;
@@ -196,11 +226,15 @@ impl Step<'_, '_, '_> {
         time_us: i64,
     ) -> Decided<KeyState> {
         let id = KeyId::new(scope.map_or(0, Prefix::get), request.idempotency_key, item);
-        match self.shard.key_state(id, fingerprint, time_us) {
+        let state = match self.has_new_key {
+            true => self.shard.key_in_window(id, time_us).map(|()| KeyState::New),
+            false => self.shard.key_state(id, fingerprint, time_us),
+        };
+        match state {
             Ok(KeyState::Done(known)) => Ok(KeyState::Done(known)),
             Err(KeyStop::Unread(unread)) => Err(unread.into()),
             Err(KeyStop::Refused(refusal, position)) if refusal.code == Code::KeyReused => {
-                Err(Stop::Refused(refusal, position))
+                Err(Stop::refused(refusal, position))
             }
             Ok(KeyState::New) => {
                 self.believe_clock()?;
@@ -208,15 +242,17 @@ impl Step<'_, '_, '_> {
             }
             Err(KeyStop::Refused(refusal, position)) => {
                 self.believe_clock()?;
-                Err(Stop::Refused(refusal, position))
+                Err(Stop::refused(refusal, position))
             }
         }
     }
 
-    /// Whether what it takes to know the keys of a request's items is at hand: everything that is missing is named at once.
-    fn keys_at_hand(&self, request: &Request<'_>, scope: Prefix, items: impl Iterator<Item = u16>) -> Decided<()> {
+    /// Looks whether a request's key is new. If it may not be, what it takes to know its items has to be at hand: everything that is
+    /// missing is named at once.
+    fn look_for_key(&mut self, request: &Request<'_>, scope: Prefix, items: impl Iterator<Item = u16>) -> Decided<()> {
         let key = |item| KeyId::new(scope.get(), request.idempotency_key, item);
         if !self.shard.rows.catalog().may_have_key_of(key(0).ms()) {
+            self.has_new_key = !self.shard.rows.has_key(key(0));
             return Ok(());
         }
         Ok(sealed::all(items.map(|item| self.shard.kept(key(item)))).map(|_| ())?)
@@ -270,7 +306,7 @@ impl Step<'_, '_, '_> {
                     "corpus '{}' is decommissioned: it claims and refers no more, and has no budget",
                     corpus.name
                 );
-                Err(Stop::Refused(Refusal::new(Code::Decommissioned, message), self.shard.last_position))
+                Err(Stop::refused(Refusal::new(Code::Decommissioned, message), self.shard.last_position))
             }
             _ => Ok(()),
         }
@@ -286,9 +322,10 @@ impl Step<'_, '_, '_> {
             found.effective_quarter(),
             self.shard.policy.retention_years()
         );
-        Err(Stop::Refused(Refusal::new(Code::Expired, message), found.position))
+        Err(Stop::refused(Refusal::new(Code::Expired, message), found.position))
     }
 
+    #[inline(always)]
     fn claim(
         &mut self,
         request: &Request<'_>,
@@ -302,25 +339,18 @@ impl Step<'_, '_, '_> {
             let (claimed, position) = self.claim_item(request, prefix, 0, item, unless_within_us, time_us)?;
             return Ok(Decision::now(Outcome::Claimed(claimed), position));
         }
-        self.keys_at_hand(request, prefix, 0..items.len() as u16)?;
+        self.look_for_key(request, prefix, 0..items.len() as u16)?;
         let mut depends_on = 0;
         let mut results = Vec::with_capacity(items.len());
         for (index, item) in items.iter().enumerate() {
-            results.push(match self.claim_item(request, prefix, index as u16, item, None, time_us) {
-                Ok((claimed, position)) => {
-                    depends_on = depends_on.max(position);
-                    Ok(claimed)
-                }
-                Err(Stop::Refused(refusal, position)) => {
-                    depends_on = depends_on.max(position);
-                    Err(refusal)
-                }
-                Err(needs) => return Err(needs),
-            });
+            let (result, position) = of_item(self.claim_item(request, prefix, index as u16, item, None, time_us))?;
+            depends_on = depends_on.max(position);
+            results.push(result);
         }
         Ok(Decision::now(Outcome::ClaimedItems(results), depends_on))
     }
 
+    #[inline(always)]
     fn claim_item(
         &mut self,
         request: &Request<'_>,
@@ -386,7 +416,7 @@ impl Step<'_, '_, '_> {
             occurred_from_us: claim.occurred_at_us - within_us,
             occurred_to_us: claim.occurred_at_us + within_us,
         };
-        let Some(facts) = self.facts else { return Err(Stop::Needs(Needs::Key(sought))) };
+        let Some(facts) = self.facts else { return Err(Stop::needs(Needs::Key(sought))) };
         let own = self.shard.registered(&sought)?;
         let is_same = |fact: &&Fact| {
             fact.row.is_some_and(|row| {
@@ -403,7 +433,7 @@ impl Step<'_, '_, '_> {
                     registered_id: Some(Box::new(*event_id)),
                     ..Refusal::new(Code::AlreadyRegistered, message)
                 };
-                Err(Stop::Refused(refusal, self.shard.last_position))
+                Err(Stop::refused(refusal, self.shard.last_position))
             }
         }
     }
@@ -416,7 +446,7 @@ impl Step<'_, '_, '_> {
         let left_us = MINUTE_US - time_us % MINUTE_US;
         let message = format!("the corpus is capped at {cap} claims a minute; the next minute begins in {left_us} us");
         let refusal = Refusal::retry_after(Code::Throttled, (left_us / 1_000) as u32 + 1, message);
-        Err(Stop::Refused(refusal, self.shard.last_position))
+        Err(Stop::refused(refusal, self.shard.last_position))
     }
 
     /// Alarms stand behind the claim that raised them, and after a crash between the two behind the next one.
@@ -461,20 +491,16 @@ impl Step<'_, '_, '_> {
     ) -> Decided<Decision> {
         let prefix = self.corpus(corpus)?;
         // Before anything is logged.
-        self.keys_at_hand(request, prefix, items.iter().map(|(item, _)| *item))?;
+        self.look_for_key(request, prefix, items.iter().map(|(item, _)| *item))?;
         let followed = sealed::all(items.iter().map(|(_, id)| self.follow_aliases(*id)))?;
         let unknown: Vec<_> = followed.into_iter().filter_map(Result::err).collect();
         if !unknown.is_empty() {
-            return Err(Stop::Needs(Needs::Rows(unknown)));
+            return Err(Stop::needs(Needs::Rows(unknown)));
         }
         let mut depends_on = 0;
         let mut results = Vec::with_capacity(items.len());
         for (index, event_id) in items {
-            let (result, position) = match self.reference_item(request, prefix, *index, *event_id, time_us) {
-                Ok((canonical_id, position)) => (Ok(canonical_id), position),
-                Err(Stop::Refused(refusal, position)) => (Err(refusal), position),
-                Err(needs) => return Err(needs),
-            };
+            let (result, position) = of_item(self.reference_item(request, prefix, *index, *event_id, time_us))?;
             depends_on = depends_on.max(position);
             results.push((*index, result));
         }
@@ -523,7 +549,7 @@ impl Step<'_, '_, '_> {
         self.not_stopped(prefix)?;
         let found = self.row(event_id)?;
         if event_id.prefix() == prefix {
-            return Err(Stop::Refused(
+            return Err(Stop::refused(
                 Refusal::new(
                     Code::BadTransition,
                     format!(
@@ -536,17 +562,17 @@ impl Step<'_, '_, '_> {
         }
         self.not_expired(&found, time_us)?;
         self.expect_allowed(&found, RowOperation::Reference)?;
-        let (canonical_id, row) = self.follow_aliases(event_id)?.map_err(|id| Stop::Needs(Needs::Rows(vec![id])))?;
+        let (canonical_id, row) = self.follow_aliases(event_id)?.map_err(|id| Stop::needs(Needs::Rows(vec![id])))?;
         match row {
             Some(row) if row.expires_at_us <= time_us => {
                 let message = format!("{event_id} is an alias of {canonical_id}, which is past its retention");
-                return Err(Stop::Refused(Refusal::new(Code::Expired, message), found.position));
+                return Err(Stop::refused(Refusal::new(Code::Expired, message), found.position));
             }
             Some(row) if transition(row.state, RowOperation::Reference).is_some() => {}
             row => {
                 let state = row.map_or("not there, or an alias itself", |row| row.state.name());
                 let message = format!("{event_id} is an alias of {canonical_id}, which is {state}");
-                return Err(Stop::Refused(Refusal::new(Code::BadTransition, message), found.position));
+                return Err(Stop::refused(Refusal::new(Code::BadTransition, message), found.position));
             }
         }
         let entry = Entry::Reference { event_id, canonical_id };
@@ -565,7 +591,7 @@ impl Step<'_, '_, '_> {
             found.state.name(),
             operation.participle(),
         );
-        Err(Stop::Refused(Refusal::new(Code::BadTransition, message), found.position))
+        Err(Stop::refused(Refusal::new(Code::BadTransition, message), found.position))
     }
 
     fn retract(

@@ -71,7 +71,7 @@ impl Step<'_, '_, '_> {
             let message =
                 format!("corpus '{corpus}' has {open} open disputes, as many as one may: wait until one is closed");
             let refusal = Refusal::retry_after(Code::Throttled, BAD_FAITH_RETRY_MS, message);
-            return Err(Stop::Refused(refusal, self.shard.last_position));
+            return Err(Stop::refused(refusal, self.shard.last_position));
         }
         let dispute = self.new_dispute_id(time_us);
         let entry = Entry::Dispute { global_sequence: self.next_global(), dispute, opened_at_us: time_us, sides };
@@ -101,7 +101,7 @@ impl Step<'_, '_, '_> {
         };
         let elsewhere: Vec<_> = sides.ids().iter().copied().filter(|id| !lives_here(id)).collect();
         if self.facts.is_none() && !elsewhere.is_empty() {
-            return Err(Stop::Needs(Needs::Rows(elsewhere)));
+            return Err(Stop::needs(Needs::Rows(elsewhere)));
         }
         let last_position = self.shard.last_position;
         let own = sides.ids().iter().filter(|id| lives_here(id));
@@ -113,24 +113,24 @@ impl Step<'_, '_, '_> {
             };
             let Some(Fact { row: Some(row), .. }) = fact else {
                 if self.shard.quarter_of_gone(*event_id).is_some() {
-                    return Err(Stop::Refused(self.gone(*event_id), last_position));
+                    return Err(Stop::refused(self.gone(*event_id), last_position));
                 }
                 let refusal =
                     Refusal::retry_after(Code::NotVisible, 100, format!("there is no row {event_id} here yet"));
-                return Err(Stop::Refused(refusal, last_position));
+                return Err(Stop::refused(refusal, last_position));
             };
             if row.expires_at_us <= time_us {
                 let message = format!("the row {event_id} is past its retention");
-                return Err(Stop::Refused(Refusal::new(Code::Expired, message), last_position));
+                return Err(Stop::refused(Refusal::new(Code::Expired, message), last_position));
             }
             if let Some(other) = self.shard.disputes.of_row(*event_id) {
                 let message = format!("the row {event_id} is in dispute {other}: respond there");
-                return Err(Stop::Refused(Refusal::new(Code::BadTransition, message), last_position));
+                return Err(Stop::refused(Refusal::new(Code::BadTransition, message), last_position));
             }
             if transition(row.state, RowOperation::Dispute).is_none() {
                 let message =
                     format!("the row {event_id} is {}; a row in that state can't be disputed", row.state.name());
-                return Err(Stop::Refused(Refusal::new(Code::BadTransition, message), last_position));
+                return Err(Stop::refused(Refusal::new(Code::BadTransition, message), last_position));
             }
         }
         Ok(())
@@ -171,12 +171,12 @@ impl Step<'_, '_, '_> {
     fn expect_step(&self, dispute: DisputeId, step: DisputeStep) -> Decided<Sides> {
         let Some(found) = self.shard.disputes.get(dispute) else {
             let message = format!("there is no dispute {dispute} here yet");
-            return Err(Stop::Refused(Refusal::retry_after(Code::NotVisible, 100, message), self.shard.last_position));
+            return Err(Stop::refused(Refusal::retry_after(Code::NotVisible, 100, message), self.shard.last_position));
         };
         if dispute_transition(found.state, step).is_none() {
             let message =
                 format!("dispute {dispute} is in {}; there it can't be {}", found.state.name(), step.participle());
-            return Err(Stop::Refused(Refusal::new(Code::BadTransition, message), self.shard.last_position));
+            return Err(Stop::refused(Refusal::new(Code::BadTransition, message), self.shard.last_position));
         }
         Ok(found.sides)
     }
@@ -214,7 +214,7 @@ impl Step<'_, '_, '_> {
         let is_concerned = self.shard.disputes.get(dispute).is_some_and(|d| d.sides.concern(prefix));
         if self.shard.disputes.get(dispute).is_some() && !is_concerned {
             let message = format!("none of the rows of dispute {dispute} is of corpus '{corpus}'");
-            return Err(Stop::Refused(Refusal::new(Code::BadRequest, message), self.shard.last_position));
+            return Err(Stop::refused(Refusal::new(Code::BadRequest, message), self.shard.last_position));
         }
         self.expect_step(dispute, DisputeStep::Respond)?;
         self.not_stopped(prefix)?;
@@ -260,7 +260,7 @@ impl Step<'_, '_, '_> {
         for (event_id, verdict) in given {
             let Some(index) = ids.iter().position(|id| id == event_id).filter(|i| verdicts[*i].is_none()) else {
                 let message = format!("{event_id} is no row of dispute {dispute}, or is named twice");
-                return Err(Stop::Refused(Refusal::new(Code::BadRequest, message), self.shard.last_position));
+                return Err(Stop::refused(Refusal::new(Code::BadRequest, message), self.shard.last_position));
             };
             verdicts[index] = Some(*verdict);
         }
@@ -271,7 +271,7 @@ impl Step<'_, '_, '_> {
                 "a verdict on dispute {dispute} names each of its {} rows, one of them canonical; or dismisses it as a whole",
                 ids.len()
             );
-            return Err(Stop::Refused(Refusal::new(Code::BadRequest, message), self.shard.last_position));
+            return Err(Stop::refused(Refusal::new(Code::BadRequest, message), self.shard.last_position));
         }
         self.sides_not_stopped(&sides)?;
         let what = (dispute, DisputeStep::Arbitrate);

@@ -170,7 +170,7 @@ impl Step<'_, '_, '_> {
         }
         if let Some(corpus) = self.shard.registry.of_name(name) {
             let message = format!("corpus '{name}' is onboarded: prefix {}, shard {}", corpus.prefix, corpus.shard);
-            return Err(Stop::Refused(Refusal::new(Code::AlreadyRegistered, message), self.shard.last_position));
+            return Err(Stop::refused(Refusal::new(Code::AlreadyRegistered, message), self.shard.last_position));
         }
         let Some(prefix) = self.shard.registry.next_prefix() else {
             return refuse(Refusal::new(
@@ -232,7 +232,7 @@ impl Step<'_, '_, '_> {
                 let prefix = self.corpus(name)?;
                 if self.shard.registry.of_prefix(prefix).is_some_and(|c| c.decommissioned_at_us.is_some()) {
                     let message = format!("corpus '{name}' is decommissioned already");
-                    return Err(Stop::Refused(Refusal::new(Code::Decommissioned, message), position));
+                    return Err(Stop::refused(Refusal::new(Code::Decommissioned, message), position));
                 }
                 if !dry_run {
                     global_sequence = self.next_global();
@@ -270,7 +270,7 @@ impl Step<'_, '_, '_> {
         if stop.is_some() == frozen {
             let what = if corpus.is_empty() { "the ledger".to_owned() } else { format!("corpus '{corpus}'") };
             let message = format!("{what} is {}", if frozen { "frozen already" } else { "not frozen" });
-            return Err(Stop::Refused(Refusal::new(Code::BadTransition, message), self.shard.last_position));
+            return Err(Stop::refused(Refusal::new(Code::BadTransition, message), self.shard.last_position));
         }
         let global_sequence = self.next_global();
         let entry = Entry::Freeze { global_sequence, prefix, frozen, at_us: time_us };
@@ -290,7 +290,7 @@ impl Step<'_, '_, '_> {
             return Ok(Decision { outcome, position: kept.position, global_sequence });
         }
         let last_position = self.shard.last_position;
-        let refused = |code, message| Err(Stop::Refused(Refusal::new(code, message), last_position));
+        let refused = |code, message| Err(Stop::refused(Refusal::new(code, message), last_position));
         let retention = self.shard.retention();
         if held && Some(quarter) <= retention.dropped_to() {
             return refused(Code::Expired, format!("{quarter} is dropped already; a backup may have it"));
@@ -345,7 +345,7 @@ impl Step<'_, '_, '_> {
     fn proposal(&self, number: u64, signatures: usize, position: u64, global_sequence: u64) -> Decided<Decision> {
         let Some(proposal) = self.shard.registry.proposal(number) else {
             let message = format!("there is no proposal {number}; `claimctl slots list` lists them");
-            return Err(Stop::Refused(Refusal::new(Code::NotVisible, message), self.shard.last_position));
+            return Err(Stop::refused(Refusal::new(Code::NotVisible, message), self.shard.last_position));
         };
         let mut proposal = proposal.clone();
         proposal.signatures.truncate(signatures);
@@ -375,13 +375,13 @@ impl Step<'_, '_, '_> {
         if slots <= present {
             let message =
                 format!("corpus '{corpus}' has {present} slots from the next quarter on: propose more than that");
-            return Err(Stop::Refused(Refusal::new(Code::BadRequest, message), self.shard.last_position));
+            return Err(Stop::refused(Refusal::new(Code::BadRequest, message), self.shard.last_position));
         }
         let open = self.shard.registry.proposals().iter();
         let open = open.filter(|p| p.prefix == prefix && p.effective_from_us.is_none()).count();
         if open >= OPEN_PROPOSALS_MAX {
             let message = format!("{open} proposals for corpus '{corpus}' wait for signatures: sign one of them");
-            return Err(Stop::Refused(Refusal::new(Code::BadTransition, message), self.shard.last_position));
+            return Err(Stop::refused(Refusal::new(Code::BadTransition, message), self.shard.last_position));
         }
         let global_sequence = self.next_global();
         let entry = Entry::SlotIncrease { global_sequence, prefix, slots, at_us: time_us };
@@ -400,7 +400,7 @@ impl Step<'_, '_, '_> {
             return self.proposal(number, signatures, kept.position, sequence);
         }
         let last_position = self.shard.last_position;
-        let refused = |code, message| Err(Stop::Refused(Refusal::new(code, message), last_position));
+        let refused = |code, message| Err(Stop::refused(Refusal::new(code, message), last_position));
         let Some(proposal) = self.shard.registry.proposal(number_) else {
             return refused(
                 Code::NotVisible,
@@ -494,7 +494,7 @@ impl Step<'_, '_, '_> {
                 }
             }
             Err(KeyStop::Refused(refusal, position)) if refusal.code == Code::KeyReused => {
-                return Err(Stop::Refused(refusal, position));
+                return Err(Stop::refused(refusal, position));
             }
             Err(KeyStop::Unread(unread)) => return Err(unread.into()),
             _ => {}

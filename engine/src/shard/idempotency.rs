@@ -38,9 +38,7 @@ pub enum KeyStop {
 impl Shard {
     /// What is known of a key at the shard's time.
     pub(super) fn key_state(&self, id: KeyId, fingerprint: u64, time_us: i64) -> Result<KeyState, KeyStop> {
-        if let Some(refusal) = keys::out_of_window(id, time_us) {
-            return Err(KeyStop::Refused(refusal, 0));
-        }
+        self.key_in_window(id, time_us)?;
         match self.kept(id).map_err(KeyStop::Unread)? {
             None => Ok(KeyState::New),
             Some((kept, effect)) if kept.fingerprint == fingerprint => {
@@ -48,6 +46,10 @@ impl Shard {
             }
             Some((kept, _)) => Err(KeyStop::Refused(keys::reused(id), kept.position)),
         }
+    }
+
+    pub(super) fn key_in_window(&self, id: KeyId, time_us: i64) -> Result<(), KeyStop> {
+        keys::out_of_window(id, time_us).map_or(Ok(()), |refusal| Err(KeyStop::Refused(refusal, 0)))
     }
 
     /// What is kept of a key.
@@ -123,6 +125,7 @@ impl Shard {
 
 impl KeyId {
     /// The key of an entry.
+    #[inline(always)]
     pub fn of(meta: &crate::log::entry::Meta<'_>) -> KeyId {
         KeyId::new(meta.corpus.map_or(0, Prefix::get), meta.idempotency_key, meta.item)
     }

@@ -3,12 +3,15 @@
 //! A key is a UUIDv7 and so carries its own time. Keys live in slices of 60 ms of it, so that those that come in now
 //! lie together in little memory that stays in the cache; a slice goes as a whole when its last key has left the window. The
 //! items of a batch have one key, and are kept together.
+//!
+//! What keeps a key is inlined as a whole: a key or what is kept of it, handed on in memory, is read there at once and was written
+//! in halves, for which the processor waits until its store buffer is empty.
 
 use super::decide::Keyed;
 use crate::error::{Code, Refusal};
+use crate::prefetch::prefetch;
 use crate::shard::budget::MINUTE_US;
 use crate::time::{DAY_US, SECOND_US, rfc3339};
-use hashbrown::HashTable;
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
@@ -16,15 +19,18 @@ use uuid::Uuid;
 pub const WINDOW_US: i64 = DAY_US;
 /// How far a key's time may be ahead of the shard's.
 pub const KEY_AHEAD_MAX_US: i64 = 300 * SECOND_US;
-/// How much of the keys' own time is one slice.
-const SLICE_MS: i64 = 60;
+/// How much of the keys' own time is one bucket, and one slice of it.
+const MINUTE_MS: u64 = (MINUTE_US / 1_000) as u64;
+const SLICE_MS: u64 = 60;
 /// Of a bucket.
-const SLICES: usize = (MINUTE_US / 1_000 / SLICE_MS) as usize;
+const SLICES: usize = (MINUTE_MS / SLICE_MS) as usize;
 /// So few keys of a slice are searched one after another.
 const FEW: usize = 8;
 /// So many keys of a slice are one table; more are divided into [`TABLES`], so that none takes long to grow.
-const TABLE_KEYS_MAX: usize = 16_384;
+const TABLE_KEYS_MAX: usize = 32_768;
 const TABLES: usize = 256;
+/// Room for so many items of a batch is made at once.
+const MANY: usize = 16;
 /// So many keys are forgotten at a time, or few more.
 const FORGET_KEYS: u64 = 1_024;
 
@@ -39,6 +45,7 @@ pub struct KeyId {
 
 impl KeyId {
     /// `scope` is a corpus's prefix, or 0 for operations that belong to none.
+    #[inline(always)]
     pub fn new(scope: u16, key: u128, item: u16) -> KeyId {
         KeyId { high: (key >> 64) as u64, low: key as u64, scope, item }
     }
@@ -59,23 +66,31 @@ impl KeyId {
 
     /// A spread over tables and slots. The bits are the client's choice; a client that picks colliding ones slows its own
     /// corpus's keys and is bounded by the window.
+    #[inline(always)]
     pub fn hash(self, secret: u64) -> u64 {
         let scope_and_item = u64::from(self.scope) << 16 | u64::from(self.item);
-        let mut h = (self.high ^ secret).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        h = (h ^ self.low ^ (h >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        h = (h ^ scope_and_item ^ (h >> 32)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let h = (self.spread(secret) ^ scope_and_item).wrapping_mul(0x94d0_49bb_1331_11eb);
         h ^ (h >> 31)
     }
 
+    /// The same of the key alone, whatever its scope and item.
+    #[inline(always)]
+    fn spread(self, secret: u64) -> u64 {
+        let h = (self.high ^ secret).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let h = (h ^ self.low ^ (h >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        h ^ (h >> 32)
+    }
+
     /// The key, whatever the item.
+    #[inline(always)]
     fn whole(self) -> KeyId {
         KeyId { item: 0, ..self }
     }
 
     /// Its bucket, and its slice of that.
-    fn place(self) -> (i64, usize) {
-        let at_us = self.at_us();
-        (at_us / MINUTE_US, (at_us % MINUTE_US / 1_000 / SLICE_MS) as usize)
+    #[inline(always)]
+    fn place(self) -> (u64, usize) {
+        (self.ms() / MINUTE_MS, (self.ms() % MINUTE_MS / SLICE_MS) as usize)
     }
 }
 
@@ -113,6 +128,15 @@ enum Items {
     Many(Vec<(u16, Kept)>),
 }
 
+/// What was not kept before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum New {
+    Key,
+    /// Of a key that was.
+    Item,
+    Nothing,
+}
+
 impl Entry {
     fn get(&self, item: u16) -> Option<Kept> {
         match &self.items {
@@ -126,26 +150,39 @@ impl Entry {
         }
     }
 
-    /// Whether the item is a new one.
-    fn keep(&mut self, item: u16, kept: Kept) -> bool {
+    #[inline(always)]
+    fn keep(&mut self, item: u16, kept: Kept) -> New {
+        match &mut self.items {
+            // Items come in order, but for those that were refused before.
+            Items::Many(items) if items.last().is_some_and(|(last, _)| *last < item) => {
+                items.push((item, kept));
+                New::Item
+            }
+            _ => self.keep_anywhere(item, kept),
+        }
+    }
+
+    fn keep_anywhere(&mut self, item: u16, kept: Kept) -> New {
         if let Items::One(number, first) = self.items
             && number != item
         {
-            self.items = Items::Many(vec![(number, first)]);
+            let mut items = Vec::with_capacity(MANY);
+            items.push((number, first));
+            self.items = Items::Many(items);
         }
         match &mut self.items {
             Items::One(_, known) => {
                 *known = kept;
-                false
+                New::Nothing
             }
             Items::Many(items) => match items.binary_search_by_key(&item, |(number, _)| *number) {
                 Ok(at) => {
                     items[at].1 = kept;
-                    false
+                    New::Nothing
                 }
                 Err(at) => {
                     items.insert(at, (item, kept));
-                    true
+                    New::Item
                 }
             },
         }
@@ -159,81 +196,182 @@ impl Entry {
     }
 }
 
+/// Keys by their hash, in the order in which they came. What is looked at and written anywhere for a key is 8 bytes (open addressing,
+/// linear probing): less than the processor's cache holds of those that come in now. All else is written where the last was.
+#[derive(Debug, Default)]
+struct Table {
+    entries: Vec<Entry>,
+    /// The upper half of the hash, and below it the entry's index and 1; 0 is free. A power of two, at most half of them taken.
+    places: Vec<u64>,
+}
+
+impl Table {
+    fn with_room(keys: usize) -> Table {
+        Table { entries: Vec::with_capacity(keys), places: vec![0; places_for(keys)] }
+    }
+
+    /// The entry of a key, or the place where it would be put.
+    #[inline(always)]
+    fn find(&self, whole: KeyId, hash: u64) -> Result<usize, usize> {
+        let mask = self.places.len().wrapping_sub(1);
+        let mut at = hash as usize & mask;
+        loop {
+            // What was forgotten has no places at all.
+            let place = self.places.get(at).copied().unwrap_or(0);
+            if place == 0 {
+                return Err(at);
+            }
+            let index = (place as u32 - 1) as usize;
+            if place >> 32 == hash >> 32 && self.entries[index].whole == whole {
+                return Ok(index);
+            }
+            at = (at + 1) & mask;
+        }
+    }
+
+    #[inline(always)]
+    fn get(&self, whole: KeyId, hash: u64) -> Option<&Entry> {
+        Some(&self.entries[self.find(whole, hash).ok()?])
+    }
+
+    #[inline(always)]
+    fn keep(&mut self, id: KeyId, hash: u64, kept: Kept, secret: u64) -> New {
+        if self.entries.len() * 2 == self.places.len() {
+            self.grow(secret);
+        }
+        let whole = id.whole();
+        match self.find(whole, hash) {
+            Ok(index) => self.entries[index].keep(id.item, kept),
+            Err(at) => {
+                self.entries.push(Entry { whole, items: Items::One(id.item, kept) });
+                self.places[at] = (hash >> 32) << 32 | self.entries.len() as u64;
+                New::Key
+            }
+        }
+    }
+
+    #[cold]
+    fn grow(&mut self, secret: u64) {
+        let entries = std::mem::take(&mut self.entries);
+        *self = Table::of(entries, secret);
+    }
+
+    /// A table of these keys, with room for as many more.
+    fn of(entries: Vec<Entry>, secret: u64) -> Table {
+        let mut places = vec![0; places_for(entries.len() * 2)];
+        let mask = places.len() - 1;
+        for (entry, number) in entries.iter().zip(1u64..) {
+            let hash = entry.whole.spread(secret);
+            let mut at = hash as usize & mask;
+            while places[at] != 0 {
+                at = (at + 1) & mask;
+            }
+            places[at] = (hash >> 32) << 32 | number;
+        }
+        Table { entries, places }
+    }
+}
+
+/// Places of a table for so many keys.
+fn places_for(keys: usize) -> usize {
+    (keys.max(FEW) * 2).next_power_of_two()
+}
+
 /// The keys of a slice.
 #[derive(Debug)]
 enum Slice {
     Few(Vec<Entry>),
-    Table(HashTable<Entry>),
+    Table(Table),
     /// By hash.
-    Tables(Vec<HashTable<Entry>>),
+    Tables(Vec<Table>),
 }
 
 impl Slice {
-    fn get(&self, id: KeyId, secret: u64) -> Option<Kept> {
-        let whole = id.whole();
-        let hash = || whole.hash(secret);
-        let entry = match self {
-            Slice::Few(few) => few.iter().find(|entry| entry.whole == whole),
-            Slice::Table(table) => table.find(hash(), |entry| entry.whole == whole),
-            Slice::Tables(tables) => tables[table_of(hash())].find(hash(), |entry| entry.whole == whole),
-        };
-        entry?.get(id.item)
-    }
-
-    /// Whether the item is a new one.
-    fn keep(&mut self, id: KeyId, kept: Kept, secret: u64) -> bool {
-        self.grow(secret);
-        let whole = id.whole();
-        let new = || Entry { whole, items: Items::One(id.item, kept) };
-        let hash = whole.hash(secret);
-        let table = match self {
-            Slice::Few(few) => match few.iter_mut().find(|entry| entry.whole == whole) {
-                Some(entry) => return entry.keep(id.item, kept),
-                None => {
-                    few.push(new());
-                    return true;
-                }
-            },
-            Slice::Table(table) => table,
-            Slice::Tables(tables) => &mut tables[table_of(hash)],
-        };
-        match table.find_mut(hash, |entry| entry.whole == whole) {
-            Some(entry) => entry.keep(id.item, kept),
-            None => {
-                table.insert_unique(hash, new(), |entry| entry.whole.hash(secret));
-                true
-            }
+    /// With room for so many keys.
+    fn with_room(keys: usize) -> Slice {
+        if keys <= FEW {
+            Slice::Few(Vec::with_capacity(keys))
+        } else if keys <= TABLE_KEYS_MAX {
+            Slice::Table(Table::with_room(keys))
+        } else {
+            // What a table gets more than another is a few times the root of what it gets.
+            let keys = keys / TABLES + keys / TABLES / 4;
+            Slice::Tables((0..TABLES).map(|_| Table::with_room(keys)).collect())
         }
     }
 
-    /// Makes room for one more key.
-    fn grow(&mut self, secret: u64) {
-        let hash_of = |entry: &Entry| entry.whole.hash(secret);
+    /// `hash` is that of the key alone.
+    #[inline(always)]
+    fn entry(&self, whole: KeyId, hash: u64) -> Option<&Entry> {
         match self {
-            Slice::Few(few) if few.len() == FEW => {
-                let mut table = HashTable::with_capacity(2 * FEW);
-                for entry in few.drain(..) {
-                    table.insert_unique(hash_of(&entry), entry, hash_of);
+            Slice::Few(few) => few.iter().find(|entry| entry.whole == whole),
+            Slice::Table(table) => table.get(whole, hash),
+            Slice::Tables(tables) => tables[table_of(hash)].get(whole, hash),
+        }
+    }
+
+    /// Begins to fetch what is looked at for a key.
+    fn prefetch(&self, hash: u64) {
+        let table = match self {
+            Slice::Few(_) => return,
+            Slice::Table(table) => table,
+            Slice::Tables(tables) => &tables[table_of(hash)],
+        };
+        if let Some(place) = table.places.get(hash as usize & table.places.len().wrapping_sub(1)) {
+            prefetch(place);
+        }
+    }
+
+    #[inline(always)]
+    fn keep(&mut self, id: KeyId, kept: Kept, secret: u64) -> New {
+        if self.is_full() {
+            self.divide(secret);
+        }
+        let whole = id.whole();
+        let hash = whole.spread(secret);
+        match self {
+            Slice::Few(few) => match few.iter_mut().find(|entry| entry.whole == whole) {
+                Some(entry) => entry.keep(id.item, kept),
+                None => {
+                    few.push(Entry { whole, items: Items::One(id.item, kept) });
+                    New::Key
                 }
-                *self = Slice::Table(table);
-            }
-            Slice::Table(table) if table.len() == TABLE_KEYS_MAX => {
-                let mut tables: Vec<_> = (0..TABLES).map(|_| HashTable::new()).collect();
-                for entry in table.drain() {
-                    let hash = hash_of(&entry);
-                    tables[table_of(hash)].insert_unique(hash, entry, hash_of);
+            },
+            Slice::Table(table) => table.keep(id, hash, kept, secret),
+            Slice::Tables(tables) => tables[table_of(hash)].keep(id, hash, kept, secret),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        match self {
+            Slice::Few(few) => few.len() == FEW,
+            Slice::Table(table) => table.entries.len() == TABLE_KEYS_MAX,
+            Slice::Tables(_) => false,
+        }
+    }
+
+    /// Becomes what more keys are kept in.
+    #[cold]
+    fn divide(&mut self, secret: u64) {
+        match self {
+            Slice::Few(few) => *self = Slice::Table(Table::of(std::mem::take(few), secret)),
+            Slice::Table(table) => {
+                let mut tables: Vec<Vec<Entry>> = (0..TABLES).map(|_| Vec::new()).collect();
+                for entry in table.entries.drain(..) {
+                    tables[table_of(entry.whole.spread(secret))].push(entry);
                 }
-                *self = Slice::Tables(tables);
+                *self = Slice::Tables(tables.into_iter().map(|entries| Table::of(entries, secret)).collect());
             }
-            _ => {}
+            Slice::Tables(_) => {}
         }
     }
 
     fn count(&self) -> u64 {
+        let count = |entries: &[Entry]| entries.iter().map(Entry::count).sum::<u64>();
         match self {
-            Slice::Few(few) => few.iter().map(Entry::count).sum(),
-            Slice::Table(table) => table.iter().map(Entry::count).sum(),
-            Slice::Tables(tables) => tables.iter().flatten().map(Entry::count).sum(),
+            Slice::Few(few) => count(few),
+            Slice::Table(table) => count(&table.entries),
+            Slice::Tables(tables) => tables.iter().map(|table| count(&table.entries)).sum(),
         }
     }
 }
@@ -257,8 +395,10 @@ impl Bucket {
 pub struct Keys {
     secret: u64,
     /// By minute of the keys' own time.
-    buckets: BTreeMap<i64, Bucket>,
+    buckets: BTreeMap<u64, Bucket>,
     count: u64,
+    /// Kept since the last slice was begun: the next one is likely to get as many, and is made for them.
+    since_begun: usize,
 }
 
 /// Whether a number can be an idempotency key: a UUIDv7.
@@ -269,7 +409,7 @@ pub fn is_key(key: u128) -> bool {
 impl Keys {
     /// No keys yet. `secret` spreads them in a way that a client can't foresee.
     pub fn new(secret: u64) -> Keys {
-        Keys { secret, buckets: BTreeMap::new(), count: 0 }
+        Keys { secret, buckets: BTreeMap::new(), count: 0, since_begun: 0 }
     }
 
     /// Forgets all of them.
@@ -284,33 +424,54 @@ impl Keys {
     }
 
     /// What is kept of a key.
+    #[inline]
     pub fn get(&self, id: KeyId) -> Option<Kept> {
         let (minute, slice) = id.place();
-        self.buckets.get(&minute)?.slices[slice].as_ref()?.get(id, self.secret)
+        self.buckets.get(&minute)?.slices[slice].as_ref()?.entry(id.whole(), id.spread(self.secret))?.get(id.item)
+    }
+
+    /// Whether anything is kept of a key, whatever the item.
+    pub fn has(&self, id: KeyId) -> bool {
+        let (minute, slice) = id.place();
+        let slice = self.buckets.get(&minute).and_then(|bucket| bucket.slices[slice].as_ref());
+        slice.is_some_and(|slice| slice.entry(id.whole(), id.spread(self.secret)).is_some())
+    }
+
+    /// Begins to fetch what is looked at for a key that is about to be used.
+    pub fn prefetch(&self, key: u128) {
+        let id = KeyId::new(0, key, 0);
+        let (minute, slice) = id.place();
+        if let Some(slice) = self.buckets.get(&minute).and_then(|bucket| bucket.slices[slice].as_ref()) {
+            slice.prefetch(id.spread(self.secret));
+        }
     }
 
     /// Keeps what a key's operation did.
+    #[inline(always)]
     pub fn keep(&mut self, id: KeyId, kept: Kept) {
         let (minute, slice) = id.place();
         let bucket = self.buckets.entry(minute).or_insert_with(Bucket::new);
-        let slice = bucket.slices[slice].get_or_insert_with(|| Box::new(Slice::Few(Vec::new())));
-        self.count += u64::from(slice.keep(id, kept, self.secret));
+        let since_begun = &mut self.since_begun;
+        let slice = bucket.slices[slice].get_or_insert_with(|| Box::new(Slice::with_room(std::mem::take(since_begun))));
+        let new = slice.keep(id, kept, self.secret);
+        self.count += u64::from(new != New::Nothing);
+        self.since_begun += usize::from(new == New::Key);
     }
 
     /// Forgets some of what has left the window: it is asked for with every entry, and each time takes little.
     pub fn forget_before(&mut self, time_us: i64) {
         let mut forgotten = 0;
         while let Some(mut first) = self.buckets.first_entry() {
-            let minute_us = first.key() * MINUTE_US;
+            let minute_us = (first.key() * MINUTE_MS * 1_000) as i64;
             let bucket = first.get_mut();
             while let Some(slice) = bucket.slices.get_mut(bucket.forgotten) {
-                let end_us = minute_us + (bucket.forgotten as i64 + 1) * SLICE_MS * 1_000;
+                let end_us = minute_us + (bucket.forgotten as i64 + 1) * SLICE_MS as i64 * 1_000;
                 if end_us + WINDOW_US >= time_us || forgotten >= FORGET_KEYS {
                     return;
                 }
                 let gone = match slice.as_deref_mut() {
                     Some(Slice::Tables(tables)) => {
-                        tables.iter_mut().find(|table| !table.is_empty()).map(std::mem::take)
+                        tables.iter_mut().find(|table| !table.entries.is_empty()).map(std::mem::take)
                     }
                     _ => None,
                 };
@@ -359,9 +520,9 @@ pub fn reused(id: KeyId) -> Refusal {
     )
 }
 
-/// The high bits pick the table; hashbrown uses the low ones and the top seven for its own purposes.
+/// These bits pick the table, the low ones the place in it.
 fn table_of(hash: u64) -> usize {
-    (hash >> 40) as usize % TABLES
+    (hash >> 24) as usize % TABLES
 }
 
 #[cfg(test)]
@@ -410,9 +571,9 @@ mod tests {
     /// Many keys of one moment, of many, and of batches whose items come in any order: against a plain map.
     #[test]
     fn a_map_says_the_same() {
-        use hashbrown::HashMap;
+        use hashbrown::{HashMap, HashSet};
         let mut keys = Keys::new(7);
-        let mut map = HashMap::new();
+        let (mut map, mut has) = (HashMap::new(), HashSet::new());
         let mut state = 1u64;
         let mut random = move |below: u64| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -423,8 +584,11 @@ mod tests {
             let (scope, key, item) = (random(2) as u16, key(ms, random(40_000)), random(9).saturating_sub(5) as u16);
             let id = KeyId::new(scope, key, item);
             let kept = Kept { fingerprint: n, position: n, effect: n };
+            keys.prefetch(key);
             let known = map.get(&(scope, key, item)).copied();
             assert_eq!(keys.get(id), known);
+            assert_eq!(keys.has(id), has.contains(&(scope, key)));
+            has.insert((scope, key));
             keys.keep(id, kept);
             map.insert((scope, key, item), kept);
         }

@@ -425,7 +425,7 @@ impl Shard {
         facts: Option<&[Fact]>,
         log: &mut LogWriter,
     ) -> Stepped {
-        decide::Step { shard: self, now, entropy, facts, log }.request(request)
+        decide::Step { shard: self, now, entropy, facts, log, has_new_key: false }.request(request)
     }
 
     fn try_append(&mut self, record: &Record<'_>, log: &mut LogWriter) -> Result<u64, String> {
@@ -460,7 +460,7 @@ impl Shard {
         at_us: i64,
         log: &mut LogWriter,
     ) -> u64 {
-        decide::Step { shard: self, now, entropy, facts: None, log }.begin_pass(request, at_us)
+        decide::Step { shard: self, now, entropy, facts: None, log, has_new_key: false }.begin_pass(request, at_us)
     }
 
     /// Does what was put off while claims came in.

@@ -34,6 +34,11 @@ pub trait Storage {
     /// Writes all of `data`; a short write is an error.
     async fn write_at(&self, offset: u64, data: &[u8], durability: Durability) -> io::Result<()>;
 
+    /// Writes zeroes, as [`Durability::Cached`].
+    async fn write_zeroes(&self, offset: u64, bytes: usize) -> io::Result<()> {
+        self.write_at(offset, &vec![0; bytes], Durability::Cached).await
+    }
+
     /// Makes every write that completed before this call durable.
     async fn flush(&self) -> io::Result<()>;
 

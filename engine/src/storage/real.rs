@@ -3,13 +3,15 @@
 
 use super::{Durability, Storage};
 use crate::log::layout::BLOCK_BYTES;
-use glommio::io::{DmaFile, OpenOptions};
+use glommio::io::{DmaBuffer, DmaFile, OpenOptions};
 use nix::fcntl::{FallocateFlags, fallocate};
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
 mod ioctl {
@@ -81,6 +83,30 @@ pub struct RealStorage {
     /// For space: what glommio offers takes it for the file from its start, holes included. Absent where nothing is written.
     space: Option<Arc<File>>,
     kind: Kind,
+    zeroes: Zeroes,
+}
+
+/// What the last zeroing wrote. Nothing else is ever written to it, so that it is made once and stays out of the processor's caches.
+#[derive(Default)]
+struct Zeroes(RefCell<Option<Rc<DmaBuffer>>>);
+
+impl Zeroes {
+    /// A buffer of so many zeroes, made by `alloc` where the last one is of another length.
+    fn of(&self, bytes: usize, alloc: impl FnOnce(usize) -> DmaBuffer) -> Rc<DmaBuffer> {
+        let mut last = self.0.borrow_mut();
+        if let Some(zeroes) = last.as_ref().filter(|zeroes| zeroes.len() == bytes) {
+            return Rc::clone(zeroes);
+        }
+        let mut zeroes = alloc(bytes);
+        zeroes.as_bytes_mut().fill(0);
+        Rc::clone(last.insert(Rc::new(zeroes)))
+    }
+}
+
+impl std::fmt::Debug for Zeroes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Zeroes").field(&self.0.borrow().as_ref().map(|zeroes| zeroes.len())).finish()
+    }
 }
 
 impl RealStorage {
@@ -115,7 +141,7 @@ impl RealStorage {
             });
         }
         let space = Some(Arc::new(File::options().write(true).open(path).map_err(error)?));
-        Ok(RealStorage { durable: Some(durable), cached, space, kind })
+        Ok(RealStorage { durable: Some(durable), cached, space, kind, zeroes: Zeroes::default() })
     }
 
     /// Closes the file, and with it gives the lock back. A storage that is merely dropped is closed by its executor some
@@ -133,7 +159,7 @@ impl RealStorage {
         let kind = kind_of(path).map_err(error)?;
         let mut options = OpenOptions::new();
         let cached = options.read(true).custom_flags(flags(kind)).dma_open(path).await.map_err(|e| error(e.into()))?;
-        Ok(RealStorage { durable: None, cached, space: None, kind })
+        Ok(RealStorage { durable: None, cached, space: None, kind, zeroes: Zeroes::default() })
     }
 }
 
@@ -141,7 +167,7 @@ impl RealStorage {
     /// fallocate(2), in another thread: it may take its time.
     async fn allocate(&self, flags: FallocateFlags, offset: u64, bytes: u64) -> io::Result<()> {
         let Some(space) = self.space.clone() else {
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the ledger was opened for reading"));
+            return Err(only_for_reading());
         };
         let too_far =
             |_| io::Error::new(io::ErrorKind::FileTooLarge, "the ledger's file would be longer than any can be");
@@ -208,6 +234,17 @@ fn does_direct(path: &Path) -> io::Result<bool> {
     }
 }
 
+fn only_for_reading() -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, "the ledger was opened for reading")
+}
+
+fn all(written: usize, bytes: usize) -> io::Result<()> {
+    match written == bytes {
+        true => Ok(()),
+        false => Err(io::Error::new(io::ErrorKind::WriteZero, format!("{written} of {bytes} bytes were written"))),
+    }
+}
+
 impl Storage for RealStorage {
     async fn file_bytes(&self) -> io::Result<u64> {
         match self.kind {
@@ -232,22 +269,25 @@ impl Storage for RealStorage {
     }
 
     async fn write_at(&self, offset: u64, data: &[u8], durability: Durability) -> io::Result<()> {
-        let file = match (durability, &self.durable) {
-            (_, None) => {
-                return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the ledger was opened for reading"));
-            }
-            (Durability::Durable, Some(durable)) => durable,
-            (Durability::Cached, Some(_)) => &self.cached,
+        let durable = self.durable.as_ref().ok_or_else(only_for_reading)?;
+        let file = match durability {
+            Durability::Durable => durable,
+            Durability::Cached => &self.cached,
         };
         // glommio hands out registered buffers while it has some; they start uninitialised and are filled whole.
         let mut buffer = file.alloc_dma_buffer(data.len());
         buffer.as_bytes_mut().copy_from_slice(data);
         let written = file.write_at(buffer, offset).await?;
-        if written == data.len() {
-            Ok(())
-        } else {
-            Err(io::Error::new(io::ErrorKind::WriteZero, format!("{written} of {} bytes were written", data.len())))
+        all(written, data.len())
+    }
+
+    async fn write_zeroes(&self, offset: u64, bytes: usize) -> io::Result<()> {
+        if self.durable.is_none() {
+            return Err(only_for_reading());
         }
+        let zeroes = self.zeroes.of(bytes, |bytes| self.cached.alloc_dma_buffer(bytes));
+        let written = self.cached.write_rc_at(zeroes, offset).await?;
+        all(written, bytes)
     }
 
     async fn flush(&self) -> io::Result<()> {
@@ -275,5 +315,34 @@ impl Storage for RealStorage {
                 format!("the device has {length} bytes, and the next segment would end at {bytes}"),
             )),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use glommio::{LocalExecutorBuilder, Placement};
+
+    #[test]
+    fn zeroes_of_any_length_are_written_where_something_was() {
+        const PAGE: usize = BLOCK_BYTES as usize;
+        let directory = tempfile::tempdir().expect("a scratch directory");
+        let path = directory.path().join("ledger");
+        File::create(&path).expect("an empty file");
+        let local = LocalExecutorBuilder::new(Placement::Unbound).io_memory(64 << 10).make().expect("an executor");
+        local.run(async {
+            let storage = RealStorage::open(&path, DirectIo::NotRequired).await.expect("it opens");
+            storage.write_at(0, &[7; 8 * PAGE], Durability::Durable).await.expect("written");
+            for (page, pages) in [(1, 2), (1, 2), (4, 1), (6, 2)] {
+                storage.write_zeroes((page * PAGE) as u64, pages * PAGE).await.expect("zeroed");
+            }
+            let read = storage.read_at(0, 8 * PAGE).await.expect("read");
+            let first: Vec<_> = read.iter().step_by(PAGE).copied().collect();
+            assert_eq!(first, [7, 0, 0, 7, 0, 7, 0, 0]);
+            assert!(read.chunks(PAGE).all(|page| page.iter().all(|byte| *byte == page[0])));
+            let reader = RealStorage::open_read_only(&path).await.expect("it opens");
+            let refused = reader.write_zeroes(0, PAGE).await.expect_err("it was opened for reading");
+            assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+        });
     }
 }

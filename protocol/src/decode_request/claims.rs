@@ -5,6 +5,7 @@
 //! general way, which says what is wrong with it. So what is read here is what it would read.
 
 use super::{check_item, name};
+use crate::Uuid;
 use crate::bounds::{BATCH_ITEMS_MAX, UNLESS_REGISTERED_MS_MAX};
 use crate::generated::claimd as wire;
 use crate::reader::{Reader, Table};
@@ -65,6 +66,14 @@ pub(super) fn decode(content: &[u8]) -> Option<Request<'_>> {
     (reader.visited() <= content.len()).then_some(request)
 }
 
+/// The idempotency key of a request, as it stands in a frame that nobody has looked at yet: for what may be wrong.
+pub fn key_at_sight(content: &[u8]) -> Option<Uuid> {
+    let reader = Reader::new(content);
+    let root = reader.table(reader.indirect(0)?)?;
+    reader.uuid(&root, wire::Request::VT_IDEMPOTENCY_KEY)?
+}
+
+#[inline(always)]
 fn read_item<'a>(reader: &mut Reader<'a>, table: &Table<'_>) -> Option<ClaimItem<'a>> {
     let item = ClaimItem {
         event_key: reader.text(table, wire::ClaimItem::VT_EVENT_KEY)??,
@@ -75,5 +84,6 @@ fn read_item<'a>(reader: &mut Reader<'a>, table: &Table<'_>) -> Option<ClaimItem
         taxonomy_version: reader.u32(table, wire::ClaimItem::VT_TAXONOMY_VERSION)?.unwrap_or(0),
         metadata: reader.vector(table, wire::ClaimItem::VT_METADATA)?.map_or(&[], |(bytes, _)| bytes),
     };
-    check_item(item).ok()
+    check_item(&item).ok()?;
+    Some(item)
 }

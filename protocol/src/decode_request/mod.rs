@@ -4,6 +4,8 @@ mod audit;
 mod claims;
 mod dispute;
 
+pub use claims::key_at_sight;
+
 use crate::bounds::{
     APPARENT_BYTES_MAX, AT_LEAST_MAX, BATCH_ITEMS_MAX, CLIENT_NAME_BYTES_MAX, EVENT_KEY_BYTES_MAX, METADATA_BYTES_MAX,
     NAME_BYTES_MAX, NOTES_BYTES_MAX, QUARTER_YEAR_MAX, QUARTER_YEAR_MIN, REQUEST_TABLES_MAX, TABLES_DEEP_MAX,
@@ -239,7 +241,7 @@ fn decode_operation<'a>(root: &wire::Request<'a>) -> Result<Operation<'a>, Strin
 }
 
 fn decode_item<'a>(item: &wire::ClaimItem<'a>) -> Result<ClaimItem<'a>, String> {
-    check_item(ClaimItem {
+    let item = ClaimItem {
         event_key: item.event_key(),
         occurred_at_us: item.occurred_at_us(),
         owning_corpus: item.owning_corpus().unwrap_or_default(),
@@ -247,16 +249,19 @@ fn decode_item<'a>(item: &wire::ClaimItem<'a>) -> Result<ClaimItem<'a>, String> 
         category: item.category(),
         taxonomy_version: item.taxonomy_version(),
         metadata: item.metadata().map(|metadata| metadata.bytes()).unwrap_or_default(),
-    })
+    };
+    check_item(&item)?;
+    Ok(item)
 }
 
-fn check_item(item: ClaimItem<'_>) -> Result<ClaimItem<'_>, String> {
+#[inline(always)]
+fn check_item(item: &ClaimItem<'_>) -> Result<(), String> {
     event_key(item.event_key)?;
     name_or_empty("owning_corpus", Some(item.owning_corpus))?;
     name_or_empty("hosting_corpus", Some(item.hosting_corpus))?;
     at_most("metadata", item.metadata.len(), METADATA_BYTES_MAX, "bytes")?;
     name("category", item.category)?;
-    Ok(item)
+    Ok(())
 }
 
 fn decode_history<'a>(table: &wire::History<'a>) -> Result<Operation<'a>, String> {
@@ -270,28 +275,33 @@ fn decode_history<'a>(table: &wire::History<'a>) -> Result<Operation<'a>, String
     Ok(Operation::History { event_id, correlation_id, from: table.from(), since_us, until_us })
 }
 
+#[inline(always)]
 fn event_key(text: &str) -> Result<&str, String> {
     at_least_one("event_key", text)?;
     at_most("event_key", text.len(), EVENT_KEY_BYTES_MAX, "bytes")?;
     Ok(text)
 }
 
+#[inline(always)]
 fn name_or_empty<'a>(field: &str, text: Option<&'a str>) -> Result<&'a str, String> {
     let text = text.unwrap_or_default();
     at_most(field, text.len(), NAME_BYTES_MAX, "bytes")?;
     Ok(text)
 }
 
+#[inline(always)]
 fn name<'a>(field: &str, text: &'a str) -> Result<&'a str, String> {
     at_least_one(field, text)?;
     at_most(field, text.len(), NAME_BYTES_MAX, "bytes")?;
     Ok(text)
 }
 
+#[inline(always)]
 fn at_least_one(field: &str, text: &str) -> Result<(), String> {
     if text.is_empty() { Err(format!("{field} is empty; at least one byte is required")) } else { Ok(()) }
 }
 
+#[inline(always)]
 fn at_most(field: &str, found: usize, bound: usize, unit: &str) -> Result<(), String> {
     if found > bound { Err(format!("{field} has {found} {unit}; at most {bound} are allowed")) } else { Ok(()) }
 }

@@ -245,12 +245,18 @@ impl Rows {
     }
 
     /// Keeps what a key's operation did; `effect` is the row's index for a claim.
+    #[inline(always)]
     pub(super) fn keep_key(&mut self, id: KeyId, kept: Kept, log_offset: u64) {
         if !self.keeps_keys {
             return;
         }
         let offset = (log_offset - self.geometry.segment_start(self.open.number)) as u32;
         self.open.keep_key(id, kept, offset, self.secret);
+    }
+
+    /// Begins to fetch what is looked at for an idempotency key that is about to be used.
+    pub fn prefetch_key(&self, key: u128) {
+        self.open.prefetch_key(key);
     }
 
     pub(super) fn open_mut(&mut self) -> &mut SegmentRows {
@@ -312,6 +318,11 @@ impl Rows {
         }
         self.tallies.claimed(claim.event_id, quarter, claim.claim_sequence, claim.over_budget);
         Ok(self.open.add(claim, quarter, self.keeps_keys))
+    }
+
+    /// Whether memory has anything of a key, whatever the item.
+    pub(super) fn has_key(&self, id: KeyId) -> bool {
+        self.memory().any(|segment| segment.has_key(id))
     }
 
     /// What a key's operation did, as far as memory has it.

@@ -40,8 +40,7 @@ const FLAG_INCIDENT: u64 = 1 << 62;
 
 impl Slot {
     pub fn event_id(&self) -> EventId {
-        let bits = u128::from(self.id_high) << 64 | u128::from(self.id_low);
-        EventId::from_u128(bits).expect("only event-ids are put into the index")
+        EventId::from_words(self.id_high, self.id_low).expect("only event-ids are put into the index")
     }
 
     fn position(&self) -> u64 {
@@ -203,9 +202,10 @@ impl SegmentRows {
         }
         let flags =
             (u64::from(claim.over_budget) * FLAG_OVER_BUDGET) | (u64::from(claim.incident_active) * FLAG_INCIDENT);
+        let (id_high, id_low) = claim.event_id.words();
         rows.slots.push(Slot {
-            id_high: (claim.event_id.as_u128() >> 64) as u64,
-            id_low: claim.event_id.as_u128() as u64,
+            id_high,
+            id_low,
             claim_timestamp_us: claim.claim_timestamp_us,
             occurred_at_us: claim.occurred_at_us,
             claim_at: claim.claim_at,
@@ -331,12 +331,18 @@ impl SegmentRows {
     }
 
     /// Keeps what a key's operation did; `effect` is the row's index for a claim.
+    #[inline(always)]
     pub fn keep_key(&mut self, id: KeyId, kept: Kept, offset: u32, secret: u64) {
         self.keys.keep(id, kept);
         self.key_places.push(HashEntry { hash: id.hash(secret), offset });
         if self.key_times_ms.last() != Some(&id.ms()) {
             self.key_times_ms.push(id.ms());
         }
+    }
+
+    /// Begins to fetch what is looked at for a key that is about to be used.
+    pub fn prefetch_key(&self, key: u128) {
+        self.keys.prefetch(key);
     }
 
     /// How many keys are kept.
@@ -347,6 +353,11 @@ impl SegmentRows {
     /// Forgets some of the keys that have left the window.
     pub fn forget_keys_before(&mut self, at_us: i64) {
         self.keys.forget_before(at_us);
+    }
+
+    /// Whether a key was used, whatever the item.
+    pub(super) fn has_key(&self, id: KeyId) -> bool {
+        self.keys.has(id)
     }
 
     /// What a key's operation did.
