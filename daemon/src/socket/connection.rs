@@ -50,7 +50,8 @@ pub trait FrameHandler: 'static {
     /// One whole frame, without its length prefix; never empty and never longer than the limit.
     fn frame(&self, conn: &Rc<Connection>, frame: &[u8]) -> Verdict;
 
-    /// This frame is the one after the next: the moment to begin to fetch what it takes.
+    /// This is behind the frame that is handed over next: the moment to begin to fetch what it takes. Nobody has looked at it; it may be
+    /// empty, or too long.
     fn frame_ahead(&self, _conn: &Rc<Connection>, _frame: &[u8]) {}
 
     /// All frames of one read have been handed over: the moment to submit them together.

@@ -29,9 +29,7 @@ const FEW: usize = 8;
 /// So many keys of a slice are one table; more are divided into [`TABLES`], so that none takes long to grow.
 const TABLE_KEYS_MAX: usize = 32_768;
 const TABLES: usize = 256;
-/// Room for so many items of a batch is made at once.
-const MANY: usize = 16;
-/// So many keys are forgotten at a time, or few more.
+/// So many keys are forgotten at a time, or as many more as a table has.
 const FORGET_KEYS: u64 = 1_024;
 
 /// Where a key counts: its corpus's prefix or 0 for the ledger, the key, and the item of a batch.
@@ -64,8 +62,7 @@ impl KeyId {
         (self.ms() * 1_000) as i64
     }
 
-    /// A spread over tables and slots. The bits are the client's choice; a client that picks colliding ones slows its own
-    /// corpus's keys and is bounded by the window.
+    /// What the index of a segment has of it. It is part of the format.
     #[inline(always)]
     pub fn hash(self, secret: u64) -> u64 {
         let scope_and_item = u64::from(self.scope) << 16 | u64::from(self.item);
@@ -73,12 +70,19 @@ impl KeyId {
         h ^ (h >> 31)
     }
 
-    /// The same of the key alone, whatever its scope and item.
     #[inline(always)]
     fn spread(self, secret: u64) -> u64 {
         let h = (self.high ^ secret).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let h = (h ^ self.low ^ (h >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         h ^ (h >> 32)
+    }
+
+    /// Where in memory it is kept, whatever its scope and item: a client picks all bits of a key, and finds no two that come to lie
+    /// together, because they are multiplied by what only the ledger knows. Corpora that use one key lie together; they are few.
+    #[inline(always)]
+    fn slot(self, secret: u64) -> u64 {
+        let wide = u128::from(self.spread(secret)) * u128::from((secret ^ 0x94d0_49bb_1331_11eb) | 1);
+        (wide >> 64) as u64 ^ wide as u64
     }
 
     /// The key, whatever the item.
@@ -166,9 +170,7 @@ impl Entry {
         if let Items::One(number, first) = self.items
             && number != item
         {
-            let mut items = Vec::with_capacity(MANY);
-            items.push((number, first));
-            self.items = Items::Many(items);
+            self.items = Items::Many(vec![(number, first)]);
         }
         match &mut self.items {
             Items::One(_, known) => {
@@ -196,8 +198,9 @@ impl Entry {
     }
 }
 
-/// Keys by their hash, in the order in which they came. What is looked at and written anywhere for a key is 8 bytes (open addressing,
-/// linear probing): less than the processor's cache holds of those that come in now. All else is written where the last was.
+/// Keys in the order in which they came, and where they are by their [slot](KeyId::slot). What is looked at and written here and there
+/// for a key is 8 bytes (open addressing, linear probing), of 16 to 32 that a place takes: little enough for the processor's cache. All
+/// else is written where the last was.
 #[derive(Debug, Default)]
 struct Table {
     entries: Vec<Entry>,
@@ -261,7 +264,7 @@ impl Table {
         let mut places = vec![0; places_for(entries.len() * 2)];
         let mask = places.len() - 1;
         for (entry, number) in entries.iter().zip(1u64..) {
-            let hash = entry.whole.spread(secret);
+            let hash = entry.whole.slot(secret);
             let mut at = hash as usize & mask;
             while places[at] != 0 {
                 at = (at + 1) & mask;
@@ -328,7 +331,7 @@ impl Slice {
             self.divide(secret);
         }
         let whole = id.whole();
-        let hash = whole.spread(secret);
+        let hash = whole.slot(secret);
         match self {
             Slice::Few(few) => match few.iter_mut().find(|entry| entry.whole == whole) {
                 Some(entry) => entry.keep(id.item, kept),
@@ -358,7 +361,7 @@ impl Slice {
             Slice::Table(table) => {
                 let mut tables: Vec<Vec<Entry>> = (0..TABLES).map(|_| Vec::new()).collect();
                 for entry in table.entries.drain(..) {
-                    tables[table_of(entry.whole.spread(secret))].push(entry);
+                    tables[table_of(entry.whole.slot(secret))].push(entry);
                 }
                 *self = Slice::Tables(tables.into_iter().map(|entries| Table::of(entries, secret)).collect());
             }
@@ -415,7 +418,7 @@ impl Keys {
     /// Forgets all of them.
     pub fn clear(&mut self) {
         self.buckets.clear();
-        self.count = 0;
+        (self.count, self.since_begun) = (0, 0);
     }
 
     /// How many are kept.
@@ -427,14 +430,14 @@ impl Keys {
     #[inline]
     pub fn get(&self, id: KeyId) -> Option<Kept> {
         let (minute, slice) = id.place();
-        self.buckets.get(&minute)?.slices[slice].as_ref()?.entry(id.whole(), id.spread(self.secret))?.get(id.item)
+        self.buckets.get(&minute)?.slices[slice].as_ref()?.entry(id.whole(), id.slot(self.secret))?.get(id.item)
     }
 
     /// Whether anything is kept of a key, whatever the item.
     pub fn has(&self, id: KeyId) -> bool {
         let (minute, slice) = id.place();
         let slice = self.buckets.get(&minute).and_then(|bucket| bucket.slices[slice].as_ref());
-        slice.is_some_and(|slice| slice.entry(id.whole(), id.spread(self.secret)).is_some())
+        slice.is_some_and(|slice| slice.entry(id.whole(), id.slot(self.secret)).is_some())
     }
 
     /// Begins to fetch what is looked at for a key that is about to be used.
@@ -442,7 +445,7 @@ impl Keys {
         let id = KeyId::new(0, key, 0);
         let (minute, slice) = id.place();
         if let Some(slice) = self.buckets.get(&minute).and_then(|bucket| bucket.slices[slice].as_ref()) {
-            slice.prefetch(id.spread(self.secret));
+            slice.prefetch(id.slot(self.secret));
         }
     }
 
@@ -609,6 +612,58 @@ mod tests {
         // What is empty goes without a count.
         keys.forget_before(NOON_US + WINDOW_US + 2 * HOUR_US);
         assert!(keys.buckets.is_empty());
+    }
+
+    /// Places of sealed segments' indexes are found by it, and a key that is not found there claims again.
+    #[test]
+    fn the_hash_of_an_index_stays_as_it_is() {
+        let id = KeyId::new(3, key(NOON_MS, 5), 7);
+        assert_eq!(id.hash(1), 0x9d86_4b40_3338_abd0);
+    }
+
+    #[test]
+    fn keys_that_differ_in_few_bits_lie_apart() {
+        let patterns: [fn(u64) -> u128; 4] = [
+            |n| key(NOON_MS, n << 46),
+            |n| key(NOON_MS, n << 30),
+            |n| key(NOON_MS, n),
+            |n| key(NOON_MS, n >> 12) | u128::from(n & 0xfff) << 64,
+        ];
+        for (pattern, secret) in patterns.into_iter().zip([1, 0, u64::MAX, 0x1234_5678_9abc_def0]) {
+            let mut table = Table::default();
+            for n in 0..16_384 {
+                let id = KeyId::new(3, pattern(n), 0);
+                table.keep(id, id.slot(secret), Kept { fingerprint: n, position: n, effect: n }, secret);
+            }
+            assert_eq!(table.entries.len(), 16_384);
+            let taken = table.places.split(|place| *place == 0).map(<[u64]>::len).max();
+            assert!(taken < Some(256), "{taken:?} places one after another");
+        }
+    }
+
+    /// A slice that is made for many is many tables at once; so it is found, and forgotten a table at a time.
+    #[test]
+    fn a_slice_for_many_is_looked_at_while_it_is_forgotten() {
+        let mut keys = Keys::new(9);
+        let kept = Kept { fingerprint: 9, position: 4, effect: 2 };
+        let at = |slice: i64, n: u64| KeyId::new(3, key(NOON_MS + slice * SLICE_MS as i64, n), 0);
+        for n in 0..=2 * TABLE_KEYS_MAX as u64 {
+            keys.keep(at(0, n), kept);
+        }
+        keys.keep(at(1, 0), kept);
+        let bucket = keys.buckets.values().next().unwrap();
+        assert_eq!(bucket.slices.iter().flatten().filter(|slice| matches!(***slice, Slice::Tables(_))).count(), 2);
+        for n in 1..100_000 {
+            keys.keep(at(1, n), kept);
+        }
+        assert!((0..100_000).all(|n| keys.get(at(1, n)) == Some(kept)));
+        keys.forget_before(NOON_US + WINDOW_US + HOUR_US);
+        for n in 0..1_000 {
+            keys.prefetch(key(NOON_MS, n));
+            assert_eq!(keys.has(at(0, n)), keys.get(at(0, n)).is_some());
+            keys.keep(at(0, n), kept);
+            assert_eq!(keys.get(at(0, n)), Some(kept));
+        }
     }
 
     #[test]
