@@ -76,7 +76,9 @@ pub struct LoadArguments {
     /// Which rows are looked up, where scans begin, or what a workload draws: printed, and repeated with this.
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Poll the sockets without sleeping: waking the generator up then costs no latency, but a whole core. Not with --beside-claims.
+    /// Poll the sockets without sleeping: waking the generator up then costs no latency, but a whole core, which the daemon's building of
+    /// indexes and the kernel's workers have use for: the most that many outstanding requests reach is less with it. Not with
+    /// --beside-claims.
     #[arg(long)]
     pub spin: bool,
     /// Stay on this core; the daemon's should be others.

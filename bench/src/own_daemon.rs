@@ -32,7 +32,7 @@ pub struct OwnDaemonArguments {
     /// The core that the load comes from.
     #[arg(long, default_value = "1")]
     pub core: usize,
-    /// Poll the sockets without sleeping: waking the generator up then costs no latency.
+    /// Poll the sockets without sleeping: waking the generator up then costs no latency, but a whole core, which others have use for.
     #[arg(long)]
     pub spin: bool,
     /// Load before each measured time, in seconds.
