@@ -2,7 +2,9 @@
 
 mod harness;
 
-use claim_client::{Client, ClientError, ErrorCode, Lifecycle, ReasonCode, RequestOptions, ScanRange, Uuid, new_key};
+use claim_client::{
+    Claimed, Client, ClientError, ErrorCode, Lifecycle, ReasonCode, RequestOptions, ScanRange, Uuid, new_key,
+};
 use harness::{Daemon, format, item, options, run, scratch};
 
 fn because(reason: &str) -> RequestOptions {
@@ -106,9 +108,19 @@ fn batches_are_as_good_as_their_items() {
     let keys: Vec<_> = (0..2_500).map(|i| format!("batch-{i}")).collect();
     let mut items: Vec<_> = keys.iter().map(|key| item(key)).collect();
     items[7].occurred_at_us = -1;
-    let results = client.claim_batch("internal-tools", &items, &options()).wait().unwrap().value;
+    let key = keyed(new_key(None));
+    let claim = |items: &[_]| client.claim_batch("internal-tools", items, &key).wait().unwrap().value;
+    let results = claim(&items);
     assert_eq!(results.iter().filter(|r| r.is_ok()).count(), 2_499);
     assert_eq!(results[7].as_ref().unwrap_err().code, ErrorCode::BadRequest);
+    // With the same key, what was claimed is answered as it was, and what was refused is looked at again.
+    let id = |results: &[Result<_, _>], i: usize| results[i].as_ref().ok().map(|claimed: &Claimed| claimed.event_id);
+    let again = claim(&items);
+    assert!((0..2_500).all(|i| id(&again, i) == id(&results, i)));
+    items[7].occurred_at_us = items[8].occurred_at_us;
+    let mended = claim(&items);
+    assert!((0..2_500).all(|i| id(&mended, i).is_some() && (i == 7 || id(&mended, i) == id(&results, i))));
+    assert_eq!(claim(&items), mended);
     let own = client.claim("customer", &item("own"), &options()).wait().unwrap().event_id;
     let ids: Vec<_> = results.iter().flatten().map(|c| c.event_id).take(3).chain([own]).collect();
     let references = client.reference_batch("customer", &ids, &options()).wait().unwrap().value;
@@ -120,7 +132,7 @@ fn batches_are_as_good_as_their_items() {
         .rows()
         .collect();
     let rows: Vec<_> = rows.into_iter().map(|r| r.expect("a row")).collect();
-    assert_eq!(rows.len(), 2_499);
+    assert_eq!(rows.len(), 2_500);
     assert!(rows.windows(2).all(|w| w[0].event_id < w[1].event_id && w[0].claim_sequence + 1 == w[1].claim_sequence));
     let none = ScanRange { until_us: Some(0), ..ScanRange::default() };
     assert_eq!(client.scan("internal-tools", none, &options()).rows().count(), 0);
