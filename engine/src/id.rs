@@ -71,19 +71,10 @@ impl EventId {
 
     /// Reads an id from its bits. `None` when version, variant or prefix can't be those of an event-id.
     pub fn from_u128(bits: u128) -> Option<EventId> {
-        EventId::from_words((bits >> 64) as u64, bits as u64)
-    }
-
-    /// The same of its upper and its lower half.
-    pub fn from_words(high: u64, low: u64) -> Option<EventId> {
+        let (high, low) = ((bits >> 64) as u64, bits as u64);
         let version_and_variant = (high >> 12) & 0xf == 0x7 && low >> 62 == 0b10;
         let id = EventId { high, low };
         (version_and_variant && id.raw_prefix() != 0).then_some(id)
-    }
-
-    /// Its upper and its lower half.
-    pub const fn words(self) -> (u64, u64) {
-        (self.high, self.low)
     }
 
     /// Reads an id from a parsed UUID; `None` as in [`EventId::from_u128`].

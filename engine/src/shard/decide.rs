@@ -44,7 +44,7 @@ pub struct Step<'s, 'e, 'l> {
 
 pub(super) type Decided<T> = Result<T, Stop>;
 
-/// Why a decision ends early. It is rare, and so lies elsewhere: what is decided else has no room for it to be kept.
+/// Why a decision ends early: a pointer, because it is rare, and what is handed on otherwise would have room for it.
 pub(super) struct Stop(Box<Reason>);
 
 pub(super) enum Reason {

@@ -19,8 +19,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 /// A row, 64 bytes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Slot {
-    id_high: u64,
-    id_low: u64,
+    event_id: EventId,
     pub claim_timestamp_us: i64,
     occurred_at_us: i64,
     claim_at: u64,
@@ -40,7 +39,7 @@ const FLAG_INCIDENT: u64 = 1 << 62;
 
 impl Slot {
     pub fn event_id(&self) -> EventId {
-        EventId::from_words(self.id_high, self.id_low).expect("only event-ids are put into the index")
+        self.event_id
     }
 
     fn position(&self) -> u64 {
@@ -202,10 +201,8 @@ impl SegmentRows {
         }
         let flags =
             (u64::from(claim.over_budget) * FLAG_OVER_BUDGET) | (u64::from(claim.incident_active) * FLAG_INCIDENT);
-        let (id_high, id_low) = claim.event_id.words();
         rows.slots.push(Slot {
-            id_high,
-            id_low,
+            event_id: claim.event_id,
             claim_timestamp_us: claim.claim_timestamp_us,
             occurred_at_us: claim.occurred_at_us,
             claim_at: claim.claim_at,
