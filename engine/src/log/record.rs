@@ -51,7 +51,7 @@ pub enum RecordError {
     Checksum,
 }
 
-/// Appends a record to `out`; `body` writes the body. Returns the record's bytes, padding included.
+/// Appends a record to `out`, without its checksum; `body` writes the body. Returns the record's bytes, padding included.
 pub fn append(out: &mut Vec<u8>, position: u64, kind: u16, body: impl FnOnce(&mut Vec<u8>)) -> usize {
     let start = out.len();
     out.extend_from_slice(&[0; RECORD_HEADER_BYTES]);
@@ -66,9 +66,18 @@ pub fn append(out: &mut Vec<u8>, position: u64, kind: u16, body: impl FnOnce(&mu
         reserved: 0.into(),
     };
     out[start..start + RECORD_HEADER_BYTES].copy_from_slice(header.as_bytes());
-    let checksum = xxh3_64(&out[start + CHECKSUM_BYTES..]);
-    out[start..start + CHECKSUM_BYTES].copy_from_slice(&checksum.to_le_bytes());
     out.len() - start
+}
+
+/// Puts the checksums into records that were appended to one another. It is done when nothing more is appended: what was just written in
+/// small pieces is read in large ones, for which the processor would wait until its writes are done.
+pub fn put_checksums(mut records: &mut [u8]) {
+    while let Some(bytes) = record_bytes(records) {
+        let (record, rest) = records.split_at_mut(bytes);
+        let checksum = xxh3_64(&record[CHECKSUM_BYTES..]);
+        record[..CHECKSUM_BYTES].copy_from_slice(&checksum.to_le_bytes());
+        records = rest;
+    }
 }
 
 /// A record's bytes on disk for a body of `body_bytes`.
@@ -118,6 +127,8 @@ mod tests {
         for (position, body) in [(1u64, &b""[..]), (2, b"x"), (3, b"12345678"), (4, &[7; 1000])] {
             append(&mut out, position, 9, |o| o.extend_from_slice(body));
         }
+        assert_eq!(read(&out), Err(RecordError::Checksum));
+        put_checksums(&mut out);
         let mut at = 0;
         for position in 1..=4 {
             assert_eq!(record_bytes(&out[at..]), Some(read(&out[at..]).unwrap().1));
@@ -132,6 +143,7 @@ mod tests {
     fn every_flipped_bit_and_every_cut_is_noticed() {
         let mut out = vec![];
         append(&mut out, 5, 1, |o| o.extend_from_slice(b"some body"));
+        put_checksums(&mut out);
         for bit in 0..out.len() * 8 {
             let mut broken = out.clone();
             broken[bit / 8] ^= 1 << (bit % 8);

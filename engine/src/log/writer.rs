@@ -406,6 +406,9 @@ impl LogWriter {
             segments_prepared: 0,
         };
         self.last_incarnation = self.incarnation;
+        if !batch.is_sealing {
+            record::put_checksums(&mut batch.buffer[BATCH_HEADER_BYTES..]);
+        }
         self.previous_hash = batch::seal(&mut batch.buffer, &self.superblock.key, &header, self.mutation);
         if segment > 0 && self.geometry().is_first(batch.log_offset) {
             self.unsealed.remember_head(segment, before);

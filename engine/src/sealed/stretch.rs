@@ -96,6 +96,7 @@ mod tests {
     fn only_what_was_verified_is_a_record() {
         let mut bytes = vec![0; 64];
         record::append(&mut bytes, 7, 9, |out| out.extend_from_slice(b"body"));
+        record::put_checksums(&mut bytes[64..]);
         let at = 4_096 + 64;
         let stretch = Stretch::new(4_096, bytes);
         assert_eq!(stretch.record(at), None);

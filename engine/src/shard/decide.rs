@@ -1,5 +1,6 @@
 //! Decisions: from a request and the present state to a refusal, or to records. Here those about rows of this shard.
 
+use super::fingerprint::Fingerprint;
 use super::idempotency::{KeyState, KeyStop, Known};
 use super::keys::KeyId;
 use super::{Decision, Effect, Needs, Shard, Stepped, check};
@@ -18,7 +19,6 @@ use crate::sealed::{self, Fetch, Unread};
 use crate::shard::budget::MINUTE_US;
 use crate::shard::rows::Found;
 use crate::time::{DAY_US, Now, Quarter};
-use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Advice on when to ask again for what may become visible.
 const NOT_VISIBLE_RETRY_MS: u32 = 100;
@@ -96,12 +96,11 @@ pub(super) fn refuse<T>(refusal: Refusal) -> Decided<T> {
     Err(Stop::refused(refusal, 0))
 }
 
-/// What became of an item of a batch and the position that it depends on: an item that is refused ends nothing else.
-fn of_item<T>(decided: Decided<(T, u64)>) -> Decided<(Result<T, Refusal>, u64)> {
-    match decided.map_err(Stop::reason) {
-        Ok((done, position)) => Ok((Ok(done), position)),
-        Err(Reason::Refused(refusal, position)) => Ok((Err(refusal), position)),
-        Err(Reason::Needs(needs)) => Err(Stop::needs(needs)),
+/// The refusal of an item of a batch, which ends nothing else, and the position that it depends on.
+fn of_item(stop: Stop) -> Decided<(Refusal, u64)> {
+    match stop.reason() {
+        Reason::Refused(refusal, position) => Ok((refusal, position)),
+        Reason::Needs(needs) => Err(Stop::needs(needs)),
     }
 }
 
@@ -343,9 +342,19 @@ impl Step<'_, '_, '_> {
         let mut depends_on = 0;
         let mut results = Vec::with_capacity(items.len());
         for (index, item) in items.iter().enumerate() {
-            let (result, position) = of_item(self.claim_item(request, prefix, index as u16, item, None, time_us))?;
+            // What was claimed is put down where it stays, and not handed on before.
+            let position = match self.claim_item(request, prefix, index as u16, item, None, time_us) {
+                Ok((claimed, position)) => {
+                    results.push(Ok(claimed));
+                    position
+                }
+                Err(stop) => {
+                    let (refusal, position) = of_item(stop)?;
+                    results.push(Err(refusal));
+                    position
+                }
+            };
             depends_on = depends_on.max(position);
-            results.push(result);
         }
         Ok(Decision::now(Outcome::ClaimedItems(results), depends_on))
     }
@@ -360,17 +369,16 @@ impl Step<'_, '_, '_> {
         unless_within_us: Option<i64>,
         time_us: i64,
     ) -> Decided<(Claimed, u64)> {
-        let fingerprint = self.fingerprint(request, Keyed::Claim, |out| {
-            text(out, claim.event_key);
-            text(out, claim.owning_corpus);
-            text(out, claim.hosting_corpus);
-            text(out, claim.category);
-            number(out, claim.occurred_at_us as u64);
-            number(out, claim.taxonomy_version.into());
-            number(out, claim.metadata.len() as u64);
-            out.extend_from_slice(claim.metadata);
+        let fingerprint = self.fingerprint(request, Keyed::Claim, |sum| {
+            sum.text(claim.event_key);
+            sum.text(claim.owning_corpus);
+            sum.text(claim.hosting_corpus);
+            sum.text(claim.category);
+            sum.number(claim.occurred_at_us as u64);
+            sum.number(claim.taxonomy_version.into());
+            sum.bytes(claim.metadata);
             if let Some(within_us) = unless_within_us {
-                number(out, within_us as u64);
+                sum.number(within_us as u64);
             }
         });
         if let KeyState::Done(known) = self.key(request, Some(prefix), item, fingerprint, time_us)?
@@ -500,7 +508,10 @@ impl Step<'_, '_, '_> {
         let mut depends_on = 0;
         let mut results = Vec::with_capacity(items.len());
         for (index, event_id) in items {
-            let (result, position) = of_item(self.reference_item(request, prefix, *index, *event_id, time_us))?;
+            let (result, position) = match self.reference_item(request, prefix, *index, *event_id, time_us) {
+                Ok((canonical_id, position)) => (Ok(canonical_id), position),
+                Err(stop) => of_item(stop).map(|(refusal, position)| (Err(refusal), position))?,
+            };
             depends_on = depends_on.max(position);
             results.push((*index, result));
         }
@@ -537,8 +548,8 @@ impl Step<'_, '_, '_> {
         event_id: EventId,
         time_us: i64,
     ) -> Decided<(EventId, u64)> {
-        let fingerprint = self.fingerprint(request, Keyed::Reference, |out| {
-            out.extend_from_slice(&event_id.as_u128().to_be_bytes());
+        let fingerprint = self.fingerprint(request, Keyed::Reference, |sum| {
+            sum.wide(event_id.as_u128());
         });
         if let KeyState::Done(kept) = self.key(request, Some(prefix), item, fingerprint, time_us)?
             && let Effect::Referenced(canonical_id) = self.effect(kept)
@@ -606,9 +617,9 @@ impl Step<'_, '_, '_> {
             "" => self.row(event_id)?.event_id.prefix(),
             name => self.own_corpus(name)?,
         };
-        let fingerprint = self.fingerprint(request, Keyed::Retract, |out| {
-            out.push(reason_code.number());
-            out.extend_from_slice(&event_id.as_u128().to_be_bytes());
+        let fingerprint = self.fingerprint(request, Keyed::Retract, |sum| {
+            sum.number(reason_code.number().into());
+            sum.wide(event_id.as_u128());
         });
         if let KeyState::Done(kept) = self.key(request, Some(prefix), 0, fingerprint, time_us)?
             && let Effect::Retracted(event_id, tombstoned_at_us) = self.effect(kept)
@@ -630,8 +641,8 @@ impl Step<'_, '_, '_> {
 
     fn reactivate(&mut self, request: &Request<'_>, event_id: EventId, time_us: i64) -> Decided<Decision> {
         let prefix = event_id.prefix();
-        let fingerprint = self.fingerprint(request, Keyed::Reactivate, |out| {
-            out.extend_from_slice(&event_id.as_u128().to_be_bytes());
+        let fingerprint = self.fingerprint(request, Keyed::Reactivate, |sum| {
+            sum.wide(event_id.as_u128());
         });
         if let KeyState::Done(kept) = self.key(request, Some(prefix), 0, fingerprint, time_us)?
             && let Effect::Reactivated(event_id, reactivated_at_us) = self.effect(kept)
@@ -647,23 +658,20 @@ impl Step<'_, '_, '_> {
         Ok(Decision::now(Outcome::Reactivated { event_id, reactivated_at_us: time_us }, position))
     }
 
-    /// A number that tells a retry from another request: over everything that the request means. Its low byte is the
-    /// operation, so that what is kept for a key is never taken for another operation's; the rest is a hash with the
-    /// ledger's secret, so that nobody can make two requests that look alike.
+    /// What tells a retry from another request: over everything that the request means.
+    #[inline(always)]
     pub(super) fn fingerprint(
-        &mut self,
+        &self,
         request: &Request<'_>,
         operation: Keyed,
-        fields: impl FnOnce(&mut Vec<u8>),
+        fields: impl FnOnce(&mut Fingerprint),
     ) -> u64 {
-        let secret = self.shard.secret;
-        let out = &mut self.shard.scratch;
-        out.clear();
-        text(out, request.rationale);
-        out.extend_from_slice(&request.correlation_id.to_le_bytes());
-        number(out, request.at_us.map_or(u64::MAX, |at| at as u64));
-        fields(out);
-        xxh3_64_with_seed(out, secret) & !0xff | operation as u64
+        let mut sum = Fingerprint::new(self.shard.secret);
+        sum.text(request.rationale);
+        sum.wide(request.correlation_id);
+        sum.number(request.at_us.map_or(u64::MAX, |at| at as u64));
+        fields(&mut sum);
+        sum.of(operation)
     }
 }
 
@@ -688,13 +696,4 @@ pub(super) enum Keyed {
     DisputeStep = 28,
     Reconcile = 29,
     Hold = 30,
-}
-
-pub(super) fn text(out: &mut Vec<u8>, text: &str) {
-    number(out, text.len() as u64);
-    out.extend_from_slice(text.as_bytes());
-}
-
-pub(super) fn number(out: &mut Vec<u8>, n: u64) {
-    out.extend_from_slice(&n.to_le_bytes());
 }

@@ -29,6 +29,8 @@ const FEW: usize = 8;
 /// So many keys of a slice are one table; more are divided into [`TABLES`], so that none takes long to grow.
 const TABLE_KEYS_MAX: usize = 32_768;
 const TABLES: usize = 256;
+/// Room for the items of a key that has more than one.
+const ITEMS_MIN: usize = 4;
 /// So many keys are forgotten at a time, or as many more as a table has.
 const FORGET_KEYS: u64 = 1_024;
 
@@ -154,23 +156,28 @@ impl Entry {
         }
     }
 
+    /// Where the items of a key are not in one place yet, it is made for `room` of them.
     #[inline(always)]
-    fn keep(&mut self, item: u16, kept: Kept) -> New {
+    fn keep(&mut self, item: u16, kept: Kept, room: usize) -> New {
         match &mut self.items {
             // Items come in order, but for those that were refused before.
             Items::Many(items) if items.last().is_some_and(|(last, _)| *last < item) => {
                 items.push((item, kept));
                 New::Item
             }
-            _ => self.keep_anywhere(item, kept),
+            _ => self.keep_anywhere(item, kept.fingerprint, kept.position, kept.effect, room),
         }
     }
 
-    fn keep_anywhere(&mut self, item: u16, kept: Kept) -> New {
+    /// What is kept comes in the processor's registers: a pointer to it would have it written to memory for [`Entry::keep`], too.
+    fn keep_anywhere(&mut self, item: u16, fingerprint: u64, position: u64, effect: u64, room: usize) -> New {
+        let kept = Kept { fingerprint, position, effect };
         if let Items::One(number, first) = self.items
             && number != item
         {
-            self.items = Items::Many(vec![(number, first)]);
+            let mut items = Vec::with_capacity(room.max(ITEMS_MIN));
+            items.push((number, first));
+            self.items = Items::Many(items);
         }
         match &mut self.items {
             Items::One(_, known) => {
@@ -238,13 +245,13 @@ impl Table {
     }
 
     #[inline(always)]
-    fn keep(&mut self, id: KeyId, hash: u64, kept: Kept, secret: u64) -> New {
+    fn keep(&mut self, id: KeyId, hash: u64, kept: Kept, room: usize, secret: u64) -> New {
         if self.entries.len() * 2 == self.places.len() {
             self.grow(secret);
         }
         let whole = id.whole();
         match self.find(whole, hash) {
-            Ok(index) => self.entries[index].keep(id.item, kept),
+            Ok(index) => self.entries[index].keep(id.item, kept, room),
             Err(at) => {
                 self.entries.push(Entry { whole, items: Items::One(id.item, kept) });
                 self.places[at] = (hash >> 32) << 32 | self.entries.len() as u64;
@@ -326,7 +333,7 @@ impl Slice {
     }
 
     #[inline(always)]
-    fn keep(&mut self, id: KeyId, kept: Kept, secret: u64) -> New {
+    fn keep(&mut self, id: KeyId, kept: Kept, room: usize, secret: u64) -> New {
         if self.is_full() {
             self.divide(secret);
         }
@@ -334,14 +341,14 @@ impl Slice {
         let hash = whole.slot(secret);
         match self {
             Slice::Few(few) => match few.iter_mut().find(|entry| entry.whole == whole) {
-                Some(entry) => entry.keep(id.item, kept),
+                Some(entry) => entry.keep(id.item, kept, room),
                 None => {
                     few.push(Entry { whole, items: Items::One(id.item, kept) });
                     New::Key
                 }
             },
-            Slice::Table(table) => table.keep(id, hash, kept, secret),
-            Slice::Tables(tables) => tables[table_of(hash)].keep(id, hash, kept, secret),
+            Slice::Table(table) => table.keep(id, hash, kept, room, secret),
+            Slice::Tables(tables) => tables[table_of(hash)].keep(id, hash, kept, room, secret),
         }
     }
 
@@ -402,6 +409,8 @@ pub struct Keys {
     count: u64,
     /// Kept since the last slice was begun: the next one is likely to get as many, and is made for them.
     since_begun: usize,
+    /// Items kept since the last new key, and those that were at it: the next batch is likely to have as many, and gets room for them.
+    items: (usize, usize),
 }
 
 /// Whether a number can be an idempotency key: a UUIDv7.
@@ -412,13 +421,13 @@ pub fn is_key(key: u128) -> bool {
 impl Keys {
     /// No keys yet. `secret` spreads them in a way that a client can't foresee.
     pub fn new(secret: u64) -> Keys {
-        Keys { secret, buckets: BTreeMap::new(), count: 0, since_begun: 0 }
+        Keys { secret, buckets: BTreeMap::new(), count: 0, since_begun: 0, items: (0, 0) }
     }
 
     /// Forgets all of them.
     pub fn clear(&mut self) {
         self.buckets.clear();
-        (self.count, self.since_begun) = (0, 0);
+        (self.count, self.since_begun, self.items) = (0, 0, (0, 0));
     }
 
     /// How many are kept.
@@ -456,9 +465,17 @@ impl Keys {
         let bucket = self.buckets.entry(minute).or_insert_with(Bucket::new);
         let since_begun = &mut self.since_begun;
         let slice = bucket.slices[slice].get_or_insert_with(|| Box::new(Slice::with_room(std::mem::take(since_begun))));
-        let new = slice.keep(id, kept, self.secret);
+        let (now, last) = &mut self.items;
+        let new = slice.keep(id, kept, *last, self.secret);
         self.count += u64::from(new != New::Nothing);
-        self.since_begun += usize::from(new == New::Key);
+        match new {
+            New::Key => {
+                self.since_begun += 1;
+                (*now, *last) = (1, *now);
+            }
+            New::Item => *now += 1,
+            New::Nothing => {}
+        }
     }
 
     /// Forgets some of what has left the window: it is asked for with every entry, and each time takes little.
@@ -633,7 +650,7 @@ mod tests {
             let mut table = Table::default();
             for n in 0..16_384 {
                 let id = KeyId::new(3, pattern(n), 0);
-                table.keep(id, id.slot(secret), Kept { fingerprint: n, position: n, effect: n }, secret);
+                table.keep(id, id.slot(secret), Kept { fingerprint: n, position: n, effect: n }, 0, secret);
             }
             assert_eq!(table.entries.len(), 16_384);
             let taken = table.places.split(|place| *place == 0).map(<[u64]>::len).max();

@@ -14,6 +14,7 @@ mod decide_dispute;
 mod decide_global;
 mod decide_read;
 pub mod disputes;
+mod fingerprint;
 mod follow;
 pub mod gather;
 mod idempotency;
@@ -221,7 +222,6 @@ pub struct Shard {
     secret: u64,
     /// The ledger's.
     key: Hash,
-    scratch: Vec<u8>,
 }
 
 impl Shard {
@@ -259,7 +259,6 @@ impl Shard {
             quarter: quarter_of(last_us),
             secret,
             key: superblock.key,
-            scratch: Vec::new(),
         }
     }
 

@@ -365,6 +365,7 @@ fn a_key_that_was_used_in_a_sealed_segment_is_missed_in_no_later_one() {
                     let (mut body, mut forged) = (Vec::new(), Vec::new());
                     decoded.encode(&mut body);
                     record::append(&mut forged, raw.position, raw.kind, |out| out.extend_from_slice(&body));
+                    record::put_checksums(&mut forged);
                     assert_eq!(forged.len(), length);
                     bytes[at..at + length].copy_from_slice(&forged);
                 }

@@ -191,6 +191,7 @@ mod tests {
             let records = (0..bytes as u64).step_by(32).flat_map(|within| {
                 let mut record = Vec::new();
                 record::append(&mut record, (log_offset + within) / 32, 1, |_| {});
+                record::put_checksums(&mut record);
                 record.resize(32, 0);
                 record
             });

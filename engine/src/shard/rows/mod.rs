@@ -308,6 +308,7 @@ impl Rows {
     }
 
     /// Takes a claim in. The error says which rule it breaks.
+    #[inline(always)]
     pub(super) fn add(&mut self, claim: Claimed, quarter: Quarter) -> Result<u64, String> {
         let prefix = claim.event_id.prefix();
         if self.next_sequence(prefix, quarter) != claim.claim_sequence {

@@ -189,6 +189,7 @@ impl SegmentRows {
     }
 
     /// Takes a claim in, which follows the corpus's last one; among the event keys only where those are asked for.
+    #[inline(always)]
     pub(super) fn add(&mut self, claim: Claimed, quarter: Quarter, by_event_key: bool) -> u64 {
         let prefix = claim.event_id.prefix();
         let rows = self.of_prefix_mut(prefix);
