@@ -1,6 +1,7 @@
-//! `claim-bench latency`: one claim at a time, beside what the device and the sockets take for it by themselves.
+//! `claim-bench latency`: one claim at a time on each connection, beside what the device and the sockets take for it by themselves.
 //!
-//! A daemon can't answer sooner than a durable write and a way there and back over a socket take. Each round measures the bare
+//! A daemon can't answer sooner than a durable write and a way there and back over a socket take, and with one claim outstanding on
+//! each connection it can't take more of them in a second than that leaves time for. Each round measures the bare
 //! write, an echo of the same daemon without a ledger, and the daemon, one after the other, so that a drift of the machine meets
 //! all alike.
 
@@ -9,7 +10,7 @@ use crate::daemon_process::{DaemonProcess, EchoProcess};
 use crate::error::BenchError;
 use crate::floor::{self, Floor, LEDGER_MODE};
 use crate::load_arguments::{positive, seconds};
-use crate::outcome::{Latencies, Row, hundredths, latencies_table};
+use crate::outcome::{Latencies, Row, hundredths, latencies_table, rounded, thousands};
 use crate::own_daemon::OwnDaemonArguments;
 use crate::scratch_directory::ScratchDirectory;
 use crate::target::Target;
@@ -27,6 +28,9 @@ pub struct LatencyArguments {
     /// Rounds whose medians are shown.
     #[arg(long, default_value = "5", value_parser = positive)]
     rounds: usize,
+    /// Connections of the echo and of the daemon, each with one claim outstanding.
+    #[arg(long, default_value = "1", value_parser = positive)]
+    connections: usize,
     /// Measured time of each of the three in each round, in seconds.
     #[arg(long, default_value = "2", value_parser = seconds)]
     seconds: Duration,
@@ -52,7 +56,7 @@ pub fn latency(arguments: &LatencyArguments) -> Result<(), BenchError> {
     daemon.stop()?;
     let errors = echoes.iter().chain(&rows).map(|row| row.figures.errors).sum();
     let latencies = |rows: &[Row]| -> Vec<Latencies> { rows.iter().map(|row| row.figures.latencies).collect() };
-    Compared::new(&floors, &latencies(&echoes), &latencies(&rows)).print(arguments.json);
+    Compared::new(arguments.connections, &floors, &latencies(&echoes), &latencies(&rows)).print(arguments.json);
     if errors == 0 { Ok(()) } else { Err(BenchError::Errors { errors }) }
 }
 
@@ -66,31 +70,44 @@ fn measure_floor(arguments: &LatencyArguments) -> Result<Latencies, BenchError> 
 
 fn measure(arguments: &LatencyArguments, socket: &std::path::Path) -> Result<Row, BenchError> {
     let target = Target::find(socket, 1, false)?;
-    target.measure(1, 1, arguments.own.shape(1), arguments.own.timing(arguments.seconds))
+    target.measure(
+        arguments.connections,
+        arguments.connections,
+        arguments.own.shape(1),
+        arguments.own.timing(arguments.seconds),
+    )
 }
 
 /// The medians, and what the daemon takes for each microsecond of the other two together.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Compared {
+    connections: usize,
     floor: Latencies,
     echo: Latencies,
     claimd: Latencies,
     p50_to_sum: f64,
     p99_to_sum: f64,
     p999_to_sum: f64,
+    /// As many as there is time for if each waits for the mean write and the mean way there and back, by Little's law.
+    claims_per_second_at_most: f64,
+    claims_per_second: f64,
 }
 
 impl Compared {
-    fn new(floors: &[Latencies], echoes: &[Latencies], rows: &[Latencies]) -> Self {
+    fn new(connections: usize, floors: &[Latencies], echoes: &[Latencies], rows: &[Latencies]) -> Self {
         let (floor, echo, claimd) = (Latencies::median(floors), Latencies::median(echoes), Latencies::median(rows));
         let ratio = |figure: fn(&Latencies) -> f64| hundredths(figure(&claimd) / (figure(&floor) + figure(&echo)));
+        let in_a_second = |mean_us: f64| rounded(connections as f64 * 1e6 / mean_us);
         Compared {
+            connections,
             floor,
             echo,
             claimd,
             p50_to_sum: ratio(|l| l.p50_us),
             p99_to_sum: ratio(|l| l.p99_us),
             p999_to_sum: ratio(|l| l.p999_us),
+            claims_per_second_at_most: in_a_second(floor.mean_us + echo.mean_us),
+            claims_per_second: in_a_second(claimd.mean_us),
         }
     }
 
@@ -103,12 +120,21 @@ impl Compared {
             "claimd ÷ (floor + echo): p50 {:.2}, p99 {:.2}, p99.9 {:.2}",
             self.p50_to_sum, self.p99_to_sum, self.p999_to_sum
         );
+        println!(
+            "claims a second: {}; floor and echo leave time for {}",
+            thousands(self.claims_per_second),
+            thousands(self.claims_per_second_at_most)
+        );
     }
 
     fn table(&self) -> Table {
         let floor = format!("floor: {LEDGER_MODE}, 4 KiB");
         let rows = [(floor.as_str(), &self.floor), ("echo", &self.echo), ("claimd", &self.claimd)];
-        latencies_table("one at a time", &rows)
+        let title = match self.connections {
+            1 => "one at a time".to_owned(),
+            connections => format!("one on each of {connections}"),
+        };
+        latencies_table(&title, &rows)
     }
 }
 
@@ -127,9 +153,14 @@ mod tests {
             p9999_us: 5.0 * us,
             max_us: 6.0 * us,
         };
-        let compared = Compared::new(&[of(60.0), of(900.0), of(50.0)], &[of(40.0)], &[of(110.0), of(120.0), of(500.0)]);
+        let floors = [of(60.0), of(900.0), of(50.0)];
+        let compared = Compared::new(64, &floors, &[of(40.0)], &[of(110.0), of(120.0), of(500.0)]);
         assert_eq!((compared.p50_to_sum, compared.p99_to_sum, compared.p999_to_sum), (1.2, 1.2, 1.2));
+        assert_eq!((compared.claims_per_second, compared.claims_per_second_at_most), (533_333.3, 640_000.0));
         let table = compared.table().to_string();
-        assert!(["60", "40", "120", "echo", "claimd"].iter().all(|part| table.contains(part)), "{table}");
+        assert!(
+            ["60", "40", "120", "echo", "claimd", "one on each of 64"].iter().all(|part| table.contains(part)),
+            "{table}"
+        );
     }
 }

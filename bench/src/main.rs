@@ -92,6 +92,13 @@ Examples:
   Lookups, until the 99th percentile is 3 times that of the first row:
     claim-bench sweep --operation lookups --start 500 --p99-times 3";
 
+const LATENCY_EXAMPLES: &str = "\
+Examples:
+  One claim at a time, five rounds:
+    claim-bench latency --claimd target/release/claimd --dir /srv --rounds 5
+  One on each of 64 connections, and how many the device and the sockets leave time for:
+    claim-bench latency --claimd target/release/claimd --dir /srv --connections 64";
+
 const REPORT_EXAMPLES: &str = "\
 Examples:
   A climb beside the floor:
@@ -133,8 +140,8 @@ enum Command {
     /// Formats a scratch ledger, starts a daemon on it, and climbs from 1 to 1,024 requests outstanding beside the floor.
     #[command(after_help = "Example: claim-bench ladder --claimd target/release/claimd --dir /srv --seconds 10")]
     Ladder(ladder::LadderArguments),
-    /// One claim at a time, beside the bare durable write and an echo over the same sockets, in rounds.
-    #[command(after_help = "Example: claim-bench latency --claimd target/release/claimd --dir /srv --rounds 5")]
+    /// One claim at a time on each connection, beside the bare durable write and an echo over the same sockets, in rounds.
+    #[command(after_help = LATENCY_EXAMPLES)]
     Latency(latency::LatencyArguments),
     /// A rate of claims over minutes, in turn with the bare device at the rate of the daemon's writes.
     #[command(after_help = "Example: claim-bench steady --claimd target/release/claimd --dir /srv --rate 50000")]

@@ -14,6 +14,7 @@ use crate::shard::gather::Gathered;
 use crate::shard::{ALIASES_FOLLOWED_MAX, Needs, Stepped};
 use crate::time::Now;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 /// Requests that wait for what other shards say, for the disk, or for room in the log, at most.
 pub const PARKED_MAX: usize = 4_096;
@@ -105,7 +106,7 @@ impl Engine {
         let id = self.next_parked;
         let parked = Parked {
             takes: request.with(|request| Takes::of(&request.operation)),
-            request,
+            request: Rc::new(request),
             debt_bytes,
             facts: Vec::new(),
             was_told: false,
@@ -240,12 +241,17 @@ impl Engine {
     /// As [`Engine::decide_parked`], for a request that does not wait for room.
     pub(super) fn decide_with_room(&mut self, now: Now, entropy: &mut Entropy, id: u64) {
         let Some(parked) = self.parked.get(&id) else { return };
-        let (request, facts, rounds) = (parked.request.clone(), parked.facts.clone(), parked.rounds);
-        let was_told = parked.was_told;
-        let facts = was_told.then_some(facts);
+        let request = Rc::clone(&parked.request);
+        request.with(|request| self.decide_lent(now, entropy, id, request));
+    }
+
+    fn decide_lent(&mut self, now: Now, entropy: &mut Entropy, id: u64, request: &Request<'_>) {
+        let Some(parked) = self.parked.get(&id) else { return };
+        let (rounds, was_told) = (parked.rounds, parked.was_told);
+        let facts = was_told.then(|| parked.facts.clone());
         let (debt_bytes, takes) = (parked.debt_bytes, parked.takes);
         let against = match self.room_for(takes, debt_bytes) {
-            Room::Here => request.with(|request| self.peers_against(&request.operation, takes)),
+            Room::Here => self.peers_against(&request.operation, takes),
             Room::Soon => Some(log_is_behind()),
             Room::None(refusal) => Some(refusal),
         };
@@ -253,17 +259,16 @@ impl Engine {
             return self.unpark(id, against);
         }
         self.log.expect(debt_bytes);
-        let stepped = request.with(|request| self.shard.step(now, entropy, request, facts.as_deref(), &mut self.log));
-        match stepped {
+        match self.shard.step(now, entropy, request, facts.as_deref(), &mut self.log) {
             Stepped::Decided(decision) => {
-                request.with(|request| self.decided(request, decision, debt_bytes));
+                self.decided(request, decision, debt_bytes);
                 self.unpark(id, None);
             }
             Stepped::Needs(needs) if rounds < ROUNDS_MAX => self.find_out(id, needs),
             Stepped::Pass { dry_run, pass, at_us, position } if !was_told => {
                 self.unpark(id, None);
                 self.debt.answer(debt_bytes);
-                request.with(|request| self.want_pass(request, dry_run, pass, at_us, position));
+                self.want_pass(request, dry_run, pass, at_us, position);
             }
             Stepped::Needs(_) | Stepped::Pass { .. } => {
                 let message = "what this depends on changes faster than it can be found out; try again";

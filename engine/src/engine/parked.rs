@@ -9,9 +9,10 @@ use crate::peer::Sought;
 use crate::policy::Role;
 use crate::row::ReasonCode;
 use crate::time::Quarter;
+use std::rc::Rc;
 
 /// A request that owns its parts; only those that may need to wait can be made into one.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct OwnedRequest {
     /// See [`Request`].
     pub token: Token,
@@ -29,10 +30,10 @@ pub struct OwnedRequest {
     operation: OwnedOperation,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 enum OwnedOperation {
     Onboard { name: String, notes: String },
-    Claim { corpus: String, items: Vec<OwnedClaim>, unless_within_us: Option<i64> },
+    Claim { corpus: String, items: OwnedClaims, unless_within_us: Option<i64> },
     Reference { corpus: String, items: Vec<(u16, EventId)> },
     Retract { corpus: String, event_id: EventId, reason_code: ReasonCode },
     Reactivate { event_id: EventId },
@@ -58,41 +59,74 @@ enum OwnedOperation {
     Scan { corpus: String, since_us: Option<i64>, until_us: Option<i64>, after: Option<EventId>, limit: usize },
 }
 
-#[derive(Debug, Clone)]
-struct OwnedClaim {
-    event_key: String,
-    occurred_at_us: i64,
-    owning_corpus: String,
-    hosting_corpus: String,
-    category: String,
-    taxonomy_version: u32,
+/// The items of a claim; what they say lies one behind the other, so that a batch is three pieces of memory.
+#[derive(Debug)]
+struct OwnedClaims {
+    items: Vec<OwnedClaim>,
+    texts: String,
     metadata: Vec<u8>,
 }
 
-impl OwnedClaim {
-    fn new(claim: &Claim<'_>) -> OwnedClaim {
-        OwnedClaim {
-            event_key: claim.event_key.to_owned(),
-            occurred_at_us: claim.occurred_at_us,
-            owning_corpus: claim.owning_corpus.to_owned(),
-            hosting_corpus: claim.hosting_corpus.to_owned(),
-            category: claim.category.to_owned(),
-            taxonomy_version: claim.taxonomy_version,
-            metadata: claim.metadata.to_vec(),
-        }
+#[derive(Debug)]
+struct OwnedClaim {
+    occurred_at_us: i64,
+    taxonomy_version: u32,
+    /// Bytes of event key, owning corpus, hosting corpus, category.
+    text_bytes: [usize; 4],
+    metadata_bytes: usize,
+}
+
+impl OwnedClaims {
+    fn new(claims: &[Claim<'_>]) -> OwnedClaims {
+        let texts_of = |claim: &Claim<'_>| texts_of(claim).map(str::len).iter().sum::<usize>();
+        let mut owned = OwnedClaims {
+            items: Vec::with_capacity(claims.len()),
+            texts: String::with_capacity(claims.iter().map(texts_of).sum()),
+            metadata: Vec::with_capacity(claims.iter().map(|claim| claim.metadata.len()).sum()),
+        };
+        claims.iter().for_each(|claim| owned.add(claim));
+        owned
     }
 
-    fn lend(&self) -> Claim<'_> {
-        Claim {
-            event_key: &self.event_key,
-            occurred_at_us: self.occurred_at_us,
-            owning_corpus: &self.owning_corpus,
-            hosting_corpus: &self.hosting_corpus,
-            category: &self.category,
-            taxonomy_version: self.taxonomy_version,
-            metadata: &self.metadata,
-        }
+    fn add(&mut self, claim: &Claim<'_>) {
+        let texts = texts_of(claim);
+        texts.iter().for_each(|text| self.texts.push_str(text));
+        self.metadata.extend_from_slice(claim.metadata);
+        self.items.push(OwnedClaim {
+            occurred_at_us: claim.occurred_at_us,
+            taxonomy_version: claim.taxonomy_version,
+            text_bytes: texts.map(str::len),
+            metadata_bytes: claim.metadata.len(),
+        });
     }
+
+    fn lend(&self) -> Vec<Claim<'_>> {
+        let (mut texts, mut metadata) = (self.texts.as_str(), self.metadata.as_slice());
+        let lend = |item: &OwnedClaim| {
+            let [event_key, owning_corpus, hosting_corpus, category] = item.text_bytes.map(|bytes| {
+                let (text, rest) = texts.split_at(bytes);
+                texts = rest;
+                text
+            });
+            let (of_item, rest) = metadata.split_at(item.metadata_bytes);
+            metadata = rest;
+            let OwnedClaim { occurred_at_us, taxonomy_version, .. } = *item;
+            Claim {
+                event_key,
+                occurred_at_us,
+                owning_corpus,
+                hosting_corpus,
+                category,
+                taxonomy_version,
+                metadata: of_item,
+            }
+        };
+        self.items.iter().map(lend).collect()
+    }
+}
+
+fn texts_of<'a>(claim: &Claim<'a>) -> [&'a str; 4] {
+    [claim.event_key, claim.owning_corpus, claim.hosting_corpus, claim.category]
 }
 
 impl OwnedOperation {
@@ -102,8 +136,7 @@ impl OwnedOperation {
                 OwnedOperation::Onboard { name: name.to_owned(), notes: notes.to_owned() }
             }
             Operation::Claim { corpus, items, unless_within_us } => {
-                let items = items.iter().map(OwnedClaim::new).collect();
-                OwnedOperation::Claim { corpus: corpus.to_owned(), items, unless_within_us }
+                OwnedOperation::Claim { corpus: corpus.to_owned(), items: OwnedClaims::new(items), unless_within_us }
             }
             Operation::Reference { corpus, items } => {
                 OwnedOperation::Reference { corpus: corpus.to_owned(), items: items.to_vec() }
@@ -162,7 +195,7 @@ impl OwnedOperation {
         use_it(match self {
             OwnedOperation::Onboard { name, notes } => Operation::Onboard { name, notes },
             OwnedOperation::Claim { corpus, items: owned, unless_within_us } => {
-                items = owned.iter().map(OwnedClaim::lend).collect();
+                items = owned.lend();
                 Operation::Claim { corpus, items: &items, unless_within_us: *unless_within_us }
             }
             OwnedOperation::Reference { corpus, items } => Operation::Reference { corpus, items },
@@ -241,8 +274,8 @@ impl OwnedRequest {
 /// A request that waits.
 #[derive(Debug)]
 pub struct Parked {
-    /// It.
-    pub request: OwnedRequest,
+    /// It; shared with what decides it.
+    pub request: Rc<OwnedRequest>,
     /// What it takes of the log.
     pub takes: Takes,
     /// What it counts for in the debt.
@@ -259,4 +292,31 @@ pub struct Parked {
     pub sought: Option<Sought>,
     /// How often it was asked what rows are.
     pub rounds: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn claims_are_lent_as_they_were() {
+        let claim = |event_key, category, taxonomy_version, metadata| Claim {
+            event_key,
+            occurred_at_us: i64::from(taxonomy_version) - 2,
+            owning_corpus: "customer",
+            hosting_corpus: "",
+            category,
+            taxonomy_version,
+            metadata,
+        };
+        let claims = [
+            claim("a", "", 1, &[7, 8][..]),
+            claim("", "größer", 2, &[]),
+            claim("ключ", "c", 3, &[0xff; 300]),
+            claim("", "", 4, &[]),
+        ];
+        for count in 0..=claims.len() {
+            assert_eq!(OwnedClaims::new(&claims[..count]).lend(), claims[..count]);
+        }
+    }
 }
