@@ -1,8 +1,8 @@
 //! `claim-bench latency`: one claim at a time on each connection, beside what the device and the sockets take for it by themselves.
 //!
-//! A daemon can't answer sooner than a durable write and a way there and back over a socket take, and with one claim outstanding on
-//! each connection it can't take more of them in a second than that leaves time for. Each round measures the bare
-//! write, an echo of the same daemon without a ledger, and the daemon, one after the other, so that a drift of the machine meets
+//! A daemon can't answer sooner than a durable write and a way there and back over a socket take; and with one claim outstanding on
+//! each connection it can't take more of them in a second than there are if each waits for a write alone, nor more than the echo
+//! has. Each round measures the bare write, an echo of the same daemon without a ledger, and the daemon, one after the other, so that a drift of the machine meets
 //! all alike.
 
 use crate::affinity;
@@ -10,7 +10,7 @@ use crate::daemon_process::{DaemonProcess, EchoProcess};
 use crate::error::BenchError;
 use crate::floor::{self, Floor, LEDGER_MODE};
 use crate::load_arguments::{positive, seconds};
-use crate::outcome::{Latencies, Row, hundredths, latencies_table, rounded, thousands};
+use crate::outcome::{Latencies, Row, hundredths, latencies_table, median, rounded, thousands};
 use crate::own_daemon::OwnDaemonArguments;
 use crate::scratch_directory::ScratchDirectory;
 use crate::target::Target;
@@ -56,7 +56,10 @@ pub fn latency(arguments: &LatencyArguments) -> Result<(), BenchError> {
     daemon.stop()?;
     let errors = echoes.iter().chain(&rows).map(|row| row.figures.errors).sum();
     let latencies = |rows: &[Row]| -> Vec<Latencies> { rows.iter().map(|row| row.figures.latencies).collect() };
-    Compared::new(arguments.connections, &floors, &latencies(&echoes), &latencies(&rows)).print(arguments.json);
+    let claims = |rows: &[Row]| median(rows.iter().map(|row| row.claims_per_second));
+    let compared = Compared::new(&floors, &latencies(&echoes), &latencies(&rows));
+    let rates = Rates::new(arguments.connections, compared.floor, claims(&echoes), claims(&rows));
+    compared.print(rates, arguments.json);
     if errors == 0 { Ok(()) } else { Err(BenchError::Errors { errors }) }
 }
 
@@ -81,56 +84,76 @@ fn measure(arguments: &LatencyArguments, socket: &std::path::Path) -> Result<Row
 /// The medians, and what the daemon takes for each microsecond of the other two together.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Compared {
-    connections: usize,
     floor: Latencies,
     echo: Latencies,
     claimd: Latencies,
     p50_to_sum: f64,
     p99_to_sum: f64,
     p999_to_sum: f64,
-    /// As many as there is time for if each waits for the mean write and the mean way there and back, by Little's law.
-    claims_per_second_at_most: f64,
+}
+
+/// Claims a second with one outstanding on each connection.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+struct Rates {
+    connections: usize,
     claims_per_second: f64,
+    echoes_per_second: f64,
+    /// If each waited for the mean write and for nothing else, by Little's law.
+    claims_per_second_of_writes: f64,
+}
+
+/// Both as JSON.
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(flatten)]
+    compared: &'a Compared,
+    #[serde(flatten)]
+    rates: Rates,
+}
+
+impl Rates {
+    fn new(connections: usize, floor: Latencies, echoes_per_second: f64, claims_per_second: f64) -> Self {
+        let claims_per_second_of_writes = rounded(connections as f64 * 1e6 / floor.mean_us);
+        Rates { connections, claims_per_second, echoes_per_second, claims_per_second_of_writes }
+    }
 }
 
 impl Compared {
-    fn new(connections: usize, floors: &[Latencies], echoes: &[Latencies], rows: &[Latencies]) -> Self {
+    fn new(floors: &[Latencies], echoes: &[Latencies], rows: &[Latencies]) -> Self {
         let (floor, echo, claimd) = (Latencies::median(floors), Latencies::median(echoes), Latencies::median(rows));
         let ratio = |figure: fn(&Latencies) -> f64| hundredths(figure(&claimd) / (figure(&floor) + figure(&echo)));
-        let in_a_second = |mean_us: f64| rounded(connections as f64 * 1e6 / mean_us);
         Compared {
-            connections,
             floor,
             echo,
             claimd,
             p50_to_sum: ratio(|l| l.p50_us),
             p99_to_sum: ratio(|l| l.p99_us),
             p999_to_sum: ratio(|l| l.p999_us),
-            claims_per_second_at_most: in_a_second(floor.mean_us + echo.mean_us),
-            claims_per_second: in_a_second(claimd.mean_us),
         }
     }
 
-    fn print(&self, json: bool) {
+    fn print(&self, rates: Rates, json: bool) {
         if json {
-            return println!("{}", serde_json::to_string(self).expect("numbers and names serialise"));
+            let line = Line { compared: self, rates };
+            return println!("{}", serde_json::to_string(&line).expect("numbers and names serialise"));
         }
-        println!("{}", self.table());
+        println!("{}", self.table(rates.connections));
         println!(
             "claimd ÷ (floor + echo): p50 {:.2}, p99 {:.2}, p99.9 {:.2}",
             self.p50_to_sum, self.p99_to_sum, self.p999_to_sum
         );
         println!(
-            "claims a second: {}; floor and echo leave time for {}",
-            thousands(self.claims_per_second),
-            thousands(self.claims_per_second_at_most)
+            "claims a second: {}; the echo has {}, and if each waited for a write alone, there were {}",
+            thousands(rates.claims_per_second),
+            thousands(rates.echoes_per_second),
+            thousands(rates.claims_per_second_of_writes)
         );
     }
 
-    fn table(&self) -> Table {
+    fn table(&self, connections: usize) -> Table {
         let floor = format!("floor: {LEDGER_MODE}, 4 KiB");
         let rows = [(floor.as_str(), &self.floor), ("echo", &self.echo), ("claimd", &self.claimd)];
-        let title = match self.connections {
+        let title = match connections {
             1 => "one at a time".to_owned(),
             connections => format!("one on each of {connections}"),
         };
@@ -154,10 +177,10 @@ mod tests {
             max_us: 6.0 * us,
         };
         let floors = [of(60.0), of(900.0), of(50.0)];
-        let compared = Compared::new(64, &floors, &[of(40.0)], &[of(110.0), of(120.0), of(500.0)]);
+        let compared = Compared::new(&floors, &[of(40.0)], &[of(110.0), of(120.0), of(500.0)]);
         assert_eq!((compared.p50_to_sum, compared.p99_to_sum, compared.p999_to_sum), (1.2, 1.2, 1.2));
-        assert_eq!((compared.claims_per_second, compared.claims_per_second_at_most), (533_333.3, 640_000.0));
-        let table = compared.table().to_string();
+        assert_eq!(Rates::new(64, compared.floor, 5.0, 3.0).claims_per_second_of_writes, 1_066_666.7);
+        let table = compared.table(64).to_string();
         assert!(
             ["60", "40", "120", "echo", "claimd", "one on each of 64"].iter().all(|part| table.contains(part)),
             "{table}"

@@ -96,7 +96,7 @@ const LATENCY_EXAMPLES: &str = "\
 Examples:
   One claim at a time, five rounds:
     claim-bench latency --claimd target/release/claimd --dir /srv --rounds 5
-  One on each of 64 connections, and how many the device and the sockets leave time for:
+  One on each of 64 connections, and how many the echo has, and the device alone leaves time for:
     claim-bench latency --claimd target/release/claimd --dir /srv --connections 64";
 
 const REPORT_EXAMPLES: &str = "\

@@ -456,6 +456,7 @@ impl Content {
         for Loose { position, kind, body } in &self.records {
             record::append(&mut bytes, *position, *kind, |out| out.extend_from_slice(body));
         }
+        record::put_checksums(&mut bytes[BATCH_HEADER_BYTES..]);
         bytes.extend_from_slice(&self.left_over);
         let hash = batch::seal(&mut bytes, &superblock.key, header, Mutation::NONE);
         disk.put(place, &bytes);

@@ -8,7 +8,7 @@ use crate::storage::{Durability, Storage};
 use std::io;
 use std::ops::Range;
 
-/// Zeroing goes in writes of at most this size, one at a time: an executor under load comes round to it once in a millisecond or
+/// Zeroing goes in writes of this size, one at a time: an executor under load comes round to it once in a millisecond or
 /// two, and must be able to zero faster than batches fill.
 pub(super) const ZEROING_BYTES: usize = 1024 * 1024;
 

@@ -98,7 +98,6 @@ pub struct LogWriter {
     zeroing: Zeroing,
     failed: Option<String>,
     counts: WriterCounts,
-    last_batch_bytes: u64,
     /// A batch that waits is written beside others in flight once it has this many bytes.
     fill_bytes: u64,
     /// Bytes of the request that is being decided, at most.
@@ -144,7 +143,6 @@ impl LogWriter {
             zeroing: Zeroing::new(end.segments_prepared, geometry),
             failed: None,
             counts: WriterCounts::default(),
-            last_batch_bytes: 0,
             fill_bytes: fill_bytes.unwrap_or(geometry.batch_bytes_max),
             expected_bytes: OWN_ENTRIES_BYTES,
             mutation,
@@ -434,7 +432,6 @@ impl LogWriter {
         self.is_marked = false;
         self.counts.batches += 1;
         self.counts.bytes += batch.buffer.len() as u64;
-        self.last_batch_bytes = batch.buffer.len() as u64;
         Some(Io::Write {
             number,
             file_offset: self.geometry().file_offset(batch.log_offset),
@@ -476,8 +473,7 @@ impl LogWriter {
 
     fn next_prepare(&mut self) -> Option<Io> {
         let prepared_bytes = self.prepared_bytes();
-        let lengths = (prepared_bytes, self.last_batch_bytes);
-        self.zeroing.next(&self.superblock, self.next_batch_at, lengths, self.mutation)
+        self.zeroing.next(&self.superblock, self.next_batch_at, prepared_bytes, self.mutation)
     }
 
     /// Takes the result of a piece of work. Durability advances in log order, whatever the order of completion.

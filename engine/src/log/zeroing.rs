@@ -13,9 +13,6 @@ pub const SEGMENTS_AHEAD: u64 = 3;
 /// The last of them is zeroed piece by piece, so many bytes for each that the log fills: every piece delays the writes beside
 /// it a little, and a whole segment at once would delay them for as long as it takes.
 const ZEROED_PER_WRITTEN: u64 = 2;
-/// How long pieces are beside batches of up to so many bytes: a small batch that comes beside a long piece would wait for longer than its own
-/// write takes. Others have pieces of [`ZEROING_BYTES`].
-const PIECES_BESIDE_BATCHES: [(u64, u64); 2] = [(8 << 10, 128 << 10), (32 << 10, 256 << 10)];
 /// Growing is tried again this long after it failed.
 pub const GROW_RETRY_US: i64 = 1_000_000;
 
@@ -88,13 +85,12 @@ impl Zeroing {
         self.is_due |= is_idle;
     }
 
-    /// The next piece, if one is due: `next_batch_at` is how far the log is filled, `prepared_bytes` what it still takes, and `batch_bytes`
-    /// how long the last batch was.
+    /// The next piece, if one is due: `next_batch_at` is how far the log is filled, and `prepared_bytes` what it still takes.
     pub(super) fn next(
         &mut self,
         superblock: &Superblock,
         next_batch_at: u64,
-        (prepared_bytes, batch_bytes): (u64, u64),
+        prepared_bytes: u64,
         mutation: Mutation,
     ) -> Option<Io> {
         let geometry = superblock.geometry;
@@ -131,15 +127,13 @@ impl Zeroing {
         if mutation.is(Mutant::PlaceUnzeroed) && segment >= geometry.segments_end(0) {
             self.zeroed = geometry.segment_bytes;
         }
-        let beside = PIECES_BESIDE_BATCHES.iter().find(|(at_most, _)| !is_urgent && batch_bytes <= *at_most);
-        let piece_bytes = beside.map_or(ZEROING_BYTES as u64, |(_, piece_bytes)| *piece_bytes);
-        Some(self.piece(superblock, segment, next_batch_at, piece_bytes))
+        Some(self.piece(superblock, segment, next_batch_at))
     }
 
-    fn piece(&mut self, superblock: &Superblock, segment: u64, next_batch_at: u64, piece_bytes: u64) -> Io {
+    fn piece(&mut self, superblock: &Superblock, segment: u64, next_batch_at: u64) -> Io {
         let geometry = superblock.geometry;
         let bytes = geometry.segment_bytes;
-        let piece_bytes = bytes.min(piece_bytes);
+        let piece_bytes = bytes.min(ZEROING_BYTES as u64);
         let from = self.zeroed;
         let to = bytes.min(from + piece_bytes);
         // A batch that is larger than a step makes several pieces due.
@@ -197,8 +191,6 @@ mod tests {
     use uuid::Uuid;
 
     const PIECE_BYTES: u64 = ZEROING_BYTES as u64;
-    /// Of a log that is idle, or whose batches are small.
-    const SHORT_BYTES: u64 = PIECES_BESIDE_BATCHES[0].1;
 
     /// A log of the default geometry, which nothing is written to.
     fn writer() -> LogWriter {
@@ -206,15 +198,15 @@ mod tests {
         LogWriter::new(&superblock, LogEnd::at_start(&superblock, 1, Mutation::NONE), None, Mutation::NONE)
     }
 
-    /// Does what there is to do, and says how many bytes were zeroed in pieces of this length.
-    fn settle(log: &mut LogWriter, piece_bytes: u64) -> u64 {
+    /// Does what there is to do, and says how many bytes were zeroed.
+    fn settle(log: &mut LogWriter) -> u64 {
         let mut zeroed = 0;
         while let Some(io) = log.next_io() {
             let done = match io {
                 Io::Write { number, batch, .. } => IoDone::Write { number, batch, result: Ok(()) },
                 Io::Prepare { segment, piece, bytes, header, .. } => {
-                    assert_eq!((piece.end - piece.start, header.is_some()), (piece_bytes, piece.end == bytes));
-                    zeroed += piece_bytes;
+                    assert_eq!((piece.end - piece.start, header.is_some()), (PIECE_BYTES, piece.end == bytes));
+                    zeroed += PIECE_BYTES;
                     IoDone::Prepare { segment, to: piece.end, result: Ok(()) }
                 }
                 other => panic!("{other:?}"),
@@ -224,51 +216,44 @@ mod tests {
         zeroed
     }
 
-    /// Adds so many entries of 4 KB to the open batch.
-    fn append(log: &mut LogWriter, entries: usize) {
+    fn append(log: &mut LogWriter) {
         let rationale = "x".repeat(4_000);
         let principal = Principal::default();
         let (timestamp_us, idempotency_key, correlation_id, fingerprint, item, corpus) = (1, 0, 0, 0, 0, None);
         let rationale = rationale.as_str();
         let meta =
             Meta { timestamp_us, idempotency_key, correlation_id, fingerprint, principal, item, corpus, rationale };
-        let record = Record { meta, entry: Entry::Recovery { incarnation: 1, cut_at: 4096 } };
-        (0..entries).for_each(|_| {
-            log.append(&record);
-        });
+        log.append(&Record { meta, entry: Entry::Recovery { incarnation: 1, cut_at: 4096 } });
     }
 
     #[test]
     fn the_last_segment_ahead_is_zeroed_as_the_log_fills() {
-        for (entries, piece_bytes) in [(1, SHORT_BYTES), (5, PIECES_BESIDE_BATCHES[1].1), (20, PIECE_BYTES)] {
-            let mut log = writer();
-            let segment_bytes = Geometry::DEFAULT.segment_bytes;
-            // Two segments at once.
-            assert_eq!(settle(&mut log, PIECE_BYTES), 2 * segment_bytes);
-            assert_eq!(log.segments(), (1, 3));
-            let (mut written, mut zeroed) = (0, 0);
-            while log.segments().1 < 4 {
-                append(&mut log, entries);
-                let before = log.written_bytes();
-                zeroed += settle(&mut log, piece_bytes);
-                written += log.written_bytes() - before;
-                assert!(zeroed <= ZEROED_PER_WRITTEN * written + 2 * piece_bytes, "{zeroed} for {written}");
-                // A segment is begun after as much log as a long piece has.
-                assert!(zeroed + PIECE_BYTES + piece_bytes >= ZEROED_PER_WRITTEN * written, "{zeroed} for {written}");
-            }
-            assert_eq!(settle(&mut log, piece_bytes), 0, "there are as many as there should be");
+        let mut log = writer();
+        let segment_bytes = Geometry::DEFAULT.segment_bytes;
+        // Two segments at once.
+        assert_eq!(settle(&mut log), 2 * segment_bytes);
+        assert_eq!(log.segments(), (1, 3));
+        let (mut written, mut zeroed) = (0, 0);
+        while log.segments().1 < 4 {
+            append(&mut log);
+            let before = log.written_bytes();
+            zeroed += settle(&mut log);
+            written += log.written_bytes() - before;
+            assert!(zeroed <= ZEROED_PER_WRITTEN * written + 2 * PIECE_BYTES, "{zeroed} for {written}");
+            assert!(zeroed + PIECE_BYTES >= ZEROED_PER_WRITTEN * written, "{zeroed} for {written}");
         }
+        assert_eq!(settle(&mut log), 0, "there are as many as there should be");
     }
 
     #[test]
     fn an_idle_log_is_prepared_a_piece_a_tick() {
         let mut log = writer();
-        settle(&mut log, PIECE_BYTES);
-        let pieces = Geometry::DEFAULT.segment_bytes / SHORT_BYTES;
+        settle(&mut log);
+        let pieces = Geometry::DEFAULT.segment_bytes / PIECE_BYTES;
         for _ in 0..pieces {
             assert_eq!(log.segments().1, 3);
             log.tick(0);
-            assert_eq!(settle(&mut log, SHORT_BYTES), SHORT_BYTES);
+            assert_eq!(settle(&mut log), PIECE_BYTES);
         }
         assert_eq!(log.segments().1, 4);
     }
@@ -295,11 +280,7 @@ mod tests {
         assert_eq!(file_offset, geometry.file_offset(0), "the place of segment 0");
         assert_eq!(log.ring_free_segments(), 1);
         log.complete(IoDone::Prepare { segment, to: piece.end, result: Ok(()) }, 0);
-        assert_eq!(
-            settle(&mut log, PIECE_BYTES),
-            geometry.segment_bytes - PIECE_BYTES,
-            "the other free place has time"
-        );
+        assert_eq!(settle(&mut log), geometry.segment_bytes - PIECE_BYTES, "the other free place has time");
         assert_eq!(log.segments().1, RING_SEGMENTS_MIN + 1);
         assert!(log.prepared_bytes_for_requests() > 0 && !log.cannot_grow());
     }

@@ -1,6 +1,5 @@
 //! Decisions: from a request and the present state to a refusal, or to records. Here those about rows of this shard.
 
-use super::fingerprint::Fingerprint;
 use super::idempotency::{KeyState, KeyStop, Known};
 use super::keys::KeyId;
 use super::{Decision, Effect, Needs, Shard, Stepped, check};
@@ -19,6 +18,7 @@ use crate::sealed::{self, Fetch, Unread};
 use crate::shard::budget::MINUTE_US;
 use crate::shard::rows::Found;
 use crate::time::{DAY_US, Now, Quarter};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Advice on when to ask again for what may become visible.
 const NOT_VISIBLE_RETRY_MS: u32 = 100;
@@ -369,16 +369,17 @@ impl Step<'_, '_, '_> {
         unless_within_us: Option<i64>,
         time_us: i64,
     ) -> Decided<(Claimed, u64)> {
-        let fingerprint = self.fingerprint(request, Keyed::Claim, |sum| {
-            sum.text(claim.event_key);
-            sum.text(claim.owning_corpus);
-            sum.text(claim.hosting_corpus);
-            sum.text(claim.category);
-            sum.number(claim.occurred_at_us as u64);
-            sum.number(claim.taxonomy_version.into());
-            sum.bytes(claim.metadata);
+        let fingerprint = self.fingerprint(request, Keyed::Claim, |out| {
+            text(out, claim.event_key);
+            text(out, claim.owning_corpus);
+            text(out, claim.hosting_corpus);
+            text(out, claim.category);
+            number(out, claim.occurred_at_us as u64);
+            number(out, claim.taxonomy_version.into());
+            number(out, claim.metadata.len() as u64);
+            out.extend_from_slice(claim.metadata);
             if let Some(within_us) = unless_within_us {
-                sum.number(within_us as u64);
+                number(out, within_us as u64);
             }
         });
         if let KeyState::Done(known) = self.key(request, Some(prefix), item, fingerprint, time_us)?
@@ -548,8 +549,8 @@ impl Step<'_, '_, '_> {
         event_id: EventId,
         time_us: i64,
     ) -> Decided<(EventId, u64)> {
-        let fingerprint = self.fingerprint(request, Keyed::Reference, |sum| {
-            sum.wide(event_id.as_u128());
+        let fingerprint = self.fingerprint(request, Keyed::Reference, |out| {
+            out.extend_from_slice(&event_id.as_u128().to_be_bytes());
         });
         if let KeyState::Done(kept) = self.key(request, Some(prefix), item, fingerprint, time_us)?
             && let Effect::Referenced(canonical_id) = self.effect(kept)
@@ -617,9 +618,9 @@ impl Step<'_, '_, '_> {
             "" => self.row(event_id)?.event_id.prefix(),
             name => self.own_corpus(name)?,
         };
-        let fingerprint = self.fingerprint(request, Keyed::Retract, |sum| {
-            sum.number(reason_code.number().into());
-            sum.wide(event_id.as_u128());
+        let fingerprint = self.fingerprint(request, Keyed::Retract, |out| {
+            out.push(reason_code.number());
+            out.extend_from_slice(&event_id.as_u128().to_be_bytes());
         });
         if let KeyState::Done(kept) = self.key(request, Some(prefix), 0, fingerprint, time_us)?
             && let Effect::Retracted(event_id, tombstoned_at_us) = self.effect(kept)
@@ -641,8 +642,8 @@ impl Step<'_, '_, '_> {
 
     fn reactivate(&mut self, request: &Request<'_>, event_id: EventId, time_us: i64) -> Decided<Decision> {
         let prefix = event_id.prefix();
-        let fingerprint = self.fingerprint(request, Keyed::Reactivate, |sum| {
-            sum.wide(event_id.as_u128());
+        let fingerprint = self.fingerprint(request, Keyed::Reactivate, |out| {
+            out.extend_from_slice(&event_id.as_u128().to_be_bytes());
         });
         if let KeyState::Done(kept) = self.key(request, Some(prefix), 0, fingerprint, time_us)?
             && let Effect::Reactivated(event_id, reactivated_at_us) = self.effect(kept)
@@ -658,20 +659,23 @@ impl Step<'_, '_, '_> {
         Ok(Decision::now(Outcome::Reactivated { event_id, reactivated_at_us: time_us }, position))
     }
 
-    /// What tells a retry from another request: over everything that the request means.
-    #[inline(always)]
+    /// A number that tells a retry from another request: over everything that the request means. Its low byte is the
+    /// operation, so that what is kept for a key is never taken for another operation's; the rest is a hash with the
+    /// ledger's secret, so that nobody can make two requests that look alike.
     pub(super) fn fingerprint(
-        &self,
+        &mut self,
         request: &Request<'_>,
         operation: Keyed,
-        fields: impl FnOnce(&mut Fingerprint),
+        fields: impl FnOnce(&mut Vec<u8>),
     ) -> u64 {
-        let mut sum = Fingerprint::new(self.shard.secret);
-        sum.text(request.rationale);
-        sum.wide(request.correlation_id);
-        sum.number(request.at_us.map_or(u64::MAX, |at| at as u64));
-        fields(&mut sum);
-        sum.of(operation)
+        let secret = self.shard.secret;
+        let out = &mut self.shard.scratch;
+        out.clear();
+        text(out, request.rationale);
+        out.extend_from_slice(&request.correlation_id.to_le_bytes());
+        number(out, request.at_us.map_or(u64::MAX, |at| at as u64));
+        fields(out);
+        xxh3_64_with_seed(out, secret) & !0xff | operation as u64
     }
 }
 
@@ -696,4 +700,13 @@ pub(super) enum Keyed {
     DisputeStep = 28,
     Reconcile = 29,
     Hold = 30,
+}
+
+pub(super) fn text(out: &mut Vec<u8>, text: &str) {
+    number(out, text.len() as u64);
+    out.extend_from_slice(text.as_bytes());
+}
+
+pub(super) fn number(out: &mut Vec<u8>, n: u64) {
+    out.extend_from_slice(&n.to_le_bytes());
 }

@@ -1,6 +1,6 @@
 //! Decisions about disputes. Shard 0 takes them; what rows of other shards are, it asks before.
 
-use super::decide::{Decided, Keyed, Step, Stop, refuse};
+use super::decide::{Decided, Keyed, Step, Stop, number, refuse};
 use super::idempotency::KeyState;
 use super::{Decision, Effect, Needs};
 use crate::command::{Fact, Outcome, Request};
@@ -46,9 +46,9 @@ impl Step<'_, '_, '_> {
         time_us: i64,
     ) -> Decided<Decision> {
         let prefix = self.corpus(corpus)?;
-        let fingerprint = self.fingerprint(request, Keyed::Dispute, |sum| {
-            sum.number(event_ids.len() as u64);
-            event_ids.iter().for_each(|id| sum.wide(id.as_u128()));
+        let fingerprint = self.fingerprint(request, Keyed::Dispute, |out| {
+            number(out, event_ids.len() as u64);
+            event_ids.iter().for_each(|id| out.extend_from_slice(&id.as_u128().to_be_bytes()));
         });
         if let KeyState::Done(kept) = self.global_key(request, Some(prefix), fingerprint, time_us)? {
             return self.dispute_again(self.effect(kept), kept.position);
@@ -204,9 +204,9 @@ impl Step<'_, '_, '_> {
         time_us: i64,
     ) -> Decided<Decision> {
         let prefix = self.corpus(corpus)?;
-        let fingerprint = self.fingerprint(request, Keyed::DisputeStep, |sum| {
-            sum.number(DisputeStep::Respond.number().into());
-            sum.wide(dispute.as_u128());
+        let fingerprint = self.fingerprint(request, Keyed::DisputeStep, |out| {
+            out.push(DisputeStep::Respond.number());
+            out.extend_from_slice(&dispute.as_u128().to_be_bytes());
         });
         if let KeyState::Done(kept) = self.global_key(request, Some(prefix), fingerprint, time_us)? {
             return self.dispute_again(self.effect(kept), kept.position);
@@ -223,9 +223,9 @@ impl Step<'_, '_, '_> {
     }
 
     pub(super) fn escalate(&mut self, request: &Request<'_>, dispute: DisputeId, time_us: i64) -> Decided<Decision> {
-        let fingerprint = self.fingerprint(request, Keyed::DisputeStep, |sum| {
-            sum.number(DisputeStep::Escalate.number().into());
-            sum.wide(dispute.as_u128());
+        let fingerprint = self.fingerprint(request, Keyed::DisputeStep, |out| {
+            out.push(DisputeStep::Escalate.number());
+            out.extend_from_slice(&dispute.as_u128().to_be_bytes());
         });
         if let KeyState::Done(kept) = self.global_key(request, None, fingerprint, time_us)? {
             return self.dispute_again(self.effect(kept), kept.position);
@@ -242,12 +242,12 @@ impl Step<'_, '_, '_> {
         given: &[(EventId, Verdict)],
         time_us: i64,
     ) -> Decided<Decision> {
-        let fingerprint = self.fingerprint(request, Keyed::DisputeStep, |sum| {
-            sum.number(DisputeStep::Arbitrate.number().into());
-            sum.wide(dispute.as_u128());
+        let fingerprint = self.fingerprint(request, Keyed::DisputeStep, |out| {
+            out.push(DisputeStep::Arbitrate.number());
+            out.extend_from_slice(&dispute.as_u128().to_be_bytes());
             for (event_id, verdict) in given {
-                sum.wide(event_id.as_u128());
-                sum.number(verdict.number().into());
+                out.extend_from_slice(&event_id.as_u128().to_be_bytes());
+                out.push(verdict.number());
             }
         });
         if let KeyState::Done(kept) = self.global_key(request, None, fingerprint, time_us)? {

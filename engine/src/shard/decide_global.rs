@@ -1,7 +1,7 @@
 //! Decisions about what belongs to the whole ledger: the registry, stops, caps, slots, incidents, configuration. Shard 0
 //! takes them, and every shard follows.
 
-use super::decide::{Decided, FROZEN_RETRY_MS, Keyed, Step, Stop, refuse};
+use super::decide::{Decided, FROZEN_RETRY_MS, Keyed, Step, Stop, number, refuse, text};
 use super::idempotency::{KeyState, KeyStop};
 use super::keys::KeyId;
 use super::registry::{OPEN_PROPOSALS_MAX, SIGNING_ROLES, SLOTS_MAX};
@@ -154,9 +154,9 @@ impl Step<'_, '_, '_> {
     }
 
     fn onboard(&mut self, request: &Request<'_>, name: &str, notes: &str, time_us: i64) -> Decided<Decision> {
-        let fingerprint = self.fingerprint(request, Keyed::Onboard, |sum| {
-            sum.text(name);
-            sum.text(notes);
+        let fingerprint = self.fingerprint(request, Keyed::Onboard, |out| {
+            text(out, name);
+            text(out, notes);
         });
         if let KeyState::Done(kept) = self.global_key(request, None, fingerprint, time_us)?
             && let Effect::Onboarded(prefix, global_sequence) = self.effect(kept)
@@ -214,7 +214,7 @@ impl Step<'_, '_, '_> {
     }
 
     fn decommission(&mut self, request: &Request<'_>, name: &str, dry_run: bool, time_us: i64) -> Decided<Decision> {
-        let fingerprint = self.fingerprint(request, Keyed::Decommission, |sum| sum.text(name));
+        let fingerprint = self.fingerprint(request, Keyed::Decommission, |out| text(out, name));
         let (mut position, mut global_sequence) = (self.shard.last_position, 0);
         let mut prefix = None;
         if dry_run {
@@ -249,9 +249,9 @@ impl Step<'_, '_, '_> {
     }
 
     fn freeze(&mut self, request: &Request<'_>, corpus: &str, frozen: bool, time_us: i64) -> Decided<Decision> {
-        let fingerprint = self.fingerprint(request, Keyed::Freeze, |sum| {
-            sum.text(corpus);
-            sum.number(u64::from(frozen));
+        let fingerprint = self.fingerprint(request, Keyed::Freeze, |out| {
+            text(out, corpus);
+            out.push(u8::from(frozen));
         });
         let outcome = |frozen, at_us| Outcome::Frozen { corpus: corpus.to_owned(), frozen, at_us };
         if let KeyState::Done(kept) = self.global_key(request, None, fingerprint, time_us)?
@@ -279,10 +279,9 @@ impl Step<'_, '_, '_> {
     }
 
     fn hold(&mut self, request: &Request<'_>, quarter: Quarter, held: bool, time_us: i64) -> Decided<Decision> {
-        let fingerprint = self.fingerprint(request, Keyed::Hold, |sum| {
-            sum.number(quarter.year().into());
-            sum.number(quarter.number().into());
-            sum.number(held.into());
+        let fingerprint = self.fingerprint(request, Keyed::Hold, |out| {
+            out.extend_from_slice(&quarter.year().to_le_bytes());
+            out.extend_from_slice(&[quarter.number(), u8::from(held)]);
         });
         if let KeyState::Done(kept) = self.global_key(request, None, fingerprint, time_us)?
             && let Effect::Held(quarter, held, at_us, global_sequence) = self.effect(kept)
@@ -324,9 +323,9 @@ impl Step<'_, '_, '_> {
     }
 
     fn cap(&mut self, request: &Request<'_>, corpus: &str, claims_per_minute: u32, time_us: i64) -> Decided<Decision> {
-        let fingerprint = self.fingerprint(request, Keyed::Cap, |sum| {
-            sum.text(corpus);
-            sum.number(claims_per_minute.into());
+        let fingerprint = self.fingerprint(request, Keyed::Cap, |out| {
+            text(out, corpus);
+            number(out, claims_per_minute.into());
         });
         let outcome = |at_us| Outcome::Capped { corpus: corpus.to_owned(), claims_per_minute, at_us };
         if let KeyState::Done(kept) = self.global_key(request, None, fingerprint, time_us)?
@@ -357,9 +356,9 @@ impl Step<'_, '_, '_> {
     }
 
     fn propose(&mut self, request: &Request<'_>, corpus: &str, slots: u64, time_us: i64) -> Decided<Decision> {
-        let fingerprint = self.fingerprint(request, Keyed::ProposeSlots, |sum| {
-            sum.text(corpus);
-            sum.number(slots);
+        let fingerprint = self.fingerprint(request, Keyed::ProposeSlots, |out| {
+            text(out, corpus);
+            number(out, slots);
         });
         if let KeyState::Done(kept) = self.global_key(request, None, fingerprint, time_us)?
             && let Effect::Proposal(number, signatures, sequence) = self.effect(kept)
@@ -391,9 +390,9 @@ impl Step<'_, '_, '_> {
     }
 
     fn sign_off(&mut self, request: &Request<'_>, number_: u64, role: Role, time_us: i64) -> Decided<Decision> {
-        let fingerprint = self.fingerprint(request, Keyed::SignOff, |sum| {
-            sum.number(number_);
-            sum.number(role.number().into());
+        let fingerprint = self.fingerprint(request, Keyed::SignOff, |out| {
+            number(out, number_);
+            out.push(role.number());
         });
         if let KeyState::Done(kept) = self.global_key(request, None, fingerprint, time_us)?
             && let Effect::Proposal(number, signatures, sequence) = self.effect(kept)
@@ -450,7 +449,7 @@ impl Step<'_, '_, '_> {
     }
 
     fn incident(&mut self, request: &Request<'_>, active: bool, time_us: i64) -> Decided<Decision> {
-        let fingerprint = self.fingerprint(request, Keyed::Incident, |sum| sum.number(u64::from(active)));
+        let fingerprint = self.fingerprint(request, Keyed::Incident, |out| out.push(u8::from(active)));
         if let KeyState::Done(kept) = self.global_key(request, None, fingerprint, time_us)?
             && let Effect::Incident(active, at_us, global_sequence) = self.effect(kept)
         {
@@ -481,7 +480,7 @@ impl Step<'_, '_, '_> {
     }
 
     fn configure(&mut self, request: &Request<'_>, toml: &str, time_us: i64) -> Decided<Decision> {
-        let fingerprint = self.fingerprint(request, Keyed::Configure, |sum| sum.text(toml));
+        let fingerprint = self.fingerprint(request, Keyed::Configure, |out| text(out, toml));
         if let Err(message) = Policy::parse(toml) {
             return refuse(Refusal::new(Code::BadRequest, message));
         }

@@ -8,6 +8,7 @@
 //! in halves, for which the processor waits until its store buffer is empty.
 
 use super::decide::Keyed;
+use crate::command::BATCH_ITEMS_MAX;
 use crate::error::{Code, Refusal};
 use crate::prefetch::prefetch;
 use crate::shard::budget::MINUTE_US;
@@ -409,7 +410,8 @@ pub struct Keys {
     count: u64,
     /// Kept since the last slice was begun: the next one is likely to get as many, and is made for them.
     since_begun: usize,
-    /// Items kept since the last new key, and those that were at it: the next batch is likely to have as many, and gets room for them.
+    /// Items kept since the last new key, with its own, and from the one before it up to it: a batch is likely to have as many as the last,
+    /// and gets room for them.
     items: (usize, usize),
 }
 
@@ -466,7 +468,9 @@ impl Keys {
         let since_begun = &mut self.since_begun;
         let slice = bucket.slices[slice].get_or_insert_with(|| Box::new(Slice::with_room(std::mem::take(since_begun))));
         let (now, last) = &mut self.items;
-        let new = slice.keep(id, kept, *last, self.secret);
+        // Behind a new key alone, so that each such room has cost a batch that filled it.
+        let room = if *now == 1 { (*last).min(BATCH_ITEMS_MAX) } else { 0 };
+        let new = slice.keep(id, kept, room, self.secret);
         self.count += u64::from(new != New::Nothing);
         match new {
             New::Key => {
@@ -681,6 +685,37 @@ mod tests {
             keys.keep(at(0, n), kept);
             assert_eq!(keys.get(at(0, n)), Some(kept));
         }
+    }
+
+    /// Room for items that come in order behind a large batch, and for items of keys of before that come behind it.
+    #[test]
+    fn room_for_items_is_paid_for_with_items() {
+        let mut keys = Keys::new(3);
+        let kept = Kept { fingerprint: 9, position: 4, effect: 2 };
+        let mut keep = |n: u64, items: std::ops::Range<u16>| {
+            items.for_each(|item| keys.keep(KeyId::new(3, key(NOON_MS, n), item), kept));
+        };
+        for n in 0..1_000 {
+            keep(n, 0..1);
+        }
+        keep(1_000, 0..8_190);
+        keep(1_001, 0..1);
+        for n in 0..1_000 {
+            keep(n, 1..2);
+        }
+        keep(1_002, 0..100);
+        keep(1_003, 0..100);
+        let bucket = keys.buckets.values().next().unwrap();
+        let Some(Slice::Table(table)) = bucket.slices.iter().flatten().map(|slice| &**slice).next() else {
+            panic!("a thousand keys are one table")
+        };
+        let room = |entry: &Entry| match &entry.items {
+            Items::One(..) => 1,
+            Items::Many(items) => items.capacity(),
+        };
+        assert_eq!(room(&table.entries[1_003]), 100, "as many as the batch before had");
+        let rooms: usize = table.entries.iter().map(room).sum();
+        assert!(rooms < 4 * keys.count() as usize, "room for {rooms} items, and {} are kept", keys.count());
     }
 
     #[test]

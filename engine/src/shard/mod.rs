@@ -14,7 +14,6 @@ mod decide_dispute;
 mod decide_global;
 mod decide_read;
 pub mod disputes;
-mod fingerprint;
 mod follow;
 pub mod gather;
 mod idempotency;
@@ -222,6 +221,7 @@ pub struct Shard {
     secret: u64,
     /// The ledger's.
     key: Hash,
+    scratch: Vec<u8>,
 }
 
 impl Shard {
@@ -259,6 +259,7 @@ impl Shard {
             quarter: quarter_of(last_us),
             secret,
             key: superblock.key,
+            scratch: Vec::new(),
         }
     }
 

@@ -6,7 +6,6 @@ use crate::log::layout::BLOCK_BYTES;
 use glommio::io::{DmaBuffer, DmaFile, OpenOptions};
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -87,32 +86,26 @@ pub struct RealStorage {
     zeroes: Zeroes,
 }
 
-/// What the last zeroings wrote. Nothing else is ever written to it, so that it is made once and stays out of the processor's caches.
+/// What the last zeroing wrote. Nothing else is ever written to it, so that it is made once and stays out of the processor's caches.
 #[derive(Default)]
-struct Zeroes(RefCell<VecDeque<Rc<DmaBuffer>>>);
-
-/// Lengths of zeroes that are kept: pieces are of three.
-const ZEROES_MAX: usize = 3;
+struct Zeroes(RefCell<Option<Rc<DmaBuffer>>>);
 
 impl Zeroes {
-    /// A buffer of so many zeroes, made by `alloc` where none of the last ones is of that length.
+    /// A buffer of so many zeroes, made by `alloc` where the last one is of another length.
     fn of(&self, bytes: usize, alloc: impl FnOnce(usize) -> DmaBuffer) -> Rc<DmaBuffer> {
         let mut last = self.0.borrow_mut();
-        if let Some(zeroes) = last.iter().find(|zeroes| zeroes.len() == bytes) {
+        if let Some(zeroes) = last.as_ref().filter(|zeroes| zeroes.len() == bytes) {
             return Rc::clone(zeroes);
         }
         let mut zeroes = alloc(bytes);
         zeroes.as_bytes_mut().fill(0);
-        let zeroes = Rc::new(zeroes);
-        last.truncate(ZEROES_MAX - 1);
-        last.push_front(Rc::clone(&zeroes));
-        zeroes
+        Rc::clone(last.insert(Rc::new(zeroes)))
     }
 }
 
 impl std::fmt::Debug for Zeroes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.0.borrow().iter().map(|zeroes| zeroes.len())).finish()
+        f.debug_tuple("Zeroes").field(&self.0.borrow().as_ref().map(|zeroes| zeroes.len())).finish()
     }
 }
 
