@@ -457,6 +457,8 @@ impl Content {
             record::append(&mut bytes, *position, *kind, |out| out.extend_from_slice(body));
         }
         record::put_checksums(&mut bytes[BATCH_HEADER_BYTES..]);
+        // What is wrong with a record is not its checksum: recovery would look no further.
+        assert!(self.records.is_empty() || record::read(&bytes[BATCH_HEADER_BYTES..]).is_ok());
         bytes.extend_from_slice(&self.left_over);
         let hash = batch::seal(&mut bytes, &superblock.key, header, Mutation::NONE);
         disk.put(place, &bytes);
