@@ -256,6 +256,39 @@ fn write_ledger(version: u32) {
     }
 }
 
+/// Sends the last of what [`fill`] asks for again, as a client does that the build before left without an answer: it is told what took
+/// effect then, and nothing does now. Whether the ledger has it.
+fn ask_again(client: &Client, positions: &[u64]) -> bool {
+    let tails = positions.iter().zip(0..).map(|(last, shard)| {
+        let tail = TailOptions { shard, from_position: 1, page_entries: 0, wait: Duration::ZERO };
+        let entries = client.tail(tail, &options()).flat_map(|page| page.expect("a page").entries);
+        entries.take_while(move |entry| entry.position.position <= *last).collect::<Vec<_>>()
+    });
+    let entries: Vec<Entry> = tails.flatten().collect();
+    let durable = || {
+        let shards = client.status(&options()).wait().expect("a status").value.shards;
+        shards.iter().map(|shard| shard.durable_position).collect::<Vec<_>>()
+    };
+    let before = durable();
+    let of_weight = |entry: &&Entry| entry.detail.starts_with("of weight");
+    let Some(last) = entries.iter().rfind(of_weight) else { return false };
+    let as_then = |entry: &Entry| RequestOptions { idempotency_key: entry.idempotency_key, ..at(entry.timestamp_us) };
+    let claimed = entries.iter().filter(|entry| of_weight(entry) && entry.idempotency_key == last.idempotency_key);
+    let claimed: Vec<_> = claimed.map(|entry| entry.event_id).collect();
+    let metadata = vec![7; 60_000];
+    let items = vec![ClaimItem { metadata: &metadata, ..item("of weight") }; claimed.len()];
+    let again = client.claim_batch(&last.corpus, &items, &as_then(last)).wait().expect("a batch").value;
+    let again: Vec<_> = again.into_iter().map(|result| Some(result.expect("as it was").event_id)).collect();
+    assert_eq!((again.len(), again), (6, claimed));
+    let retraction =
+        entries.iter().rfind(|entry| entry.reason_code == Some(ReasonCode::WrongCorpus)).expect("the last");
+    let event_id = retraction.event_id.expect("a row's");
+    let again = client.retract("customer", event_id, ReasonCode::WrongCorpus, &as_then(retraction)).wait();
+    assert_eq!(again.expect("as it was").value, retraction.timestamp_us);
+    assert_eq!(durable(), before, "nothing was appended");
+    true
+}
+
 #[test]
 fn ledgers_of_every_version_say_what_they_said() {
     if std::env::var_os("CLAIMD_WRITE_LEDGER").is_some() {
@@ -288,6 +321,11 @@ fn ledgers_of_every_version_say_what_they_said() {
             assert_eq!(found, due, "version {version}");
         }
         assert_eq!(found.lines().count(), due.lines().count(), "version {version}");
+        let asked_again = ask_again(&client, &positions);
+        assert!(
+            asked_again || version == 1,
+            "the ledger of version {version} ends with requests whose keys are in the window"
+        );
         // It goes on.
         let ids = all_rows(&client);
         let claimed = claim(&client, "customer", "by a later build", START_US, START_US + 62 * DAY_US);
