@@ -2,8 +2,8 @@
 //!
 //! A daemon can't answer sooner than a durable write and a way there and back over a socket take; and with one claim outstanding on
 //! each connection it can't take more of them in a second than there are if each waits for a write alone, nor more than the echo
-//! has. Each round measures the bare write, an echo of the same daemon without a ledger, and the daemon, one after the other, so that a drift of the machine meets
-//! all alike.
+//! has. Each round measures the bare write, an echo of the same daemon without a ledger, and the daemon, one after the other, so that
+//! a drift of the machine meets all alike.
 
 use crate::affinity;
 use crate::daemon_process::{DaemonProcess, EchoProcess};
@@ -73,12 +73,8 @@ fn measure_floor(arguments: &LatencyArguments) -> Result<Latencies, BenchError> 
 
 fn measure(arguments: &LatencyArguments, socket: &std::path::Path) -> Result<Row, BenchError> {
     let target = Target::find(socket, 1, false)?;
-    target.measure(
-        arguments.connections,
-        arguments.connections,
-        arguments.own.shape(1),
-        arguments.own.timing(arguments.seconds),
-    )
+    let (connections, timing) = (arguments.connections, arguments.own.timing(arguments.seconds));
+    target.measure(connections, connections, arguments.own.shape(1), timing)
 }
 
 /// The medians, and what the daemon takes for each microsecond of the other two together.

@@ -69,8 +69,9 @@ pub fn append(out: &mut Vec<u8>, position: u64, kind: u16, body: impl FnOnce(&mu
     out.len() - start
 }
 
-/// Puts the checksums into records that were appended to one another; anything else behind them is a panic. It is done when nothing more is appended: what was just written in
-/// small pieces is read in large ones, for which the processor would wait until its writes are done.
+/// Puts the checksums into records that were appended to one another; anything else behind them is a panic. It is done when nothing
+/// more is appended: what was just written in small pieces is read in large ones, for which the processor would wait until its
+/// writes are done.
 pub fn put_checksums(mut records: &mut [u8]) {
     while let Some(bytes) = record_bytes(records) {
         let (record, rest) = records.split_at_mut(bytes);

@@ -96,11 +96,12 @@ pub(super) fn refuse<T>(refusal: Refusal) -> Decided<T> {
     Err(Stop::refused(refusal, 0))
 }
 
-/// The refusal of an item of a batch, which ends nothing else, and the position that it depends on.
-fn of_item(stop: Stop) -> Decided<(Refusal, u64)> {
-    match stop.reason() {
-        Reason::Refused(refusal, position) => Ok((refusal, position)),
-        Reason::Needs(needs) => Err(Stop::needs(needs)),
+/// What became of an item of a batch and the position that it depends on: an item that is refused ends nothing else.
+fn of_item<T>(decided: Decided<(T, u64)>) -> Decided<(Result<T, Refusal>, u64)> {
+    match decided.map_err(Stop::reason) {
+        Ok((done, position)) => Ok((Ok(done), position)),
+        Err(Reason::Refused(refusal, position)) => Ok((Err(refusal), position)),
+        Err(Reason::Needs(needs)) => Err(Stop::needs(needs)),
     }
 }
 
@@ -342,19 +343,9 @@ impl Step<'_, '_, '_> {
         let mut depends_on = 0;
         let mut results = Vec::with_capacity(items.len());
         for (index, item) in items.iter().enumerate() {
-            // What was claimed is put down where it stays, and not handed on before.
-            let position = match self.claim_item(request, prefix, index as u16, item, None, time_us) {
-                Ok((claimed, position)) => {
-                    results.push(Ok(claimed));
-                    position
-                }
-                Err(stop) => {
-                    let (refusal, position) = of_item(stop)?;
-                    results.push(Err(refusal));
-                    position
-                }
-            };
+            let (result, position) = of_item(self.claim_item(request, prefix, index as u16, item, None, time_us))?;
             depends_on = depends_on.max(position);
+            results.push(result);
         }
         Ok(Decision::now(Outcome::ClaimedItems(results), depends_on))
     }
@@ -509,10 +500,7 @@ impl Step<'_, '_, '_> {
         let mut depends_on = 0;
         let mut results = Vec::with_capacity(items.len());
         for (index, event_id) in items {
-            let (result, position) = match self.reference_item(request, prefix, *index, *event_id, time_us) {
-                Ok((canonical_id, position)) => (Ok(canonical_id), position),
-                Err(stop) => of_item(stop).map(|(refusal, position)| (Err(refusal), position))?,
-            };
+            let (result, position) = of_item(self.reference_item(request, prefix, *index, *event_id, time_us))?;
             depends_on = depends_on.max(position);
             results.push((*index, result));
         }
