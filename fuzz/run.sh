@@ -11,19 +11,25 @@ INPUT_SECONDS=10
 SEED_BYTES_MIN=250
 # Longer inputs say nothing that shorter ones don't.
 declare -A INPUT_BYTES=([request]=4096 [recovery]=1024 [commands]=2048)
+# --fixed: so many inputs are made from each seed; the targets take some 10 seconds each.
+declare -A FIXED_EACH=([request]=300 [recovery]=7 [commands]=5)
 
 usage() {
     cat <<'TEXT'
 usage: fuzz/run.sh [--json] SECONDS [TARGET…]
+       fuzz/run.sh [--json] --fixed [TARGET…]
        fuzz/run.sh --seeds
        fuzz/run.sh --build
 
 Runs the targets (request, recovery, commands) for SECONDS each, from the seeds and from what earlier runs found, which
 is kept below target/fuzz. An input that breaks something is written to target/fuzz/artifacts/TARGET.
+--fixed runs the same inputs each time: the seeds, and what is made from each of them as drawn from a number. That is what CI does:
+what it says does not depend on chance.
 --build only builds the targets.
 --seeds replaces the seeds of recovery and commands by few known inputs that reach the same code.
 
-    fuzz/run.sh 10                    # what CI does
+    fuzz/run.sh --fixed
+    fuzz/run.sh 60
     fuzz/run.sh 600 recovery
     fuzz/run.sh --seeds               # after a long run
     target/fuzz/x86_64-unknown-linux-gnu/release/recovery INPUT    # repeats one input
@@ -32,12 +38,13 @@ Exit status: 0 nothing found, 1 something found, 2 usage.
 TEXT
 }
 
-json=false seeds=false only_build=false
+json=false seeds=false only_build=false fixed=false
 while [[ ${1:-} == -* ]]; do
     case $1 in
     --json) json=true ;;
     --seeds) seeds=true ;;
     --build) only_build=true ;;
+    --fixed) fixed=true ;;
     --help | -h)
         usage
         exit 0
@@ -49,12 +56,15 @@ while [[ ${1:-} == -* ]]; do
     esac
     shift
 done
-if ! $seeds && ! $only_build && ! [[ ${1:-} =~ ^[1-9][0-9]*$ ]]; then
-    usage >&2
-    exit 2
+seconds=0
+if ! $seeds && ! $only_build && ! $fixed; then
+    if ! [[ ${1:-} =~ ^[1-9][0-9]*$ ]]; then
+        usage >&2
+        exit 2
+    fi
+    seconds=$1
+    shift
 fi
-seconds=${1:-0}
-shift || true
 targets=("$@")
 [ ${#targets[@]} -gt 0 ] || targets=(request recovery commands)
 for target in "${targets[@]}"; do
@@ -107,15 +117,33 @@ rows=()
 for target in "${targets[@]}"; do
     log="$out/$target.log"
     mkdir -p "$out/corpus/$target" "$out/artifacts/$target"
-    echo "fuzz/run.sh: $target for $seconds s" >&2
+    if $fixed; then
+        echo "fuzz/run.sh: $target, the same inputs each time" >&2
+        rm -rf "$out/fixed/$target"
+        cargo xtask fuzz-inputs --each "${FIXED_EACH[$target]}" --bytes-max "${INPUT_BYTES[$target]}" \
+            "fuzz/seeds/$target" "$out/fixed/$target"
+        extent=(-runs=0)
+        corpora=("$out/fixed/$target" "fuzz/seeds/$target")
+    else
+        echo "fuzz/run.sh: $target for $seconds s" >&2
+        extent=("-max_total_time=$seconds")
+        corpora=("$out/corpus/$target" "fuzz/seeds/$target")
+    fi
     code=0
-    "$out/$host/release/$target" -max_total_time="$seconds" -rss_limit_mb=$MEMORY_MIB -timeout=$INPUT_SECONDS \
+    "$out/$host/release/$target" "${extent[@]}" -rss_limit_mb=$MEMORY_MIB -timeout=$INPUT_SECONDS \
         -max_len="${INPUT_BYTES[$target]}" -artifact_prefix="$out/artifacts/$target/" -print_final_stats=1 \
-        "$out/corpus/$target" "fuzz/seeds/$target" >"$log" 2>&1 || code=$?
+        "${corpora[@]}" >"$log" 2>&1 || code=$?
     if [ $code -ne 0 ]; then
         status=1
-        echo "fuzz/run.sh: $target found something; the end of $log:" >&2
+        echo "fuzz/run.sh: $target found something; of $log what was said first, and the end:" >&2
+        grep -m1 -A2 -E 'panicked at|memory allocation of|ERROR: libFuzzer' "$log" >&2 || true
         tail -40 "$log" >&2
+        # Where nothing outlasts the run, this does.
+        input=$(sed -n 's/.*Test unit written to //p' "$log" | tail -1)
+        if [ -n "$input" ] && [ -f "$input" ]; then
+            echo "fuzz/run.sh: the input, to be given to 'base64 -d':" >&2
+            base64 "$input" >&2
+        fi
     fi
     edges=$(grep -o 'cov: [0-9]*' "$log" | tail -1 | cut -d' ' -f2 || true)
     rows+=("$target $(field number_of_executed_units "$log") ${edges:-0} $(field peak_rss_mb "$log") $code")

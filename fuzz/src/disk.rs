@@ -119,7 +119,10 @@ impl Storage for Disk {
     }
 
     async fn free(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        self.write_at(offset, &vec![0; bytes as usize], Durability::Cached).await
+        // As holes are punched: by whole blocks, and the file stays as long as it is.
+        let blocks = offset / BLOCK_BYTES..offset.saturating_add(bytes) / BLOCK_BYTES;
+        self.0.borrow_mut().blocks.retain(|number, _| !blocks.contains(number));
+        Ok(())
     }
 
     async fn grow(&self, bytes: u64) -> io::Result<()> {

@@ -1,8 +1,10 @@
 //! Chores of this project, written in Rust so that they run wherever the project builds: `cargo xtask --help`.
 //!
+//! - [`fuzz_inputs`]: makes inputs for the fuzz targets that are the same each time.
 //! - [`power_loss`]: cuts the power under claimd.
 //! - [`schema`]: regenerates the wire format's code, or checks that it is what the schema says.
 
+mod fuzz_inputs;
 mod power_loss;
 mod schema;
 
@@ -21,6 +23,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Chore {
+    /// Make inputs for a fuzz target from its seeds, the same each time
+    FuzzInputs(fuzz_inputs::Arguments),
     /// Cut the power under claimd, and look whether anything acknowledged is lost
     PowerLoss(power_loss::Arguments),
     /// Generate protocol/src/generated from protocol/schema/claimd.fbs
@@ -29,6 +33,7 @@ enum Chore {
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().chore {
+        Chore::FuzzInputs(arguments) => fuzz_inputs::run(&arguments),
         Chore::PowerLoss(arguments) => power_loss::run(&arguments),
         Chore::Schema(arguments) => schema::run(&arguments),
     };

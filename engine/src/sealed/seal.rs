@@ -230,6 +230,11 @@ impl<S: Storage> Reader<'_, S> {
         }
         let content = bytes.get(batch::records(&bytes, &header)).ok_or_else(damaged)?;
         let seal: Seal = postcard::from_bytes(content).map_err(|_| damaged())?;
+        let goes_on = seal.resume.next_batch_at;
+        if !geometry.is_first(goes_on) || Some(geometry.segment_of(goes_on)) != seal.segment.checked_add(1) {
+            let what = "the seal, of segments of another size than the superblock's,";
+            return Err(self.damaged(what, checkpoint.log_offset));
+        }
         if seal.pages_per_part == 0 { Err(damaged()) } else { Ok(seal) }
     }
 

@@ -4,6 +4,7 @@
 use super::carrying::Ledger;
 use super::machine::Machine;
 use crate::engine::FULL_SEGMENTS_MAX;
+use crate::entropy::Entropy;
 use crate::id::EventId;
 use crate::log::batch::{self, BATCH_HEADER_BYTES, Hash};
 use crate::log::entry::{Entry, Record};
@@ -15,7 +16,8 @@ use crate::log::verify::{self, Content, Finding, Source, Step, Structure, WalkOp
 use crate::mutant::Mutation;
 use crate::sealed::run::page_bytes;
 use crate::sealed::summary::{BatchStart, Summary};
-use crate::sealed::{Checkpoint, Seal, append_bytes, seal_batch, sealed_by};
+use crate::sealed::{Checkpoint, Seal, append_bytes, read_chain, seal_batch, sealed_by};
+use crate::storage::sim::SimDisk;
 use crate::time::Now;
 use bytes::Bytes;
 use hashbrown::{HashMap, HashSet};
@@ -179,6 +181,23 @@ fn seals_that_lie_elsewhere_are_where_the_superblock_says() {
     let unnamed = Superblock { checkpoint: None, ..log.superblock.clone() };
     let (findings, most, left) = verified(&log, &unnamed, |place, bytes| !is_seal(place, bytes));
     assert_eq!((findings.as_slice(), most, left), ([].as_slice(), CLAIMS as u64, CLAIMS as u64));
+}
+
+/// A superblock has no secret: whoever writes to the file makes one that verifies.
+#[test]
+fn seals_of_segments_of_another_size_are_not_gone_by() {
+    let log = log();
+    for factor in [2, 3, 8, 1_000] {
+        let mut superblock = log.superblock.clone();
+        superblock.geometry.segment_bytes *= factor;
+        let mut machine = Machine::of_files(vec![(log.image.to_vec(), superblock.clone())], 1, log.now);
+        let disk = SimDisk::of_image(log.image.to_vec());
+        let chain = read_chain(&disk, &superblock, superblock.checkpoint.unwrap());
+        let error = disk.run(&mut Entropy::from_seed_u64(1), u64::MAX, chain).expect("unbounded").unwrap_err();
+        assert!(error.to_string().contains("of another size"), "{error}");
+        let refused = machine.recover(None).expect_err("its batches are elsewhere");
+        assert!(refused.contains("is damaged") || refused.contains("was cut short"), "{refused}");
+    }
 }
 
 #[test]

@@ -178,6 +178,9 @@ impl Rows {
         if first_at >= claimed.claim_at {
             return Err(format!("a carry of {event_id} from behind itself"));
         }
+        if change.entries_before > claimed.position {
+            return Err(format!("a carry of {event_id} with {} entries, more than there are", change.entries_before));
+        }
         let claimed = Claimed { position: 0, ..claimed };
         self.outliving.carried.insert(event_id, Carried { claimed, first_at, standing: None });
         self.outliving.reactivated.insert(event_id);
@@ -273,5 +276,37 @@ impl Rows {
         reactivated.retain(|id| id.ms() as i64 * 1_000 >= *before_us || carried.contains_key(id));
         self.tallies.drop_through(last, kept);
         full - self.frozen.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_carry_with_more_entries_than_there_are_is_refused() {
+        let prefix = Prefix::new(1).unwrap();
+        let claimed = Claimed {
+            event_id: EventId::pack(1_767_225_600_000, prefix, 1),
+            claim_timestamp_us: 1_767_225_600_000_000,
+            claim_sequence: 1,
+            occurred_at_us: 1,
+            key_hash: 2,
+            over_budget: false,
+            incident_active: false,
+            claim_at: 8_192,
+            position: 7,
+        };
+        for (is_right, entries_before) in [(true, 0), (true, 7), (false, 8), (false, u64::MAX)] {
+            let change = Change { entries_at: vec![4_096], entries_before, references: u32::MAX, ..Change::default() };
+            let bytes = postcard::to_stdvec(&change).unwrap();
+            let mut rows = Rows::new(Geometry::DEFAULT, 1);
+            let carried = rows.carry(claimed, 4_096, &bytes);
+            assert_eq!(carried.is_ok(), is_right, "{entries_before} entries: {carried:?}");
+            if is_right {
+                rows.refer(claimed.event_id, 12_288).expect("one more reference than can be counted");
+                assert_eq!(rows.get(claimed.event_id).unwrap().map(|found| found.references), Some(u32::MAX));
+            }
+        }
     }
 }

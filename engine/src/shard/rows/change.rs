@@ -153,7 +153,7 @@ impl Rows {
             return Err(format!("a reference to {event_id}, which is {}", state_name(found)));
         };
         let change = self.change_mut(&row)?;
-        change.references += 1;
+        change.references = change.references.saturating_add(1);
         change.entries_at.push(log_offset);
         Ok(())
     }

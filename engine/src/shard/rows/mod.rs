@@ -40,6 +40,9 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+/// The highest slot that a repair can say was given: what is counted up from it does not overflow.
+const SEQUENCE_MAX: u64 = 1 << 62;
+
 /// A claim as the index takes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claimed {
@@ -300,6 +303,9 @@ impl Rows {
 
     /// Takes slots up to `sequence` out of what is to be given: a repair gave up the rows that had them.
     pub(super) fn raise(&mut self, prefix: Prefix, quarter: Quarter, sequence: u64) -> Result<(), String> {
+        if sequence > SEQUENCE_MAX {
+            return Err(format!("slot {sequence} of prefix {prefix} is beyond what any log can give"));
+        }
         if sequence + 1 < self.next_sequence(prefix, quarter) {
             return Err(format!("slot {sequence} of prefix {prefix} is below what was given"));
         }
