@@ -18,7 +18,6 @@ use crate::sealed::{self, Fetch, Unread};
 use crate::shard::budget::MINUTE_US;
 use crate::shard::rows::Found;
 use crate::time::{DAY_US, Now, Quarter};
-use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Advice on when to ask again for what may become visible.
 const NOT_VISIBLE_RETRY_MS: u32 = 100;
@@ -336,43 +335,44 @@ impl Step<'_, '_, '_> {
     ) -> Decided<Decision> {
         let prefix = self.own_corpus(corpus)?;
         if let [item] = items {
-            let (claimed, position) = self.claim_item(request, prefix, 0, item, unless_within_us, time_us)?;
+            let fingerprint = self.fingerprint(request, Keyed::Claim, |out| {
+                claim_fields(out, item);
+                if let Some(within_us) = unless_within_us {
+                    number(out, within_us as u64);
+                }
+            });
+            let (claimed, position) =
+                self.claim_item(request, prefix, (0, fingerprint), item, unless_within_us, time_us)?;
             return Ok(Decision::now(Outcome::Claimed(claimed), position));
         }
         self.look_for_key(request, prefix, 0..items.len() as u16)?;
         let mut depends_on = 0;
         let mut results = Vec::with_capacity(items.len());
-        for (index, item) in items.iter().enumerate() {
-            let (result, position) = of_item(self.claim_item(request, prefix, index as u16, item, None, time_us))?;
-            depends_on = depends_on.max(position);
-            results.push(result);
+        let mut index = 0;
+        for some in items.chunks(HASHED_AHEAD) {
+            let fingerprints = self.claim_fingerprints(request, some);
+            for (item, fingerprint) in some.iter().zip(fingerprints) {
+                let decided = self.claim_item(request, prefix, (index, fingerprint), item, None, time_us);
+                let (result, position) = of_item(decided)?;
+                depends_on = depends_on.max(position);
+                results.push(result);
+                index += 1;
+            }
         }
         Ok(Decision::now(Outcome::ClaimedItems(results), depends_on))
     }
 
+    /// One item, with its number in the request and its fingerprint.
     #[inline(always)]
     fn claim_item(
         &mut self,
         request: &Request<'_>,
         prefix: Prefix,
-        item: u16,
+        (item, fingerprint): (u16, u64),
         claim: &Claim<'_>,
         unless_within_us: Option<i64>,
         time_us: i64,
     ) -> Decided<(Claimed, u64)> {
-        let fingerprint = self.fingerprint(request, Keyed::Claim, |out| {
-            text(out, claim.event_key);
-            text(out, claim.owning_corpus);
-            text(out, claim.hosting_corpus);
-            text(out, claim.category);
-            number(out, claim.occurred_at_us as u64);
-            number(out, claim.taxonomy_version.into());
-            number(out, claim.metadata.len() as u64);
-            out.extend_from_slice(claim.metadata);
-            if let Some(within_us) = unless_within_us {
-                number(out, within_us as u64);
-            }
-        });
         if let KeyState::Done(known) = self.key(request, Some(prefix), item, fingerprint, time_us)?
             && let Effect::Claimed(claimed) = known.effect
         {
@@ -656,15 +656,53 @@ impl Step<'_, '_, '_> {
         operation: Keyed,
         fields: impl FnOnce(&mut Vec<u8>),
     ) -> u64 {
-        let secret = self.shard.secret;
         let out = &mut self.shard.scratch;
         out.clear();
-        text(out, request.rationale);
-        out.extend_from_slice(&request.correlation_id.to_le_bytes());
-        number(out, request.at_us.map_or(u64::MAX, |at| at as u64));
+        request_fields(out, request);
         fields(out);
-        xxh3_64_with_seed(out, secret) & !0xff | operation as u64
+        self.shard.hash.of(out) & !0xff | operation as u64
     }
+
+    /// Those of some items of a batch, at most [`HASHED_AHEAD`].
+    fn claim_fingerprints(&mut self, request: &Request<'_>, items: &[Claim<'_>]) -> [u64; HASHED_AHEAD] {
+        let out = &mut self.shard.scratch;
+        out.clear();
+        let mut ends = [0; HASHED_AHEAD];
+        for (item, end) in items.iter().zip(&mut ends) {
+            request_fields(out, request);
+            claim_fields(out, item);
+            *end = out.len();
+        }
+        let mut start = 0;
+        ends.map(|end| {
+            let bytes = out.get(start..end).unwrap_or_default();
+            start = end;
+            self.shard.hash.of(bytes) & !0xff | Keyed::Claim as u64
+        })
+    }
+}
+
+/// Items of a batch whose fields are put down before they are hashed: what was just written in small pieces is not read in large ones
+/// before the processor has it in its cache.
+const HASHED_AHEAD: usize = 10;
+
+/// What every request means.
+fn request_fields(out: &mut Vec<u8>, request: &Request<'_>) {
+    text(out, request.rationale);
+    out.extend_from_slice(&request.correlation_id.to_le_bytes());
+    number(out, request.at_us.map_or(u64::MAX, |at| at as u64));
+}
+
+#[inline(always)]
+fn claim_fields(out: &mut Vec<u8>, claim: &Claim<'_>) {
+    text(out, claim.event_key);
+    text(out, claim.owning_corpus);
+    text(out, claim.hosting_corpus);
+    text(out, claim.category);
+    number(out, claim.occurred_at_us as u64);
+    number(out, claim.taxonomy_version.into());
+    number(out, claim.metadata.len() as u64);
+    out.extend_from_slice(claim.metadata);
 }
 
 /// The operations that a key can stand for.

@@ -23,6 +23,7 @@ pub mod passes;
 pub mod registry;
 mod retention;
 pub mod rows;
+mod seeded_hash;
 mod snapshot;
 
 pub use decide::ALIASES_FOLLOWED_MAX;
@@ -49,10 +50,10 @@ use disputes::Disputes;
 use passes::Passes;
 use registry::Registry;
 use rows::Rows;
+use seeded_hash::SeededHash;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
-use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// What a keyed operation did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -219,6 +220,8 @@ pub struct Shard {
     quarter: (Quarter, std::ops::Range<i64>),
     /// Of the ledger: what clients can't foresee depends on it.
     secret: u64,
+    /// With that secret.
+    hash: SeededHash,
     /// The ledger's.
     key: Hash,
     scratch: Vec<u8>,
@@ -258,6 +261,7 @@ impl Shard {
             last_position: 0,
             quarter: quarter_of(last_us),
             secret,
+            hash: SeededHash::new(secret),
             key: superblock.key,
             scratch: Vec::new(),
         }
@@ -363,7 +367,7 @@ impl Shard {
 
     /// A hash of an event key that nobody outside of this ledger can foresee.
     pub fn key_hash(&self, event_key: &str) -> u64 {
-        xxh3_64_with_seed(event_key.as_bytes(), self.secret)
+        self.hash.of(event_key.as_bytes())
     }
 
     pub(crate) fn secret_of(superblock: &Superblock) -> u64 {

@@ -11,6 +11,7 @@ mod machine;
 mod model;
 mod recovery_table;
 mod retaining;
+mod retries;
 mod scanning;
 mod transitions;
 mod verifying;

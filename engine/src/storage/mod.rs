@@ -5,6 +5,7 @@ pub(crate) mod sim;
 
 mod read_ahead;
 mod real;
+mod streamed_copy;
 pub use read_ahead::ReadAhead;
 pub use real::{DirectIo, OpenError, RealStorage};
 

@@ -1,6 +1,7 @@
 //! The real storage: a file or block device through glommio, O_DIRECT, with O_DSYNC on the descriptor that batches go
 //! through. One of the two modules of the engine that name glommio.
 
+use super::streamed_copy::streamed_copy;
 use super::{Durability, Storage};
 use crate::log::layout::BLOCK_BYTES;
 use glommio::io::{DmaBuffer, DmaFile, OpenOptions};
@@ -17,6 +18,9 @@ use std::sync::Arc;
 mod ioctl {
     nix::ioctl_read!(blkgetsize64, 0x12, 114, u64);
 }
+
+/// What is written in pieces of at least so many bytes drives from the caches what is needed next.
+const STREAMED_BYTES_MIN: usize = 256 << 10;
 
 /// Whether to insist on O_DIRECT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -276,7 +280,10 @@ impl Storage for RealStorage {
         };
         // glommio hands out registered buffers while it has some; they start uninitialised and are filled whole.
         let mut buffer = file.alloc_dma_buffer(data.len());
-        buffer.as_bytes_mut().copy_from_slice(data);
+        match data.len() >= STREAMED_BYTES_MIN {
+            true => streamed_copy(buffer.as_bytes_mut(), data),
+            false => buffer.as_bytes_mut().copy_from_slice(data),
+        }
         let written = file.write_at(buffer, offset).await?;
         all(written, data.len())
     }
