@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the fuzz targets and runs each for so many seconds; ends with a table. See fuzz/README.md.
+# Builds the fuzz targets and runs each, for so many seconds or with the same inputs each time; ends with a table. See fuzz/README.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,7 +11,7 @@ INPUT_SECONDS=10
 SEED_BYTES_MIN=250
 # Longer inputs say nothing that shorter ones don't.
 declare -A INPUT_BYTES=([request]=4096 [recovery]=1024 [commands]=2048)
-# --fixed: so many inputs are made from each seed; the targets take some 10 seconds each.
+# --fixed: so many inputs are made from each seed; the targets take up to 10 seconds each.
 declare -A FIXED_EACH=([request]=300 [recovery]=7 [commands]=5)
 
 usage() {
@@ -34,7 +34,7 @@ what it says does not depend on chance.
     fuzz/run.sh --seeds               # after a long run
     target/fuzz/x86_64-unknown-linux-gnu/release/recovery INPUT    # repeats one input
 
-Exit status: 0 nothing found, 1 something found, 2 usage.
+Exit status: 0 nothing found, 1 something found, 2 usage, or inputs that can not be made.
 TEXT
 }
 
@@ -120,9 +120,11 @@ for target in "${targets[@]}"; do
     if $fixed; then
         echo "fuzz/run.sh: $target, the same inputs each time" >&2
         rm -rf "$out/fixed/$target"
-        cargo xtask fuzz-inputs --each "${FIXED_EACH[$target]}" --bytes-max "${INPUT_BYTES[$target]}" \
-            "fuzz/seeds/$target" "$out/fixed/$target"
-        extent=(-runs=0)
+        if ! cargo xtask fuzz-inputs --each "${FIXED_EACH[$target]}" --bytes-max "${INPUT_BYTES[$target]}" \
+            "fuzz/seeds/$target" "$out/fixed/$target"; then
+            exit 2
+        fi
+        extent=(-runs=0 -seed=1 -shuffle=0)
         corpora=("$out/fixed/$target" "fuzz/seeds/$target")
     else
         echo "fuzz/run.sh: $target for $seconds s" >&2
@@ -146,7 +148,15 @@ for target in "${targets[@]}"; do
         fi
     fi
     edges=$(grep -o 'cov: [0-9]*' "$log" | tail -1 | cut -d' ' -f2 || true)
-    rows+=("$target $(field number_of_executed_units "$log") ${edges:-0} $(field peak_rss_mb "$log") $code")
+    runs=$(field number_of_executed_units "$log")
+    memory=$(field peak_rss_mb "$log")
+    rows+=("$target ${runs:-0} ${edges:-0} ${memory:-0} $code")
+    # It leaves empty ones out.
+    inputs=$(find "${corpora[@]}" -type f -size +0 | wc -l)
+    if $fixed && [ $code -eq 0 ] && [ "${runs:-0}" -lt "$inputs" ]; then
+        echo "fuzz/run.sh: $target ran ${runs:-0} of $inputs inputs" >&2
+        status=1
+    fi
 done
 
 if $json; then

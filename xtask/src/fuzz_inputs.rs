@@ -6,6 +6,13 @@ use rand_core::{RngCore, SeedableRng};
 use std::fs;
 use std::path::PathBuf;
 
+/// Drawn from the number and the seed's own content: another seed in the folder leaves most inputs as they are.
+fn drawn_for(seed: &[u8], number: u64) -> Drawn {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&number.to_le_bytes()).update(seed);
+    Drawn(ChaCha12Rng::from_seed(*hasher.finalize().as_bytes()))
+}
+
 /// Changes of one input, at most.
 const CHANGES_MAX: usize = 4;
 /// Bytes that one change puts in, takes out, or says again, at most.
@@ -18,11 +25,11 @@ const CHANGED_BYTES_MAX: usize = 32;
 pub struct Arguments {
     /// The folder with the seeds
     seeds: PathBuf,
-    /// The folder for the inputs, which is made
+    /// The folder for the inputs, which is made if it is not there
     inputs: PathBuf,
     /// Inputs that are made from each seed
-    #[arg(long)]
-    each: usize,
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    each: u32,
     /// Most bytes of an input
     #[arg(long)]
     bytes_max: usize,
@@ -41,8 +48,12 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
     let mut paths = paths.map_err(failed(&arguments.seeds))?;
     paths.sort();
     let seeds: Result<Vec<_>, _> = paths.iter().map(|path| fs::read(path).map_err(failed(path))).collect();
+    let seeds = seeds?;
+    if seeds.is_empty() {
+        return Err(format!("there are no seeds in {}", arguments.seeds.display()));
+    }
     fs::create_dir_all(&arguments.inputs).map_err(failed(&arguments.inputs))?;
-    for (number, input) in changed(&seeds?, arguments).enumerate() {
+    for (number, input) in changed(&seeds, arguments).enumerate() {
         let path = arguments.inputs.join(format!("{number:06}"));
         fs::write(&path, input).map_err(failed(&path))?;
     }
@@ -51,15 +62,19 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
 
 /// So many inputs of each seed, in the order of the seeds.
 fn changed<'a>(seeds: &'a [Vec<u8>], arguments: &'a Arguments) -> impl Iterator<Item = Vec<u8>> + 'a {
-    let mut drawn = Drawn(ChaCha12Rng::seed_from_u64(arguments.seed));
-    let each = seeds.iter().flat_map(|seed| std::iter::repeat_n(seed, arguments.each));
-    each.map(move |seed| {
-        let mut input = seed.clone();
-        for _ in 0..=drawn.below(CHANGES_MAX) {
-            drawn.change(&mut input, seeds);
-        }
-        input.truncate(arguments.bytes_max);
-        input
+    let mut by_hash: Vec<_> = seeds.iter().map(|seed| (*blake3::hash(seed).as_bytes(), seed.as_slice())).collect();
+    by_hash.sort();
+    seeds.iter().flat_map(move |seed| {
+        let mut drawn = drawn_for(seed, arguments.seed);
+        let of_seed = (0..arguments.each).map(|_| {
+            let mut input = seed.clone();
+            for _ in 0..=drawn.below(CHANGES_MAX) {
+                drawn.change(&mut input, &by_hash);
+            }
+            input.truncate(arguments.bytes_max);
+            input
+        });
+        of_seed.collect::<Vec<_>>()
     })
 }
 
@@ -71,7 +86,14 @@ impl Drawn {
         (self.0.next_u64() % bound as u64) as usize
     }
 
-    fn change(&mut self, input: &mut Vec<u8>, seeds: &[Vec<u8>]) {
+    /// One of the seeds, which are in the order of their hashes and not none: that behind a hash which is drawn.
+    fn pick<'a>(&mut self, by_hash: &[([u8; 32], &'a [u8])]) -> &'a [u8] {
+        let mut hash = [0; 32];
+        self.0.fill_bytes(&mut hash);
+        by_hash[by_hash.partition_point(|(other, _)| *other < hash) % by_hash.len()].1
+    }
+
+    fn change(&mut self, input: &mut Vec<u8>, by_hash: &[([u8; 32], &[u8])]) {
         let at = self.below(input.len() + 1);
         let end = (at + 1 + self.below(CHANGED_BYTES_MAX)).min(input.len());
         match self.below(6) {
@@ -90,7 +112,7 @@ impl Drawn {
             }
             _ => {
                 // The rest is another one's.
-                let other = &seeds[self.below(seeds.len())];
+                let other = self.pick(by_hash);
                 input.truncate(at);
                 input.extend_from_slice(&other[self.below(other.len() + 1)..]);
             }
@@ -110,6 +132,9 @@ mod tests {
     fn the_same_each_time_bounded_and_not_the_seeds() {
         let seeds = [vec![7; 10], vec![8; 20], (0..40).collect()];
         let of = |seed| changed(&seeds, &arguments(seed)).collect::<Vec<_>>();
+        let more = [&seeds[..], &[vec![9; 30]]].concat();
+        let as_before = of(1).into_iter().zip(changed(&more, &arguments(1))).filter(|(a, b)| a == b).count();
+        assert!(as_before > 100, "{as_before} are as they were without another seed");
         let inputs = of(1);
         assert_eq!((inputs.len(), &inputs), (150, &of(1)));
         assert_ne!(inputs, of(2));

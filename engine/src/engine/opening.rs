@@ -216,6 +216,8 @@ async fn read_sealed(
                 Err(reason) => Err(reason),
             }
         }
+        // Replayed in other segments, whole batches are where none belongs.
+        Err(error @ SealError::Segments { .. }) => return Err(RecoveryError::Seal(error)),
         Err(error) => Err(error.to_string()),
     };
     match restored {

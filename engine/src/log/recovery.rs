@@ -153,7 +153,7 @@ pub enum RecoveryError {
         /// Where it stands.
         file_offset: u64,
     },
-    /// What is sealed can't be read, and the segments before it are gone: the log can't be replayed instead.
+    /// What is sealed can't be read, and the log can't be replayed instead: the segments before it are gone, or it is divided otherwise.
     #[error("{0}; restore the file from a backup")]
     Seal(SealError),
     /// The flush or the recovery batch failed.

@@ -89,6 +89,17 @@ pub enum SealError {
         /// Why.
         source: std::io::Error,
     },
+    /// It verifies, and the log goes on behind it elsewhere than with a segment's first batch.
+    #[error(
+        "the superblock says that segments have {segment_bytes} bytes, and the seal at file offset {file_offset} is of segments of \
+         another size: the superblock is not the log's"
+    )]
+    Segments {
+        /// As the superblock has it.
+        segment_bytes: u64,
+        /// Of the seal.
+        file_offset: u64,
+    },
     /// It does not verify.
     #[error("{what} at file offset {file_offset} does not verify")]
     Damaged {
@@ -232,8 +243,8 @@ impl<S: Storage> Reader<'_, S> {
         let seal: Seal = postcard::from_bytes(content).map_err(|_| damaged())?;
         let goes_on = seal.resume.next_batch_at;
         if !geometry.is_first(goes_on) || Some(geometry.segment_of(goes_on)) != seal.segment.checked_add(1) {
-            let what = "the seal, of segments of another size than the superblock's,";
-            return Err(self.damaged(what, checkpoint.log_offset));
+            let file_offset = geometry.file_offset(checkpoint.log_offset);
+            return Err(SealError::Segments { segment_bytes: geometry.segment_bytes, file_offset });
         }
         if seal.pages_per_part == 0 { Err(damaged()) } else { Ok(seal) }
     }

@@ -86,7 +86,8 @@ fn is_reused(outcome: &Outcome) -> bool {
     match outcome {
         Outcome::Refused(refusal) => refusal.code == Code::KeyReused,
         Outcome::ReferencedItems(items) => {
-            items.iter().all(|(_, result)| result.as_ref().is_err_and(|refusal| refusal.code == Code::KeyReused))
+            !items.is_empty()
+                && items.iter().all(|(_, result)| result.as_ref().is_err_and(|refusal| refusal.code == Code::KeyReused))
         }
         _ => false,
     }
@@ -101,6 +102,13 @@ fn claim(metadata: &[u8]) -> Claim<'_> {
         category: "c",
         taxonomy_version: 1,
         metadata,
+    }
+}
+
+fn with_window(operation: Operation<'_>, unless_within_us: Option<i64>) -> Operation<'_> {
+    match operation {
+        Operation::Claim { corpus, items, .. } => Operation::Claim { corpus, items, unless_within_us },
+        other => other,
     }
 }
 
@@ -133,8 +141,12 @@ fn a_claim_that_means_something_else_is_not_answered_as_the_first() {
         let others = others_of(first, &other);
         let first = std::slice::from_ref(&first);
         let mut asked: Vec<_> = others.iter().map(|other| claims(std::slice::from_ref(other))).collect();
-        asked.push(Operation::Claim { corpus: "alpha", items: first, unless_within_us: Some(60_000_000) });
+        let unless = |within_us| Operation::Claim { corpus: "alpha", items: first, unless_within_us: Some(within_us) };
+        asked.push(unless(60_000_000));
         ledger.retry(10, &claims(first), &asked);
+        let later = Claim { event_key: "later", ..first[0] };
+        let later = Operation::Claim { corpus: "alpha", items: &[later], unless_within_us: Some(60_000_000) };
+        ledger.retry(11, &later, &[unless(60_000_000), with_window(later, Some(60_000_001)), with_window(later, None)]);
     }
 }
 
@@ -148,6 +160,12 @@ fn an_item_that_means_something_else_is_refused_and_the_others_are_answered_as_t
         let Outcome::ClaimedItems(first) = ledger.ask(meant(10), &claims(&items)) else {
             panic!("a batch is answered")
         };
+        // The first alone is the same request, as far as it goes.
+        assert_eq!(ledger.ask(meant(10), &claims(&items[..1])), Outcome::Claimed(*first[0].as_ref().unwrap()));
+        for other in [Meant { rationale: "becaus", ..meant(10) }, Meant { correlation_id: 1 << 100, ..meant(10) }] {
+            let Outcome::ClaimedItems(again) = ledger.ask(other, &claims(&items)) else { panic!("so is this") };
+            assert!(again.iter().all(|item| item.as_ref().is_err_and(|refusal| refusal.code == Code::KeyReused)));
+        }
         for changed in 0..ITEMS {
             for other in others_of(items[changed], &other) {
                 let mut items = items.clone();

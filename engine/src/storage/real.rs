@@ -330,6 +330,29 @@ mod tests {
     use super::*;
     use glommio::{LocalExecutorBuilder, Placement};
 
+    /// In pieces that are copied either way.
+    #[test]
+    fn what_is_written_is_read_again() {
+        let directory = tempfile::tempdir().expect("a scratch directory");
+        let path = directory.path().join("ledger");
+        File::create(&path).expect("an empty file");
+        let local = LocalExecutorBuilder::new(Placement::Unbound).io_memory(64 << 10).make().expect("an executor");
+        local.run(async {
+            let storage = RealStorage::open(&path, DirectIo::NotRequired).await.expect("it opens");
+            for bytes in [
+                BLOCK_BYTES as usize,
+                STREAMED_BYTES_MIN - 4_096,
+                STREAMED_BYTES_MIN,
+                STREAMED_BYTES_MIN + 4_096,
+                1 << 20,
+            ] {
+                let data: Vec<u8> = (0..bytes).map(|n| ((n * n) >> 5) as u8 ^ bytes as u8).collect();
+                storage.write_at(8_192, &data, Durability::Durable).await.expect("written");
+                assert!(storage.read_at(8_192, bytes).await.expect("read") == data, "{bytes} bytes");
+            }
+        });
+    }
+
     #[test]
     fn zeroes_of_any_length_are_written_where_something_was() {
         const PAGE: usize = BLOCK_BYTES as usize;

@@ -1,9 +1,10 @@
-//! Copying what a device reads next, and the processor does not.
+//! Copying what a device reads next, and with O_DIRECT the processor does not.
 
 /// Copies bytes past the caches: an ordinary copy of a batch reads what it writes over first, and drives from the caches what the next
 /// requests need.
 pub fn streamed_copy(to: &mut [u8], from: &[u8]) {
     assert_eq!(to.len(), from.len(), "both are of one length");
+    // miri has no such stores.
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
         use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128};

@@ -274,6 +274,9 @@ impl<'a> Content<'a> {
             Some(error @ SealError::Damaged { file_offset, .. }) => {
                 (*file_offset, format!("can't be read: {error}, in a batch that does"))
             }
+            Some(error @ SealError::Segments { file_offset, .. }) => {
+                (*file_offset, format!("is of another log: {error}"))
+            }
             None => {
                 let file_offset = self.superblock.geometry.file_offset(seal.log_offset);
                 (file_offset, "is not what the segment's records make".to_owned())

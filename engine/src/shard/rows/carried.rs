@@ -178,8 +178,12 @@ impl Rows {
         if first_at >= claimed.claim_at {
             return Err(format!("a carry of {event_id} from behind itself"));
         }
-        if change.entries_before > claimed.position {
-            return Err(format!("a carry of {event_id} with {} entries, more than there are", change.entries_before));
+        let is_behind = change.entries_at.iter().any(|at| *at >= claimed.claim_at)
+            || change.segment_before.is_some_and(|segment| segment >= self.open.number)
+            || change.position >= claimed.position
+            || change.entries_before > claimed.position;
+        if is_behind {
+            return Err(format!("a carry of {event_id} that names entries from behind itself, or more than there are"));
         }
         let claimed = Claimed { position: 0, ..claimed };
         self.outliving.carried.insert(event_id, Carried { claimed, first_at, standing: None });
@@ -284,7 +288,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_carry_with_more_entries_than_there_are_is_refused() {
+    fn a_carry_that_names_what_is_behind_it_is_refused() {
         let prefix = Prefix::new(1).unwrap();
         let claimed = Claimed {
             event_id: EventId::pack(1_767_225_600_000, prefix, 1),
@@ -297,12 +301,29 @@ mod tests {
             claim_at: 8_192,
             position: 7,
         };
-        for (is_right, entries_before) in [(true, 0), (true, 7), (false, 8), (false, u64::MAX)] {
-            let change = Change { entries_at: vec![4_096], entries_before, references: u32::MAX, ..Change::default() };
+        let right = Change {
+            entries_at: vec![4_096],
+            entries_before: 7,
+            references: u32::MAX,
+            position: 6,
+            ..Change::default()
+        };
+        let cases = [
+            (true, right.clone()),
+            (true, Change { entries_before: 0, entries_at: Vec::new(), position: 0, ..right.clone() }),
+            (false, Change { entries_before: 8, ..right.clone() }),
+            (false, Change { entries_before: u64::MAX, ..right.clone() }),
+            (false, Change { entries_at: vec![4_096, 8_192], ..right.clone() }),
+            (false, Change { position: 7, ..right.clone() }),
+            (false, Change { position: u64::MAX, ..right.clone() }),
+            (false, Change { segment_before: Some(0), ..right.clone() }),
+            (false, Change { segment_before: Some(9), ..right }),
+        ];
+        for (is_right, change) in cases {
             let bytes = postcard::to_stdvec(&change).unwrap();
             let mut rows = Rows::new(Geometry::DEFAULT, 1);
             let carried = rows.carry(claimed, 4_096, &bytes);
-            assert_eq!(carried.is_ok(), is_right, "{entries_before} entries: {carried:?}");
+            assert_eq!(carried.is_ok(), is_right, "{change:?}: {carried:?}");
             if is_right {
                 rows.refer(claimed.event_id, 12_288).expect("one more reference than can be counted");
                 assert_eq!(rows.get(claimed.event_id).unwrap().map(|found| found.references), Some(u32::MAX));

@@ -77,6 +77,9 @@ pub(in super::super) struct Happened {
     pub position: u64,
 }
 
+/// More entries than any log has.
+const COUNT_MAX: u64 = 1 << 62;
+
 impl Change {
     /// The same for a later segment than the one that has it.
     pub fn gone_on_from(self, segment: u64) -> Change {
@@ -271,8 +274,14 @@ pub fn with_change_of(known: &[u8], index: &[u8]) -> Option<Vec<u8>> {
 }
 
 pub(super) fn decode_noted(segment: u64, bytes: &[u8]) -> Fetch<Noted> {
-    postcard::from_bytes(bytes)
-        .map_err(|_| Unread::Damaged(format!("the index of segment {segment} holds a change that no build writes")))
+    let noted = postcard::from_bytes(bytes).ok().filter(|noted: &Noted| {
+        let change = noted.change.as_ref();
+        // What was before it is in segments before it, so that going back ends.
+        change.is_none_or(|change| {
+            change.segment_before.is_none_or(|before| before < segment) && change.entries_before <= COUNT_MAX
+        })
+    });
+    noted.ok_or_else(|| Unread::Damaged(format!("the index of segment {segment} holds a change that no build writes")))
 }
 
 fn state_name(found: Option<Found>) -> &'static str {
