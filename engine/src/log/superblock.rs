@@ -36,8 +36,8 @@ pub const FORMAT_VERSION_MIN: u32 = 1;
 pub const COPIES: u64 = 4;
 /// From one copy to the next.
 pub const COPY_STRIDE_BYTES: u64 = 16 * 1024;
-/// More batches or records than any log has.
-const COUNT_MAX: u64 = 1 << 62;
+/// More batches, records or slots than any log has: counting on from it does not overflow.
+pub(crate) const COUNT_MAX: u64 = 1 << 62;
 const CHECKSUM_AT: usize = BLOCK_BYTES as usize - 32;
 
 /// Where a copy lies in the file.

@@ -330,14 +330,19 @@ mod tests {
     use super::*;
     use glommio::{LocalExecutorBuilder, Placement};
 
-    /// In pieces that are copied either way.
-    #[test]
-    fn what_is_written_is_read_again() {
+    /// On an executor, with the path of an empty file.
+    fn with_a_file(test: impl AsyncFnOnce(PathBuf)) {
         let directory = tempfile::tempdir().expect("a scratch directory");
         let path = directory.path().join("ledger");
         File::create(&path).expect("an empty file");
         let local = LocalExecutorBuilder::new(Placement::Unbound).io_memory(64 << 10).make().expect("an executor");
-        local.run(async {
+        local.run(test(path));
+    }
+
+    /// In pieces that are copied either way.
+    #[test]
+    fn what_is_written_is_read_again() {
+        with_a_file(async |path| {
             let storage = RealStorage::open(&path, DirectIo::NotRequired).await.expect("it opens");
             for bytes in [
                 BLOCK_BYTES as usize,
@@ -356,11 +361,7 @@ mod tests {
     #[test]
     fn zeroes_of_any_length_are_written_where_something_was() {
         const PAGE: usize = BLOCK_BYTES as usize;
-        let directory = tempfile::tempdir().expect("a scratch directory");
-        let path = directory.path().join("ledger");
-        File::create(&path).expect("an empty file");
-        let local = LocalExecutorBuilder::new(Placement::Unbound).io_memory(64 << 10).make().expect("an executor");
-        local.run(async {
+        with_a_file(async |path| {
             let storage = RealStorage::open(&path, DirectIo::NotRequired).await.expect("it opens");
             storage.write_at(0, &[7; 8 * PAGE], Durability::Durable).await.expect("written");
             for (page, pages) in [(1, 2), (1, 2), (4, 1), (6, 2)] {

@@ -5,6 +5,7 @@
 use super::{Found, Rows};
 use crate::dispute::{DisputeId, Verdict};
 use crate::id::EventId;
+use crate::log::superblock::COUNT_MAX;
 use crate::row::{Becomes, Lifecycle, ReasonCode, RowOperation, RowState, Tombstone, transition};
 use crate::sealed::{Fetch, Unread};
 use crate::time::Quarter;
@@ -76,9 +77,6 @@ pub(in super::super) struct Happened {
     pub log_offset: u64,
     pub position: u64,
 }
-
-/// More entries than any log has.
-const COUNT_MAX: u64 = 1 << 62;
 
 impl Change {
     /// The same for a later segment than the one that has it.

@@ -31,6 +31,7 @@ use crate::id::EventId;
 use crate::log::entry::claim_facts;
 use crate::log::layout::Geometry;
 use crate::log::record::RawRecord;
+use crate::log::superblock::COUNT_MAX;
 use crate::row::{RowState, Tombstone};
 use crate::sealed::{self, Catalog, Fetch, Unread};
 use crate::time::Quarter;
@@ -39,9 +40,6 @@ use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
-
-/// The highest slot that a repair can say was given: what is counted up from it does not overflow.
-const SEQUENCE_MAX: u64 = 1 << 62;
 
 /// A claim as the index takes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -303,7 +301,7 @@ impl Rows {
 
     /// Takes slots up to `sequence` out of what is to be given: a repair gave up the rows that had them.
     pub(super) fn raise(&mut self, prefix: Prefix, quarter: Quarter, sequence: u64) -> Result<(), String> {
-        if sequence > SEQUENCE_MAX {
+        if sequence > COUNT_MAX {
             return Err(format!("slot {sequence} of prefix {prefix} is beyond what any log can give"));
         }
         if sequence + 1 < self.next_sequence(prefix, quarter) {
